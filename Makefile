@@ -1,0 +1,41 @@
+# make demo: from pictures to a promoted denoiser.   make test: everything that is not slow and needs no GPU.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(abspath $(VENV)/bin)
+STAMP := $(VENV)/.installed
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test test-slow test-gpu install hooks lint docs clean
+
+demo: install
+	denoise demo
+
+test: install debian
+	python -m pytest
+
+test-slow: install debian
+	python -m pytest -m slow
+
+test-gpu: install
+	python -m pytest -m gpu
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The browser of the page tests; without root those tests skip and say so.
+.PHONY: debian
+debian:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
+	} || echo "no Chromium here: the browser tests will skip"
+
+lint: install
+	pre-commit run --all-files
+
+clean:
+	rm -rf build dist report evaluation registered models champion.json
