@@ -1,0 +1,1 @@
+"""The core: what a noise2X method is. torch and files, no services."""

@@ -1,0 +1,201 @@
+"""Checkpoints and models on disk: weights as safetensors, everything else as JSON, never pickle.
+
+A model folder holds model.json and net.safetensors. A checkpoint folder is a model folder that also holds the
+optimizer, the training state and the metrics so far, and a manifest of sha256 sums, written last. Both appear under
+their name in one rename, so that a reader never meets a half-written one.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from denoise.errors import UserError
+from denoise.files import file_digest, write_folder, write_json
+from denoise.methods import Method, build_method
+from denoise.nets import build_net, multiple_of
+
+FORMAT = 1
+CARD, WEIGHTS = "model.json", "net.safetensors"
+OPTIMIZER, STATE, HISTORY, MANIFEST = "optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json"
+
+Card = Mapping[str, Any]  # what model.json holds: how to rebuild the net, and where the weights come from
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained net with the method that knows how to use it."""
+
+    net: nn.Module
+    method: Method
+    card: Card
+
+    @property
+    def name(self) -> str:
+        """The method's command-line name."""
+        return str(self.card["method"]["name"])
+
+    @property
+    def noise(self) -> str:
+        """The noise it was trained for, e.g. ``gauss25``."""
+        return str(self.card["noise"])
+
+    @property
+    def channels(self) -> int:
+        """3 for colour, 1 for grey."""
+        return int(self.card["channels"])
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of its input must be multiples of."""
+        return multiple_of(self.net)
+
+    def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Restore a batch (B, C, H, W) in [0, 1] whose sides are multiples of ``multiple``."""
+        with torch.inference_mode():
+            return self.method.predict(self.net, noisy, sigma).float()
+
+
+def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Card:
+    """Return the card of a net trained with ``config`` (plain data); ``provenance`` says on what, and for how long."""
+    return {
+        "format": FORMAT,
+        "method": config["method"],
+        "net": config["net"],
+        "channels": channels,
+        "noise": config["noise"],
+        "provenance": provenance,
+        "config": dict(config),
+    }
+
+
+def save_model(folder: Path, net: nn.Module, card: Card) -> None:
+    """Write a model folder, replacing an older one of that name."""
+    write_folder(folder, lambda work: _write_model(work, net, card))
+
+
+def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """Return the denoiser of a model or checkpoint folder.
+
+    Raises:
+        UserError: the folder is no model, or its files do not fit together.
+    """
+    card = _read_card(folder)
+    try:
+        net = build_net(card["net"]["name"], card["channels"], card["net"]["fields"])
+        net.load_state_dict(load_file(folder / WEIGHTS))
+        method = build_method(card["method"]["name"], card["method"]["fields"])
+    except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+        raise UserError(f"the model in {folder} is damaged: {_first_line(error)}; fetch or train it again.") from None
+    return Denoiser(net.to(device).eval(), method, card)
+
+
+def save_checkpoint(
+    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]], card: Card
+) -> None:
+    """Write a checkpoint after ``step`` steps: the net, the optimizer, the step and the metrics so far.
+
+    Raises:
+        UserError: the disk is full; nothing is left behind and earlier checkpoints stay as they are.
+    """
+
+    def write(work: Path) -> None:
+        _write_model(work, net, card)
+        tensors, groups = _flatten_optimizer(optimizer)
+        (work / OPTIMIZER).write_bytes(save(tensors))
+        write_json(work / STATE, {"format": FORMAT, "step": step, "param_groups": groups})
+        (work / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        write_json(work / MANIFEST, {path.name: file_digest(path) for path in sorted(work.iterdir())})
+
+    write_folder(folder, write)
+
+
+def load_checkpoint(
+    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, Any]]]:
+    """Put a checkpoint's weights and optimizer state in place and return (steps done, metrics so far)."""
+    problem = damage(folder)
+    if problem:
+        raise UserError(f"checkpoint {folder} is damaged: {problem}; delete it to go on from an older one.")
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    net.load_state_dict(load_file(folder / WEIGHTS))
+    _restore_optimizer(optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
+    history = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
+    return int(state["step"]), history
+
+
+def damage(folder: Path) -> str:
+    """Say what is wrong with a checkpoint, or return an empty string for a sound one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, digest in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_digest(path) != digest:
+            return f"{name} has another sha256 than its manifest says"
+    return ""
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest sound checkpoint ``step-*`` of a folder, or None."""
+    candidates = sorted(folder.glob("step-*"), reverse=True)
+    return next((path for path in candidates if not damage(path)), None)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all checkpoints ``step-*`` of a folder but the newest ``count``."""
+    for path in sorted(folder.glob("step-*"), reverse=True)[count:]:
+        shutil.rmtree(path)
+
+
+def _write_model(work: Path, net: nn.Module, card: Card) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    (work / WEIGHTS).write_bytes(save(tensors))
+    write_json(work / CARD, dict(card))
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder} is no model folder: it has no {CARD}; give a folder that `denoise train` made.")
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        version = card["format"]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise UserError(f"{folder / CARD} is not a model card; give a folder that `denoise train` made.") from None
+    if version != FORMAT:
+        raise UserError(f"{folder} has format {version}, this version of denoise reads format {FORMAT}; update it.")
+    return card
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, entries in state["state"].items()
+        for name, value in entries.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,245 @@
+"""The configuration: one tree of frozen dataclasses, read from params.yaml and ``key=value`` overrides."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from denoise.errors import UsageError, UserError, nearest
+
+T = TypeVar("T")
+
+
+def _split(value: object) -> object:
+    """Let ``data.train=bsds300,imagenet`` mean a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Something chosen by name, with fields of its own: ``method=n2n method.loss_name=l1``."""
+
+    name: str
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which pictures."""
+
+    root: str = "data"  # folder of downloads/, raw/ and shards/
+    train: Names = ("samples",)  # sets whose train split is learnt from
+    val: Names = ("samples",)  # sets whose val split is watched during training
+    test: Names = ("samples",)  # sets whose test split is scored at the end
+    colour: Literal["rgb", "grey"] = "rgb"
+    mirror: str | None = None  # folder or address to fetch from instead of the official sites
+    min_side: Positive | None = None  # imagenet only: keep pictures with both sides in min_side..max_side
+    max_side: Positive | None = None
+    shard_mb: Positive = 256  # a shard is closed when it has grown to this size
+    cache_mb: Count = 2048  # decoded pictures kept in memory by each rank
+    allow_overlap: Names = ()  # test sets that may share pictures with the training sets
+
+    @property
+    def channels(self) -> int:
+        """3 for rgb, 1 for grey."""
+        return 3 if self.colour == "rgb" else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long and how fast. A step is one optimizer step on one global batch."""
+
+    steps: Positive = 1500
+    batch_size: Positive = 4  # global: shared by all ranks
+    crop: Positive = 64  # side of the square training crops, in pixels
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: Literal["adam"] = "adam"  # betas (0.9, 0.99), eps 1e-8
+    schedule: str = "ramp"
+    rampup: Share = 0.1  # share of the steps
+    rampdown: Share = 0.3
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    channels_last: bool = True
+    log_every: Positive = 50
+    eval_every: Positive = 500
+    checkpoint_every: Positive = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """How results are scored."""
+
+    protocol: str = "float"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ray:
+    """Where training runs."""
+
+    address: str | None = None  # of a running cluster; without one, RAY_ADDRESS, else a cluster on this machine
+    workers: Positive = 2
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    storage: str = "runs/ray"  # folder or s3:// address of checkpoints
+    max_failures: Count = 3  # worker failures a run survives
+    keep_checkpoints: Positive = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracking:
+    """Where MLflow records."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "denoise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything, in the shape of params.yaml."""
+
+    seed: int = 0
+    noise: str = "gauss25"
+    method: Choice = Choice("n2n")
+    net: Choice = Choice("unet_n2n")
+    compare: Names = ("n2c", "n2n")  # the methods that `dvc repro` trains and compares
+    data: Data = Data()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    ray: Ray = Ray()
+    tracking: Tracking = Tracking()
+
+
+def load_config(params: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Return the configuration of a params.yaml (defaults where there is none) with ``key=value`` overrides.
+
+    Raises:
+        UsageError: an override that is no ``key=value``, an unknown key (the nearest one is named), or a value of the
+            wrong type or out of range.
+    """
+    tree: dict[str, Any] = {}
+    if params is not None and params.exists():
+        tree = _read_yaml(params)
+    tree = _normalise(tree)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r} is not KEY=VALUE; write for example train.steps=2000.")
+        _set(tree, key.strip(), value)
+    return build(Config, tree)
+
+
+def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
+    """Return the dataclass ``cls`` made of ``values``, converted to its types; ``where`` is the key they stand under."""
+    _check_keys(cls, values, where)
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(part for part in (where, *map(str, first["loc"])) if part)
+        raise UsageError(f"{key}={first['input']!r} does not fit: {_lower(first['msg'])}.") from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain data: what ``from_dict`` reads, and what is logged."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return tree
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """Return the configuration that ``to_dict`` wrote."""
+    return build(Config, _normalise(dict(tree)))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the tree as one level of dotted keys; a choice ``{name, fields}`` becomes ``method`` and ``method.field``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and set(value) == {"name", "fields"}:
+            flat[prefix + key] = value["name"]
+            flat.update(flatten(value["fields"], f"{prefix}{key}."))
+        elif isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def digest(tree: object) -> str:
+    """Return the sha256 (hex) of plain data, whatever the order of its keys."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold keys and values, but it is a {type(tree).__name__}.")
+    return tree
+
+
+CHOICES = ("method", "net")
+
+
+def _normalise(tree: dict[str, Any]) -> dict[str, Any]:
+    """Write ``method: n2n`` and ``method: {name: n2n, loss_name: l1}`` as ``{name, fields}``."""
+    for key in CHOICES:
+        value = tree.get(key)
+        if isinstance(value, str):
+            tree[key] = {"name": value, "fields": {}}
+        elif isinstance(value, Mapping) and "fields" not in value:
+            fields = {field: entry for field, entry in value.items() if field != "name"}
+            tree[key] = {"name": value.get("name", getattr(Config(), key).name), "fields": fields}
+    return tree
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> None:
+    value: object = yaml.safe_load(text) if text else ""
+    head, _, rest = key.partition(".")
+    if head in CHOICES:
+        choice = tree.setdefault(head, {"name": getattr(Config(), head).name, "fields": {}})
+        if rest:
+            choice["fields"][rest] = value
+        elif choice["name"] != value:  # fields belong to the method or net they were given for
+            tree[head] = {"name": value, "fields": {}}
+        return
+    known = flatten(to_dict(Config()))
+    if key not in known:
+        raise UsageError(f"{key} is not a key{nearest(key, known)}; params.yaml shows all of them.")
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[leaf] = value
+
+
+def _check_keys(cls: type, values: Mapping[str, object], where: str) -> None:
+    if not dataclasses.is_dataclass(cls) or cls is Choice:
+        return
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UsageError(f"{path} is not a key{nearest(key, fields)}; known here: {known}.")
+        kind = fields[key].type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{path} should hold keys of its own, but it is {value!r}.")
+            _check_keys(kind, value, path)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

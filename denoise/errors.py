@@ -1,0 +1,21 @@
+"""The one exception that speaks to a user."""
+
+from difflib import get_close_matches
+from typing import Iterable
+
+
+class UserError(Exception):
+    """Bad input, told in one sentence: what was given, what was expected, what to do.
+
+    The command line prints the sentence and exits with 1; a traceback would tell the user nothing more.
+    """
+
+
+class UsageError(UserError):
+    """A command or key that does not exist; the command line exits with 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" for the known name closest to ``name``, or nothing where none is close."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,65 @@
+"""Files and folders that appear whole or not at all, and their checksums."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from denoise.errors import UserError
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, tree: object) -> None:
+    """Write plain data as JSON, whole or not at all, the same bytes for the same data."""
+    work = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        work.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        work.replace(path)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise _told(error, path) from None
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder and put it in place whole, replacing an older one.
+
+    Raises:
+        UserError: the disk is full or the place may not be written; nothing is left behind, what was there stays.
+    """
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        write(work)
+        _sync(work)
+        if folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _told(error, folder) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _told(error: OSError, path: Path) -> UserError:
+    """Say what kept ``path`` from being written; a full disk is the one that people meet."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"the disk is full: {path} could not be written; free some space and run the same command again.")
+    return UserError(f"{path} could not be written: {error.strerror or error}; check the folder and run the same command again.")
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,33 @@
+"""Noise2Clean: ordinary supervised denoising, the bound that methods without clean pictures are measured against."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from denoise.losses import LossName, distance
+from denoise.methods.base import Batch, View, Views
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+
+@dataclass(frozen=True)
+class Noise2Clean:
+    """Map a noisy picture to its clean one; the only method that sees clean pictures."""
+
+    loss_name: LossName = "l2"
+    needs: ClassVar[tuple[View, ...]] = ("noisy", "clean")
+
+    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+        """Return the noisy picture as input, the clean one as target."""
+        return {"input": sample["noisy"], "target": sample["clean"]}
+
+    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+        """Return the distance of the output to the clean picture."""
+        return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"])}
+
+    def predict(self, net: nn.Module, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        """Return the net's output."""
+        restored: Tensor = net(noisy)
+        return restored

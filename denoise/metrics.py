@@ -1,0 +1,36 @@
+"""PSNR and SSIM of a restored picture, by scikit-image. Every figure must be shown with its protocol's name."""
+
+import numpy as np
+from torch import Tensor
+
+
+WINDOW = 11  # pixels, of the SSIM
+
+
+def psnr(restored: Tensor, clean: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of one picture (C, H, W) in [0, 1], computed in float64."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    with np.errstate(divide="ignore"):  # equal pictures have an infinite PSNR
+        return float(peak_signal_noise_ratio(_array(clean), _array(restored), data_range=1.0))
+
+
+def ssim(restored: Tensor, clean: Tensor) -> float:
+    """Structural similarity of one picture (C, H, W) in [0, 1], mean over channels (Wang et al. 2004).
+
+    Gaussian window of sigma 1.5 and 11 pixels as in the paper; pictures smaller than that are extended by reflection.
+    """
+    from skimage.metrics import structural_similarity
+
+    one, other = _array(clean), _array(restored)
+    missing = [(0, 0)] + [(0, max(0, WINDOW - side)) for side in one.shape[1:]]
+    one, other = np.pad(one, missing, mode="symmetric"), np.pad(other, missing, mode="symmetric")
+    return float(
+        structural_similarity(
+            one, other, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
+
+
+def _array(picture: Tensor) -> np.ndarray:
+    return picture.detach().cpu().double().numpy()

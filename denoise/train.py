@@ -1,0 +1,195 @@
+"""train(): the one loop, for a plain process, torchrun and Ray Train alike."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoise import distributed
+from denoise.checkpoint import Denoiser, load_checkpoint, make_card, save_checkpoint
+from denoise.config import Config, to_dict
+from denoise.data import Collection, batches, positions
+from denoise.errors import UserError
+from denoise.images import Picture, as_channels, pad, to_pixels, to_tensor, unpad, write_picture
+from denoise.methods import Batch, Method, build_method, observe
+from denoise.metrics import psnr, ssim
+from denoise.nets import build_net, multiple_of
+from denoise.noise import Noise, parse_noise
+from denoise.rng import batch_rng
+from denoise.schedules import schedule
+
+Metrics = dict[str, float]
+Report = Callable[[Metrics, Path | None], None]
+
+WATCHED_PICTURES, WATCHED_SIDE = 8, 256  # validation sees the centres of the first pictures
+WATCH_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
+
+
+class Objective(nn.Module):
+    """The method's loss as one module, so that a rank makes one forward pass through DDP however often the net runs."""
+
+    def __init__(self, net: nn.Module, method: Method) -> None:
+        super().__init__()
+        self.net, self.method = net, method
+
+    def forward(self, batch: Batch, progress: float) -> Batch:
+        """Return the terms of the loss."""
+        return self.method.loss(self.net, batch, progress)
+
+
+def train(
+    config: Config,
+    pictures: Collection,
+    watched: Collection | None,
+    folder: Path,
+    report: Report,
+    resume: Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Train ``config.method`` on ``pictures`` until ``config.train.steps`` steps are done.
+
+    Every random choice is keyed by (seed, step, position in the global batch): runs of any world size see the same
+    samples and noise, and a run resumed from a checkpoint continues exactly where that was written.
+
+    Args:
+        config: what to train and how.
+        pictures: the training pictures.
+        watched: pictures to validate on while training, or None.
+        folder: a local folder of rank 0 for validation pictures and for checkpoints until they are reported.
+        report: called on every rank after ``log_every`` steps, at validation, at a checkpoint and at the end, with the
+            metrics and the folder of the checkpoint if one was saved (on rank 0, under the same name for all).
+        resume: a checkpoint folder to continue from.
+        provenance: what the checkpoints should record about where they come from.
+
+    Raises:
+        UserError: an unknown name in the configuration, a damaged checkpoint, a loss that is not finite, a full disk.
+    """
+    spec, rank, world = config.train, distributed.rank(), distributed.world_size()
+    device = distributed.device()
+    method, noise, rate = build_method(config.method.name, config.method.fields), parse_noise(config.noise), schedule(spec.schedule)
+    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
+    half = resolve_precision(spec.precision, device) == "bf16"
+
+    torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
+    net = build_net(config.net.name, config.data.channels, config.net.fields).to(device, memory_format=layout)
+    _check_crop(spec.crop, net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=spec.lr, betas=(0.9, 0.99), eps=1e-8)
+    start, history = load_checkpoint(resume, net, optimizer) if resume else (0, [])
+    card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
+
+    objective = distributed.wrap(Objective(net, method))
+    ours = positions(spec.batch_size, rank, world)
+    weight = len(ours) * world / spec.batch_size  # DDP averages over ranks; the loss is a mean over the global batch
+    crops = batches(
+        pictures, config.seed, spec.batch_size, spec.crop, config.data.channels, config.data.cache_mb << 20, ours, start
+    )
+    sums, counted, clock = _Sums(device), start, time.perf_counter()
+
+    for step in range(start, spec.steps):
+        # Make the batch: the method sees the views it needs and no other.
+        clean = next(crops).to(device, non_blocking=True).contiguous(memory_format=layout)
+        rng = batch_rng(config.seed, step, ours.to(device))
+        batch = method.make_batch(observe(clean, noise, method.needs, rng), rng.stream("method"))
+
+        # Step.
+        lr = spec.lr * rate(step / spec.steps, spec.rampup, spec.rampdown)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            terms = objective(batch, step / spec.steps)
+        (terms["loss"] * weight).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        sums.add(terms, weight / world)
+
+        # Measure, save and report.
+        done = step + 1
+        last = done == spec.steps
+        evaluating = last or done % spec.eval_every == 0
+        saving = last or done % spec.checkpoint_every == 0
+        if not (evaluating or saving or done % spec.log_every == 0):
+            continue
+        metrics = {"step": float(done), "lr": lr, **sums.means(done - counted)}
+        _check_finite(metrics["loss"], done, spec.lr)
+        metrics["images_per_second"] = (done - counted) * spec.batch_size / (time.perf_counter() - clock)
+        if evaluating and watched is not None and rank == 0:
+            denoiser = Denoiser(net, method, card)
+            metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{done:06d}.png"))
+        history.append(metrics)
+        checkpoint = folder / "checkpoints" / f"step-{done:08d}" if saving else None
+        if checkpoint and rank == 0:
+            save_checkpoint(checkpoint, net, optimizer, done, history, card)
+        report(metrics, checkpoint)
+        sums, counted, clock = _Sums(device), done, time.perf_counter()
+    crops.close()
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """Return bf16 or fp32; "auto" is bf16 where the hardware computes in it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _has_bf16_instructions() else "fp32"
+
+
+def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.device, strip: Path) -> Metrics:
+    """Return mean PSNR and SSIM over the centres of the watched pictures, and write noisy | restored | clean of the first.
+
+    The figures are of unrounded pictures against the clean ones, with the same noise at every step.
+    """
+    denoiser.net.eval()
+    scores: list[tuple[float, float]] = []
+    for index in range(min(len(watched), WATCHED_PICTURES)):
+        clean = as_channels(to_tensor(_centre(watched.pixels(index))), denoiser.channels)[None].to(device)
+        noisy, sigma = noise.corrupt(clean, batch_rng(0, WATCH_STEP, torch.tensor([index], device=device)))
+        restored = unpad(denoiser(pad(noisy, denoiser.multiple), sigma), *clean.shape[-2:])
+        scores.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
+        if index == 0:
+            strip.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(strip, Picture(to_pixels(torch.cat([noisy, restored, clean], dim=-1)[0])))
+    denoiser.net.train()
+    return {"val_psnr": sum(s[0] for s in scores) / len(scores), "val_ssim": sum(s[1] for s in scores) / len(scores)}
+
+
+class _Sums:
+    """Sums of loss terms since the last report, kept on the device: no step waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, terms: Batch, weight: float) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float() * weight
+
+    def means(self, steps: int) -> Metrics:
+        names = sorted(self.sums)
+        totals = distributed.total(torch.stack([self.sums[name] for name in names])) / steps
+        return dict(zip(names, totals.tolist(), strict=True))
+
+
+def _check_crop(crop: int, net: nn.Module) -> None:
+    multiple = multiple_of(net)
+    if crop % multiple:
+        nearest = max(multiple, round(crop / multiple) * multiple)
+        raise UserError(f"train.crop={crop} does not suit this net, which needs multiples of {multiple}; use {nearest}.")
+
+
+def _check_finite(loss: float, step: int, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is {loss} at step {step}: training has diverged; lower train.lr (it is {lr:g}).")
+
+
+def _centre(pixels: Any) -> Any:
+    height, width = pixels.shape[:2]
+    top, left = max(0, height - WATCHED_SIDE) // 2, max(0, width - WATCHED_SIDE) // 2
+    return pixels[top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]
+
+
+def _has_bf16_instructions() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported())
