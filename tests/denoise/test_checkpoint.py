@@ -1,0 +1,128 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoise.checkpoint import (
+    damage,
+    keep_newest,
+    load_checkpoint,
+    load_denoiser,
+    make_card,
+    newest_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from denoise.config import Config, to_dict
+from denoise.errors import UserError
+from denoise.nets import build_net
+
+CARD = make_card(to_dict(Config()), channels=3, run="a-run")
+
+
+def trained(steps=2):
+    torch.manual_seed(0)
+    net = build_net("unet_n2n", 3, {})
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    for _ in range(steps):
+        net(torch.rand(1, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net, optimizer
+
+
+def test_everything_comes_back_exactly(tmp_path):
+    net, optimizer = trained()
+    save_checkpoint(tmp_path / "step-2", net, optimizer, 2, [{"step": 2.0, "loss": 0.5}], CARD)
+    other, fresh = trained(0)
+    assert load_checkpoint(tmp_path / "step-2", other, fresh) == (2, [{"step": 2.0, "loss": 0.5}])
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    states = [each.state_dict()["state"] for each in (optimizer, fresh)]
+    assert states[0].keys() == states[1].keys()
+    for index, entries in states[0].items():
+        for name, value in entries.items():
+            assert torch.equal(torch.as_tensor(value), states[1][index][name])
+
+
+def test_a_checkpoint_is_a_model(tmp_path):
+    net, optimizer = trained()
+    save_checkpoint(tmp_path / "step-2", net, optimizer, 2, [], CARD)
+    denoiser = load_denoiser(tmp_path / "step-2")
+    picture = torch.rand(1, 3, 64, 32)
+    assert (denoiser.name, denoiser.noise, denoiser.channels, denoiser.multiple) == ("n2n", "gauss25", 3, 32)
+    assert torch.equal(denoiser(picture), net(picture).detach())
+
+
+def test_nothing_on_disk_is_a_pickle(tmp_path):
+    net, optimizer = trained()
+    save_checkpoint(tmp_path / "step-2", net, optimizer, 2, [], CARD)
+    assert {path.suffix for path in (tmp_path / "step-2").iterdir()} == {".json", ".jsonl", ".safetensors"}
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
+def test_damage_is_seen_and_the_older_checkpoint_taken(tmp_path, harm):
+    net, optimizer = trained()
+    for step in (1, 2):
+        save_checkpoint(tmp_path / f"step-{step:08d}", net, optimizer, step, [], CARD)
+    newest, victim = tmp_path / "step-00000002", tmp_path / "step-00000002" / "net.safetensors"
+    if harm == "cut":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif harm == "flip":
+        victim.write_bytes(victim.read_bytes()[:-1] + b"\x55")
+    elif harm == "remove":
+        victim.unlink()
+    else:
+        (newest / "manifest.json").unlink()
+    assert damage(newest)
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(newest, *trained(0))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in range(5):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    keep_newest(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path):
+    with pytest.raises(UserError, match="is no model folder"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(UserError, match="not a model card"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({**CARD, "format": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(dict(CARD)))
+    with pytest.raises(UserError, match="is damaged"):
+        load_denoiser(tmp_path)
+    (tmp_path / "net.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="is damaged"):
+        load_denoiser(tmp_path)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_good(tmp_path):
+    """A real full disk: a tmpfs of 16 MB in a mount namespace of its own."""
+    net, _ = trained(0)
+    probe = ["unshare", "--mount", "true"]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system (root)")
+    save_model(tmp_path / "size", net, CARD)
+    assert (tmp_path / "size" / "net.safetensors").stat().st_size > 3_000_000
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = Path(__file__).with_name("fill_disk.py")
+    command = f"mount -t tmpfs -o size=16m none {disk} && exec {sys.executable} {script} {disk}"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["the disk is full", "step-00000001", "nothing else"]

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from denoise.config import Choice, Config, digest, flatten, from_dict, load_config, to_dict
+from denoise.errors import UsageError, UserError
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+def test_params_yaml_shows_every_key_with_its_default():
+    import yaml
+
+    assert load_config(PARAMS) == Config()
+    written = yaml.safe_load(PARAMS.read_text())
+    assert set(flatten(written)) == set(flatten(to_dict(Config())))
+
+
+def test_without_a_file_the_defaults_hold(tmp_path):
+    assert load_config(tmp_path / "params.yaml") == load_config(None) == Config()
+
+
+def test_overrides_are_converted():
+    config = load_config(None, ["train.lr=3e-4", "data.train=bsds300,imagenet", "train.steps=20", "data.mirror=/mnt"])
+    assert (config.train.lr, config.data.train, config.train.steps) == (3e-4, ("bsds300", "imagenet"), 20)
+    assert config.data.mirror == "/mnt"
+    assert load_config(None, ["data.test=[kodak, bsd68]"]).data.test == ("kodak", "bsd68")
+
+
+def test_a_method_is_a_name_with_fields():
+    assert load_config(None, ["method=n2c", "method.loss_name=l1"]).method == Choice("n2c", {"loss_name": "l1"})
+
+
+def test_fields_do_not_outlive_their_method(tmp_path):
+    (tmp_path / "params.yaml").write_text("method: {name: n2n, loss_name: l1}\n")
+    assert load_config(tmp_path / "params.yaml").method == Choice("n2n", {"loss_name": "l1"})
+    assert load_config(tmp_path / "params.yaml", ["method=n2c"]).method == Choice("n2c")
+    assert load_config(tmp_path / "params.yaml", ["method=n2n"]).method.fields == {"loss_name": "l1"}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trian.steps=3", "did you mean train.steps"),
+        ("train.step=3", "did you mean train.steps"),
+        ("train.steps=abc", "train.steps='abc' does not fit: input should be a valid integer"),
+        ("train.steps=0", "greater than or equal to 1"),
+        ("train.rampup=2", "less than or equal to 1"),
+        ("train.precision=fp8", "'auto', 'fp32' or 'bf16'"),
+        ("train.lr=-1", "greater than 0"),
+        ("steps", "KEY=VALUE"),
+        ("data=3", "data is not a key"),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_sentence(override, told):
+    with pytest.raises(UsageError) as caught:
+        load_config(None, [override])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train: {stps: 3}", "train.stps is not a key (did you mean steps?)"),
+        ("sed: 1", "did you mean seed"),
+        ("train: 3", "train should hold keys"),
+        ("- a", "should hold keys and values"),
+        ("train: {steps: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, told):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "params.yaml")
+    assert told in str(caught.value)
+
+
+def test_plain_data_goes_there_and_back():
+    config = load_config(None, ["method=n2c", "method.loss_name=l1", "data.test=kodak"])
+    assert from_dict(to_dict(config)) == config
+    assert flatten(to_dict(config))["method"] == "n2c"
+    assert flatten(to_dict(config))["method.loss_name"] == "l1"
+
+
+def test_the_digest_ignores_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+
+from denoise.checkpoint import Denoiser, make_card
+from denoise.config import Config, to_dict
+from denoise.errors import UserError
+from denoise.evaluate import PROTOCOLS, evaluate, passes, protocol_named, quantised
+from denoise.methods import build_method
+from denoise.noise import parse_noise
+from denoise.shards import Shards
+
+
+def denoiser(net: nn.Module) -> Denoiser:
+    return Denoiser(net.eval(), build_method("n2n", {}), make_card(to_dict(Config()), channels=3))
+
+
+class Smooth(nn.AvgPool2d):
+    """A real, if simple, denoiser: the mean of 3x3 pixels."""
+
+    multiple = 8
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=1, padding=1, count_include_pad=False)
+
+
+def run(shards, data="mine", protocol="float", net=None, noise="gauss25", **kwargs):
+    return evaluate(denoiser(net or Smooth()), Shards.open(shards), data, parse_noise(noise), PROTOCOLS[protocol], **kwargs)
+
+
+def test_an_identity_restores_nothing(small_shards):
+    result = run(small_shards, net=nn.Identity())
+    assert result["psnr"] == result["noisy_psnr"]
+    assert result["noisy_psnr"] == pytest.approx(20.17, abs=0.1)  # 20 log10(255 / 25)
+    assert result["ssim"] == result["noisy_ssim"]
+
+
+def test_smoothing_helps_and_everything_is_named(small_shards):
+    result = run(small_shards)
+    assert result["psnr"] > result["noisy_psnr"] + 2
+    assert (result["method"], result["noise"], result["data"], result["protocol"]) == ("n2n", "gauss25", "mine", "float")
+    assert len(result["pictures"]) == 5
+    assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["pictures"]) / 5)
+    assert result["data_digest"] == Shards.open(small_shards).digest
+
+
+def test_the_noise_is_fixed(small_shards):
+    assert run(small_shards) == run(small_shards)
+
+
+def test_laine2019_repeats_its_sets_with_fresh_noise(small_shards):
+    seen = []
+    result = run(small_shards, data="bsds300", protocol="laine2019", each=seen.append)
+    assert len(seen) == 3 * 5 == passes(PROTOCOLS["laine2019"], "bsds300", Shards.open(small_shards))
+    repeats = [scored.noisy for scored in seen if scored.name == seen[0].name]
+    assert len(repeats) == 3
+    assert not torch.equal(repeats[0], repeats[1])
+    assert len(result["pictures"]) == 5
+    assert PROTOCOLS["laine2019"].repeats == {"kodak": 10, "bsds300": 3, "set14": 20}
+
+
+def test_laine2019_compares_8_bit_pictures(small_shards):
+    seen = []
+    run(small_shards, protocol="laine2019", each=seen.append)
+    for kind in ("noisy", "restored", "clean"):
+        values = torch.cat([getattr(scored, kind).flatten() for scored in seen]) * 255
+        assert 0 <= values.min() <= values.max() <= 255
+        assert torch.allclose(values, values.round(), atol=1e-4)
+
+
+def test_quantising_clips_and_rounds_halves_up():
+    values = torch.tensor([-0.2, 0.5 / 255, 0.49 / 255, 1.3, 100 / 255])
+    assert (quantised(values) * 255).round().tolist() == [0, 1, 0, 255, 100]
+
+
+def test_a_range_draws_a_level_for_each_picture(small_shards):
+    result = run(small_shards, noise="gauss5_50", net=nn.Identity())
+    assert len({round(row["noisy_psnr"], 1) for row in result["pictures"]}) > 1
+
+
+def test_an_unknown_protocol_is_told():
+    with pytest.raises(UserError, match="did you mean laine2019"):
+        protocol_named("laine2018")
