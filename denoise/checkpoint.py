@@ -87,7 +87,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     Raises:
         UserError: the folder is no model, or its files do not fit together.
     """
-    card = _read_card(folder)
+    card = read_card(folder)
     try:
         net = build_net(card["net"]["name"], card["channels"], card["net"]["fields"])
         net.load_state_dict(load_file(folder / WEIGHTS))
@@ -117,9 +117,7 @@ def save_checkpoint(
     write_folder(folder, write)
 
 
-def load_checkpoint(
-    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, Any]]]:
+def load_checkpoint(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's weights and optimizer state in place and return (steps done, metrics so far)."""
     problem = damage(folder)
     if problem:
@@ -164,7 +162,8 @@ def _write_model(work: Path, net: nn.Module, card: Card) -> None:
     write_json(work / CARD, dict(card))
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the card of a model or checkpoint folder."""
     if not (folder / CARD).is_file():
         raise UserError(f"{folder} is no model folder: it has no {CARD}; give a folder that `denoise train` made.")
     try:

@@ -139,7 +139,7 @@ def load_config(params: Path | None = None, overrides: Iterable[str] = ()) -> Co
 
 
 def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
-    """Return the dataclass ``cls`` made of ``values``, converted to its types; ``where`` is the key they stand under."""
+    """Return the dataclass ``cls`` of ``values``, converted to its types; ``where`` is the key they stand under."""
     _check_keys(cls, values, where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
@@ -161,7 +161,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the tree as one level of dotted keys; a choice ``{name, fields}`` becomes ``method`` and ``method.field``."""
+    """Return one level of dotted keys; a choice ``{name, fields}`` becomes ``method`` and ``method.field``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and set(value) == {"name", "fields"}:

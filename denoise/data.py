@@ -99,10 +99,10 @@ class PictureCache:
 
 
 def positions(batch_size: int, rank: int, world_size: int) -> Tensor:
-    """Return the positions of the global batch that a rank computes: a contiguous slice, sizes differing by one at most."""
+    """Return a rank's positions of the global batch: a contiguous slice, sizes differing by one at most."""
     if world_size > batch_size:
         raise UserError(
-            f"train.batch_size={batch_size} cannot be shared by {world_size} workers; raise it to {world_size} or use fewer."
+            f"train.batch_size={batch_size} cannot be shared by {world_size} workers; raise it or use fewer workers."
         )
     return torch.arange(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
@@ -120,7 +120,14 @@ def random_crop(pixels: np.ndarray, size: int, at: Sequence[float], channels: in
 
 
 def batches(
-    pictures: Collection, seed: int, batch_size: int, crop: int, channels: int, cache_bytes: int, ours: Tensor, start: int
+    pictures: Collection,
+    seed: int,
+    batch_size: int,
+    crop: int,
+    channels: int,
+    cache_bytes: int,
+    ours: Tensor,
+    start: int,
 ) -> Iterator[Tensor]:
     """Yield this rank's clean crops (b, C, crop, crop) of step ``start``, ``start`` + 1, ... for ever.
 
@@ -150,7 +157,9 @@ def batches(
                 future.cancel()
 
 
-def refuse_overlap(train: Sequence[tuple[str, Shards]], test: Sequence[tuple[str, Shards]], allowed: Sequence[str]) -> None:
+def refuse_overlap(
+    train: Sequence[tuple[str, Shards]], test: Sequence[tuple[str, Shards]], allowed: Sequence[str]
+) -> None:
     """Refuse to train on pictures that are in a test set, compared by the hash of their pixels.
 
     Raises:

@@ -40,7 +40,7 @@ PROTOCOLS = {
         Protocol("float", "unclipped, unrounded pictures, one pass", quantise=False),
         Protocol(
             "laine2019",
-            "clipped and rounded to 8 bits, mean of per-picture PSNR, Kodak x10, BSD300 x3, Set14 x20 (Laine et al. 2019)",
+            "clipped and rounded to 8 bits, mean over pictures; Kodak x10, BSD300 x3, Set14 x20 (Laine et al. 2019)",
             quantise=True,
             repeats={"kodak": 10, "bsds300": 3, "set14": 20},
         ),
@@ -116,7 +116,13 @@ def evaluate(
 
 
 def _score(
-    denoiser: Denoiser, shards: Shards, index: int, repeat: int, noise: Noise, protocol: Protocol, device: torch.device | str
+    denoiser: Denoiser,
+    shards: Shards,
+    index: int,
+    repeat: int,
+    noise: Noise,
+    protocol: Protocol,
+    device: torch.device | str,
 ) -> Scored:
     clean = as_channels(to_tensor(shards.pixels(index)), denoiser.channels)[None].to(device)
     noisy, sigma = noise.corrupt(clean, batch_rng(protocol.seed, repeat, torch.tensor([index], device=device)))
@@ -134,7 +140,7 @@ def _score(
 
 
 def quantised(pictures: Tensor) -> Tensor:
-    """Return pictures clipped to [0, 1] and rounded to 8 bits, halves up, as ``clip(x 255 + 0.5, 0, 255)`` to uint8 does."""
+    """Return pictures clipped to [0, 1] and rounded to 8 bits, halves up: ``clip(x 255 + 0.5, 0, 255)`` to uint8."""
     return (pictures * 255 + 0.5).floor().clamp(0, 255) / 255
 
 

@@ -54,8 +54,12 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 def _told(error: OSError, path: Path) -> UserError:
     """Say what kept ``path`` from being written; a full disk is the one that people meet."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"the disk is full: {path} could not be written; free some space and run the same command again.")
-    return UserError(f"{path} could not be written: {error.strerror or error}; check the folder and run the same command again.")
+        return UserError(
+            f"the disk is full: {path} could not be written; free some space and run the same command again."
+        )
+    return UserError(
+        f"{path} could not be written: {error.strerror or error}; check the folder and run the same command again."
+    )
 
 
 def _sync(folder: Path) -> None:

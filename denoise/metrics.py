@@ -3,7 +3,6 @@
 import numpy as np
 from torch import Tensor
 
-
 WINDOW = 11  # pixels, of the SSIM
 
 

@@ -55,7 +55,9 @@ def parse_noise(name: str) -> Noise:
     """Return the noise model of a name such as ``gauss25`` or ``gauss5_50``."""
     match = _GAUSSIAN.fullmatch(name)
     if match is None:
-        raise UserError(f"noise={name} is not a known noise; write gauss25 (one sigma) or gauss5_50 (a range), in 1/255.")
+        raise UserError(
+            f"noise={name} is not a known noise; write gauss25 (one sigma) or gauss5_50 (a range), in 1/255."
+        )
     low = float(match[1])
     high = float(match[2] or match[1])
     if not 0 < low <= high:

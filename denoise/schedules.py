@@ -9,9 +9,9 @@ Schedule = Callable[[float, float, float], float]
 
 
 def ramp(progress: float, rampup: float, rampdown: float) -> float:
-    """Ramped cosine: 0.5 - cos(pi t)/2 over the first ``rampup`` share, (0.5 + cos(pi t)/2)^2 over the last ``rampdown``.
+    """Rise over the first ``rampup`` share, stay at 1, fall over the last ``rampdown`` share.
 
-    The ramp-up is not squared, the ramp-down is (Laine et al. 2019, supplement; methods of the NVlabs code).
+    The rise 0.5 - cos(pi t)/2 is not squared, the fall (0.5 + cos(pi t)/2)^2 is (Laine et al. 2019, and their code).
     """
     factor = 1.0
     if rampup > 0 and progress < rampup:

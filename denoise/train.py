@@ -70,12 +70,16 @@ def train(
     """
     spec, rank, world = config.train, distributed.rank(), distributed.world_size()
     device = distributed.device()
-    method, noise, rate = build_method(config.method.name, config.method.fields), parse_noise(config.noise), schedule(spec.schedule)
+    method, noise, rate = (
+        build_method(config.method.name, config.method.fields),
+        parse_noise(config.noise),
+        schedule(spec.schedule),
+    )
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     half = resolve_precision(spec.precision, device) == "bf16"
 
     torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
-    net = build_net(config.net.name, config.data.channels, config.net.fields).to(device, memory_format=layout)
+    net = build_net(config.net.name, config.data.channels, config.net.fields).to(device).to(memory_format=layout)  # type: ignore[call-overload]
     _check_crop(spec.crop, net)
     optimizer = torch.optim.Adam(net.parameters(), lr=spec.lr, betas=(0.9, 0.99), eps=1e-8)
     start, history = load_checkpoint(resume, net, optimizer) if resume else (0, [])
@@ -125,7 +129,6 @@ def train(
             save_checkpoint(checkpoint, net, optimizer, done, history, card)
         report(metrics, checkpoint)
         sums, counted, clock = _Sums(device), done, time.perf_counter()
-    crops.close()
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -134,13 +137,13 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _has_bf16_instructions() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.device, strip: Path) -> Metrics:
-    """Return mean PSNR and SSIM over the centres of the watched pictures, and write noisy | restored | clean of the first.
+    """Score the centres of the watched pictures, and write noisy | restored | clean of the first to ``strip``.
 
-    The figures are of unrounded pictures against the clean ones, with the same noise at every step.
+    Mean PSNR and SSIM of unrounded pictures, with the same noise at every step.
     """
     denoiser.net.eval()
     scores: list[tuple[float, float]] = []
@@ -177,7 +180,9 @@ def _check_crop(crop: int, net: nn.Module) -> None:
     multiple = multiple_of(net)
     if crop % multiple:
         nearest = max(multiple, round(crop / multiple) * multiple)
-        raise UserError(f"train.crop={crop} does not suit this net, which needs multiples of {multiple}; use {nearest}.")
+        raise UserError(
+            f"train.crop={crop} does not suit this net, which needs multiples of {multiple}; use {nearest}."
+        )
 
 
 def _check_finite(loss: float, step: int, lr: float) -> None:
@@ -189,7 +194,3 @@ def _centre(pixels: Any) -> Any:
     height, width = pixels.shape[:2]
     top, left = max(0, height - WATCHED_SIDE) // 2, max(0, width - WATCHED_SIDE) // 2
     return pixels[top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]
-
-
-def _has_bf16_instructions() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported())

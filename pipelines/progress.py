@@ -48,9 +48,15 @@ def _bar(title: str, total: float | None, unit: str, done: float) -> Iterator[Ad
     counts: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}")]
     if unit == "bytes":
         counts = [DownloadColumn(), TransferSpeedColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(title, total=total, completed=done, rate="", note="")
+        task = shown.add_task(title, total=total, completed=int(done), rate="", note="")
 
         def advance(amount: float = 1, note: str = "") -> None:
             shown.advance(task, amount)

@@ -27,7 +27,7 @@ class Method(Protocol):
         ...
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return what the net is fed (``input``), what it is compared with (``target``), and whatever the loss needs."""
+        """Return what the net is fed (``input``), is compared with (``target``), and whatever else the loss needs."""
         ...
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:

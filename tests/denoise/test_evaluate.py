@@ -25,7 +25,9 @@ class Smooth(nn.AvgPool2d):
 
 
 def run(shards, data="mine", protocol="float", net=None, noise="gauss25", **kwargs):
-    return evaluate(denoiser(net or Smooth()), Shards.open(shards), data, parse_noise(noise), PROTOCOLS[protocol], **kwargs)
+    return evaluate(
+        denoiser(net or Smooth()), Shards.open(shards), data, parse_noise(noise), PROTOCOLS[protocol], **kwargs
+    )
 
 
 def test_an_identity_restores_nothing(small_shards):
@@ -38,7 +40,12 @@ def test_an_identity_restores_nothing(small_shards):
 def test_smoothing_helps_and_everything_is_named(small_shards):
     result = run(small_shards)
     assert result["psnr"] > result["noisy_psnr"] + 2
-    assert (result["method"], result["noise"], result["data"], result["protocol"]) == ("n2n", "gauss25", "mine", "float")
+    assert (result["method"], result["noise"], result["data"], result["protocol"]) == (
+        "n2n",
+        "gauss25",
+        "mine",
+        "float",
+    )
     assert len(result["pictures"]) == 5
     assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["pictures"]) / 5)
     assert result["data_digest"] == Shards.open(small_shards).digest

@@ -19,7 +19,9 @@ class TinyNet(nn.Module):
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, channels, 5, padding=2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, channels, 5, padding=2)
+        )
 
     def forward(self, noisy):
         return self.layers(noisy)
@@ -125,7 +127,9 @@ def test_noise2noise_draws_sigma_twice_in_a_range():
 def test_the_expected_noise2noise_loss_is_the_supervised_loss_plus_the_noise_variance():
     clean = torch.full((16, 3, 64, 64), 0.5)
     net = nn.Identity()
-    losses = {name: build_method(name, {}).loss(net, batch_of(build_method(name, {}), clean), 0)["loss"] for name in METHODS}
+    losses = {
+        name: build_method(name, {}).loss(net, batch_of(build_method(name, {}), clean), 0)["loss"] for name in METHODS
+    }
     variance = (25 / 255) ** 2
     assert losses["n2n"] == pytest.approx(losses["n2c"].item() + variance, rel=0.02)
 

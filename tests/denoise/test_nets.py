@@ -15,7 +15,11 @@ TABLE = {
 
 
 def test_the_unet_has_the_layers_of_the_paper():
-    weights = {name.removesuffix(".weight"): p.shape for name, p in build_net("unet_n2n", 3, {}).named_parameters() if p.ndim == 4}
+    weights = {
+        name.removesuffix(".weight"): p.shape
+        for name, p in build_net("unet_n2n", 3, {}).named_parameters()
+        if p.ndim == 4
+    }
     assert {name: (shape[1], shape[0]) for name, shape in weights.items()} == TABLE
     assert {tuple(shape[2:]) for shape in weights.values()} == {(3, 3)}
 

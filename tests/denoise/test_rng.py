@@ -17,7 +17,13 @@ def test_splitmix64_reference_values():
     from denoise.rng import GOLDEN, _mix
 
     outputs = _mix(1234567 + torch.arange(1, 6) * GOLDEN)
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert [value % 2**64 for value in outputs.tolist()] == expected
 
 

@@ -1,0 +1,287 @@
+"""The ``denoise`` command. Heavy imports live inside the functions, so that --help and --version answer at once."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from denoise.errors import UsageError, UserError
+from pipelines import cli_models
+
+if TYPE_CHECKING:
+    from denoise.config import Config
+
+PARAMS = Path("params.yaml")
+
+app = typer.Typer(
+    name="denoise",
+    help="Train image denoisers that learn without clean images, compare them, and put them to use.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+app.add_typer(cli_models.app, name="models")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="A key of params.yaml.")]
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; without, those of params.yaml.")
+]
+Split = Annotated[str | None, typer.Option(help="train, val or test; without, every split of the set.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
+
+
+def main() -> None:
+    """Run the command line; a UserError becomes one sentence and exit code 1 (2 for wrong usage)."""
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("DENOISE_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def configuration(overrides: list[str] | None) -> "Config":
+    """Return params.yaml of this folder (or the defaults) with overrides."""
+    from denoise.config import load_config
+
+    return load_config(PARAMS, overrides or [])
+
+
+def answer(document: Any, text: str, as_json: bool) -> None:
+    """Print the answer of a command: one JSON document, or text for people."""
+    print(json.dumps(document, indent=1, default=str) if as_json else text)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"denoise {installed('noise2x')}")
+        raise typer.Exit
+
+
+@app.command()
+def fetch(
+    names: Names = None,
+    split: Split = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Folder or address to fetch from instead of the official site.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Bring data sets to data/raw.
+
+    Example: denoise fetch kodak --mirror /srv/pictures
+    """
+    from pipelines.fetch import fetch as fetch_set
+
+    config = configuration(settings)
+    for name, chosen in _sets_and_splits(config, names, split):
+        folders = fetch_set(
+            name,
+            Path(config.data.root),
+            splits=chosen,
+            mirror=mirror or config.data.mirror,
+            min_side=config.data.min_side if name == "imagenet" else None,
+            max_side=config.data.max_side if name == "imagenet" else None,
+        )
+        for folder in folders:
+            print(folder, file=sys.stderr)
+
+
+@app.command()
+def shard(
+    names: Names = None,
+    split: Split = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A folder of pictures of your own.")] = None,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out pictures that do not decode.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Write data sets as WebDataset shards to data/shards.
+
+    Example: denoise shard holiday --from ~/pictures/holiday --split train
+    """
+    from pipelines.shard import shard as shard_split
+
+    config = configuration(settings)
+    root = Path(config.data.root)
+    if source is not None and (not names or len(names) != 1):
+        raise UsageError(
+            "--from needs exactly one NAME for the pictures in that folder, e.g. denoise shard mine --from DIR."
+        )
+    for name, chosen in _sets_and_splits(config, names, split or ("train" if source else None)):
+        for one in chosen or _fetched_splits(root, name):
+            print(shard_split(name, one, root, source, config.data.shard_mb, skip_broken), file=sys.stderr)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One process (or torchrun's), without Ray and MLflow.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The model folder to write; runs/NAME/model by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a method. The same command resumes an interrupted run, and returns a finished one.
+
+    Example: denoise train method=n2n noise=gauss25 train.steps=3000
+    """
+    config = configuration(overrides)
+    if local:
+        from pipelines.train_local import train_locally
+
+        folder = train_locally(config, name, out)
+        answer({"model": str(folder)}, f"model: {folder}", as_json)
+        return
+    from pipelines.train import train_on_ray
+
+    done = train_on_ray(config, name, out)
+    document = {"name": done.name, "model": str(done.folder), "run_id": done.run_id, **done.metrics}
+    answer(document, f"model: {done.folder} (MLflow run {done.run_id})", as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, or models:/NAME@ALIAS.")],
+    data: Annotated[list[str] | None, typer.Option(help="Data set; repeat for several. Default: data.test.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="float or laine2019. Default: evaluate.protocol.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Noise to add. Default: what the model was trained for.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on the test split of data sets under a named protocol.
+
+    Example: denoise evaluate models:/denoise-gauss25@champion --data kodak --protocol laine2019
+    """
+    from pipelines.evaluate import evaluate_model
+    from pipelines.report import table
+
+    config = configuration(settings)
+    folder = cli_models.find_model(config, model)
+    chosen = protocol or config.evaluate.protocol
+    results = evaluate_model(config, folder, data or config.data.test, chosen, noise, out)
+    answer(results, table(results), as_json)
+
+
+@app.command()
+def restore(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders of pictures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A picture for one input, else a folder.")],
+    model: Annotated[
+        str, typer.Option(help="A model folder, or models:/NAME@ALIAS.")
+    ] = "models:/denoise-gauss25@champion",
+    tile: Annotated[
+        int, typer.Option(min=64, help="Side of the tiles that large pictures are cut into, in pixels.")
+    ] = 512,
+    keep_going: Annotated[bool, typer.Option(help="Restore the rest when a picture does not decode.")] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore noisy pictures of any size.
+
+    Example: denoise restore noisy.png -o restored.png --model models:/denoise-gauss25@champion
+    """
+    from denoise import distributed
+    from denoise.checkpoint import load_denoiser
+    from pipelines.restore import restore_files
+
+    folder = cli_models.find_model(configuration(settings), model)
+    denoiser = load_denoiser(folder, distributed.device())
+    results = restore_files(inputs, out, denoiser, tile=tile, keep_going=keep_going)
+    document = [
+        {"source": str(one.source), "target": str(one.target), "seconds": round(one.seconds, 2)} for one in results
+    ]
+    answer(document, "\n".join(str(one.target) for one in results), as_json)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("report"),
+    metrics: Annotated[Path, typer.Option(help="The DVC metrics file.")] = Path("metrics.json"),
+    models: Annotated[Path, typer.Option(help="Folder with one model folder a method.")] = Path("models"),
+    evaluations: Annotated[Path, typer.Option(help="Folder with METHOD/DATA/scores.json.")] = Path("evaluation"),
+    settings: Settings = None,
+) -> None:
+    """Write the page that compares the methods of params.yaml, and metrics.json.
+
+    Example: denoise report --out report
+    """
+    from denoise.files import write_json
+    from pipelines import report as stage
+
+    config = configuration(settings)
+    scores = [evaluations / method / data for method in config.compare for data in config.data.test]
+    page = stage.write_report([models / method for method in config.compare], scores, out)
+    rows = stage.metrics(scores)
+    write_json(metrics, rows)
+    print(stage.table(rows.values()))
+    print(f"report: {page}")
+
+
+@app.command()
+def demo(settings: Settings = None) -> None:
+    """Run the whole pipeline on the pictures that are already installed, in about ten minutes on two cores.
+
+    Example: denoise demo
+    """
+    from pipelines.demo import run_demo
+
+    run_demo(configuration(settings))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Loopback unless you know who else can reach it: MLflow has no login.")
+    ] = "127.0.0.1",
+    settings: Settings = None,
+) -> None:
+    """Open MLflow's pages of runs and models on this machine; Ctrl-C ends it.
+
+    Example: denoise ui --port 5001
+    """
+    from pipelines.tracking import resolve_uri
+    from pipelines.ui import run_ui
+
+    run_ui(resolve_uri(configuration(settings).tracking.uri, Path.cwd()), port, host)
+
+
+def _sets_and_splits(
+    config: "Config", names: list[str] | None, split: str | None
+) -> list[tuple[str, list[str] | None]]:
+    """Return what to work on: the named sets, or those that params.yaml names for the split (or for every split)."""
+    from denoise.errors import nearest
+    from pipelines.sources import SPLITS, chosen
+
+    if split is not None and split not in SPLITS:
+        raise UsageError(f"--split {split} is not known{nearest(split, SPLITS)}; use train, val or test.")
+    if names:
+        return [(name, [split] if split else None) for name in names]
+    return [(name, [one]) for one in ([split] if split else SPLITS) for name in chosen(config, one)]
+
+
+def _fetched_splits(root: Path, name: str) -> list[str]:
+    from pipelines.sources import SPLITS, raw_folder
+
+    found = [split for split in SPLITS if raw_folder(root, split, name).is_dir()]
+    if not found:
+        raise UserError(f"{name} is not in {root / 'raw'}; fetch it first: denoise fetch {name}.")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Connecting to Ray: the cluster that is asked for, or one on this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from denoise.config import Config
+from denoise.errors import UserError
+
+# Ray Train's controller looks for reports this often; at its default of 2 s it would hold up short runs.
+POLL_SECONDS = "0.2"
+
+
+@contextmanager
+def ray_cluster(config: Config) -> Iterator[None]:
+    """Connect to ``ray.address``, else to RAY_ADDRESS, else start Ray on this machine and stop it afterwards.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    import ray
+
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if ray.is_initialized():  # somebody else's connection: theirs to close
+        yield
+        return
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the Ray cluster at {address} cannot be reached ({reason}); check ray.address.") from None
+    else:
+        wanted = config.ray.workers * config.ray.cpus_per_worker
+        cpus = max(os.cpu_count() or 1, int(-(-wanted // 1)))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()

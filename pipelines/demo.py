@@ -1,0 +1,52 @@
+"""``denoise demo``: the whole pipeline on the pictures that are already installed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from denoise.config import Config
+from denoise.errors import UserError
+
+NEXT = """\
+Go on (after `source .venv/bin/activate`):
+  denoise ui                                         runs, curves, pictures and models in MLflow
+  denoise restore my.png -o restored.png             a picture of your own, by the champion
+  dvc exp run -S 'data.train=[bsds300]' -S 'data.test=[kodak]' -S evaluate.protocol=laine2019
+                                                     train on BSDS300, score on Kodak"""
+
+
+def run_demo(config: Config) -> None:
+    """Run ``dvc repro`` and print what came out.
+
+    Raises:
+        UserError: this is no checkout of the project, or a stage failed.
+    """
+    if not Path("dvc.yaml").is_file():
+        raise UserError("there is no dvc.yaml here; run `denoise demo` in a checkout of the project.")
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
+    if done.returncode != 0:
+        raise UserError("`dvc repro` failed, see above; run it again to go on from the last finished stage.")
+    print("\n" + summary(config))
+
+
+def summary(config: Config) -> str:
+    """Return the table of results, where the pictures and the report are, and what to do next."""
+    from pipelines.report import table
+
+    rows = json.loads(Path("metrics.json").read_text(encoding="utf-8"))
+    champion = json.loads(Path("champion.json").read_text(encoding="utf-8"))
+    pictures = ", ".join(
+        f"evaluation/{method}/{data}/pictures" for method in config.compare for data in config.data.test
+    )
+    return "\n".join(
+        [
+            table(rows.values()),
+            "",
+            f"champion:  models:/{champion['name']}@champion ({champion['method']})",
+            f"pictures:  {pictures}",
+            "report:    report/index.html",
+            "",
+            NEXT,
+        ]
+    )

@@ -1,0 +1,91 @@
+"""The evaluate stage: a model's scores on data sets under a named protocol, and its pictures."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise.config import Config
+from denoise.errors import UserError
+from denoise.files import write_folder, write_json
+from pipelines.progress import progress
+from pipelines.sources import open_sets
+
+if TYPE_CHECKING:
+    from denoise.evaluate import Scored
+    from denoise.shards import Shards
+
+SCORES = "scores.json"
+KEPT_PICTURES = 24  # of each set: enough for a report, and no folder of gigabytes
+
+
+def evaluate_model(
+    config: Config, model: Path, names: Sequence[str], protocol_name: str, noise_name: str | None, out: Path | None
+) -> list[dict[str, Any]]:
+    """Score a model on the test split of data sets and return one result a set.
+
+    Args:
+        config: where the data is, and which overlaps are allowed.
+        model: the model folder.
+        names: the data sets.
+        protocol_name: how to draw noise and compare pictures.
+        noise_name: the noise to add; by default what the model was trained for.
+        out: OUT/NAME/scores.json and OUT/NAME/pictures/ are written for each set.
+
+    Raises:
+        UserError: no model there, a set that is missing or was trained on, an unknown protocol or noise.
+    """
+    from denoise import distributed
+    from denoise.checkpoint import load_denoiser
+    from denoise.evaluate import evaluate, passes, protocol_named
+    from denoise.noise import parse_noise
+
+    protocol, device = protocol_named(protocol_name), distributed.device()
+    denoiser = load_denoiser(model, device)
+    noise = parse_noise(noise_name or denoiser.noise)
+    sets = open_sets(config, "test", names)
+    _refuse_seen(config, denoiser.card, sets)
+    results = []
+    for name, shards in sets:
+        kept: list[Scored] = []
+        started = time.perf_counter()
+        with progress(f"evaluate {denoiser.name} {name}", passes(protocol, name, shards)) as advance:
+
+            def each(scored: "Scored", kept: "list[Scored]" = kept) -> None:
+                if scored.repeat == 0 and len(kept) < KEPT_PICTURES:
+                    kept.append(scored)
+                advance(1, f"{scored.figures['psnr']:.2f} dB")
+
+            result = evaluate(denoiser, shards, name, noise, protocol, device, each)
+        if out is not None:
+            _write(out / name, result, kept)
+        results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
+    return results
+
+
+def _refuse_seen(config: Config, card: Any, sets: "Sequence[tuple[str, Shards]]") -> None:
+    """Refuse to score a model on a set of shards that it was trained on."""
+    seen = {
+        part["digest"]: part["name"] for part in card.get("provenance", {}).get("data", []) if part["split"] == "train"
+    }
+    for name, shards in sets:
+        if shards.digest in seen and name not in config.data.allow_overlap:
+            raise UserError(
+                f"this model was trained on the test set {name}: scores on it would mean nothing; evaluate on another "
+                f"set, or allow it by name with data.allow_overlap={name}."
+            )
+
+
+def _write(folder: Path, result: dict[str, Any], kept: "Sequence[Scored]") -> None:
+    from denoise.images import Picture, to_pixels, write_picture
+
+    def write(work: Path) -> None:
+        write_json(work / SCORES, result)
+        (work / "pictures").mkdir()
+        for scored in kept:
+            stem = Path(scored.name).with_suffix("").as_posix().replace("/", "_")
+            for kind in ("noisy", "restored", "clean"):
+                picture = Picture(to_pixels(getattr(scored, kind)))
+                write_picture(work / "pictures" / f"{stem}-{kind}.png", picture)
+
+    write_folder(folder, write)

@@ -1,0 +1,138 @@
+"""What goes into a training run and what comes out of it, wherever it runs."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise.config import Config
+from denoise.files import write_folder
+from pipelines.runs import code_digest, run_name
+from pipelines.sources import open_sets, shard_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from denoise.data import Collection
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of shards that a run reads."""
+
+    name: str
+    split: str
+    digest: str
+    folder: Path
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain data."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """A run's name, the shards it reads, and the versions of code and data it records."""
+
+    name: str
+    parts: Sequence[Part]
+    versions: Mapping[str, str]
+
+    def example(self, config: Config) -> "np.ndarray[Any, Any]":
+        """Return a small noisy batch (1, C, 64, 64) of the first training picture, to document the model's input."""
+        import torch
+
+        from denoise.data import random_crop
+        from denoise.noise import parse_noise
+        from denoise.rng import batch_rng
+
+        pixels = open_collections([part.as_dict() for part in self.parts])["train"].pixels(0)
+        clean = random_crop(pixels, 64, (0.5, 0.5), config.data.channels)[None]
+        noisy, _ = parse_noise(config.noise).corrupt(clean, batch_rng(config.seed, 0, torch.tensor([0])))
+        return noisy.numpy()
+
+
+def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
+    """Open the shards that ``config`` names, refuse test pictures among them, and name the run.
+
+    Raises:
+        UserError: shards that are missing or damaged, or pictures shared with a test set.
+    """
+    from denoise.data import Collection, refuse_overlap
+    from denoise.methods import build_method
+    from denoise.nets import build_net
+    from denoise.noise import parse_noise
+    from denoise.schedules import schedule
+
+    parse_noise(config.noise)  # a typing mistake should not cost the start of a cluster
+    build_method(config.method.name, config.method.fields)
+    build_net(config.net.name, config.data.channels, config.net.fields)
+    schedule(config.train.schedule)
+    train = open_sets(config, "train")
+    refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap)
+    root = Path(config.data.root)
+    parts = [
+        Part(set_name, split, shards.digest, shard_folder(root, split, set_name).resolve())
+        for split, sets in (("train", train), ("val", open_sets(config, "val")))
+        for set_name, shards in sets
+    ]
+    digest = Collection([shards for _, shards in train]).digest
+    return TrainingInputs(name or run_name(config, digest), parts, {"data_digest": digest, **versions(config)})
+
+
+def open_collections(parts: Sequence[Mapping[str, str]]) -> "dict[str, Collection]":
+    """Open the parts of a run by split, and check that they are what the driver saw.
+
+    Raises:
+        UserError: shards are missing, damaged, or others than those the run was started on.
+    """
+    from denoise.data import Collection
+    from denoise.errors import UserError
+    from denoise.shards import Shards
+
+    splits: dict[str, list[Shards]] = {}
+    for part in parts:
+        shards = Shards.open(Path(part["folder"]))
+        if shards.digest != part["digest"]:
+            raise UserError(f"the shards in {part['folder']} are not those this run was started on; shard them again.")
+        splits.setdefault(part["split"], []).append(shards)
+    return {split: Collection(sets) for split, sets in splits.items()}
+
+
+def versions(config: Config) -> dict[str, str]:
+    """Return what identifies the code: the git commit (with "dirty" where it was edited), and the core's digest."""
+    return {"git_commit": _git_commit(), "code_digest": code_digest(config)}
+
+
+def provenance(inputs: TrainingInputs) -> dict[str, Any]:
+    """Return what a checkpoint records about where it comes from."""
+    return {
+        "run": inputs.name,
+        "code_digest": inputs.versions["code_digest"],
+        "data": [{"name": part.name, "split": part.split, "digest": part.digest} for part in inputs.parts],
+    }
+
+
+def export_model(checkpoint: Path, folder: Path) -> Mapping[str, float]:
+    """Copy the model and its metrics out of a checkpoint folder and return the metrics of its last step."""
+    from denoise.checkpoint import CARD, HISTORY, WEIGHTS
+
+    def write(work: Path) -> None:
+        for name in (CARD, WEIGHTS, HISTORY):
+            shutil.copyfile(checkpoint / name, work / name)
+
+    write_folder(folder, write)
+    last: Mapping[str, float] = json.loads((folder / HISTORY).read_text(encoding="utf-8").splitlines()[-1])
+    return last
+
+
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "") if commit else "unknown"

@@ -1,0 +1,172 @@
+"""What the report is made of: the scores that evaluation wrote and the logs that training wrote."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from denoise.config import flatten
+from denoise.errors import UserError, nearest
+
+FIGURES = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
+LABELS = ("method", "noise", "data", "protocol")
+KINDS = ("noisy", "restored", "clean")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """PSNR in dB and SSIM of noisy and restored, of one picture or the mean of a set."""
+
+    name: str
+    noisy_psnr: float
+    psnr: float
+    noisy_ssim: float
+    ssim: float
+
+    @property
+    def stem(self) -> str:
+        """The picture's name as evaluation names its files: without the suffix, folders joined by underscores."""
+        return re.sub(r"(?<=[^/])\.[^./]+$", "", self.name).replace("/", "_")
+
+    @property
+    def gain(self) -> float:
+        """What restoring gained, in dB."""
+        return self.psnr - self.noisy_psnr
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One scores.json: a method on a data set under a protocol."""
+
+    file: Path
+    method: str
+    noise: str
+    data: str
+    protocol: str
+    mean: Scores
+    pictures: tuple[Scores, ...]
+
+    def picture(self, name: str) -> Scores | None:
+        """Return the scores of a picture, by its name or stem, or None where this evaluation did not score it."""
+        return next((scores for scores in self.pictures if name in (scores.name, scores.stem)), None)
+
+    def files(self, stem: str) -> dict[str, Path] | None:
+        """Return the picture's files by kind (noisy, restored, clean), or None unless all three were kept."""
+        folder = self.file.parent / "pictures"
+        # The names are compared with the folder's listing, so that no name can point outside it.
+        kept = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        if not all(f"{stem}-{kind}.png" in kept for kind in KINDS):
+            return None
+        return {kind: folder / f"{stem}-{kind}.png" for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One train output: the configuration as dotted keys, and the logged figures by step."""
+
+    name: str
+    folder: Path
+    settings: Mapping[str, Any]
+    log: tuple[Mapping[str, float], ...]
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """Return (step, value) in the order of the steps; where a resume logged a step twice, the last counts."""
+        values = {line["step"]: line[key] for line in self.log if math.isfinite(line.get(key, math.nan))}
+        return sorted(values.items())
+
+
+def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
+    """Return the evaluations of scores.json files, or of the folders that hold one.
+
+    Raises:
+        UserError: none given, one missing or malformed, or two of the same method, noise, data and protocol.
+    """
+    evaluations = [_read_evaluation(path) for path in paths]
+    if not evaluations:
+        raise UserError("No scores were given, so there is nothing to report; run `denoise evaluate` first.")
+    seen: dict[tuple[str, ...], Path] = {}
+    for entry in evaluations:
+        key = (entry.method, entry.noise, entry.data, entry.protocol)
+        if key in seen:
+            raise UserError(f"{seen[key]} and {entry.file} both score {' '.join(key)}; give one of them.")
+        seen[key] = entry.file
+    return evaluations
+
+
+def read_trainings(folders: Sequence[Path]) -> list[Training]:
+    """Return the trainings of model folders, named by method, or by folder where a method was trained twice."""
+    trainings = [_read_training(Path(folder)) for folder in folders]
+    times = Counter(training.name for training in trainings)
+    return [replace(each, name=each.folder.name) if times[each.name] > 1 else each for each in trainings]
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    file = Path(path) / "scores.json" if Path(path).is_dir() else Path(path)
+    document = _read_json(file, "scores", "run `denoise evaluate` first")
+    for label in LABELS:
+        if not isinstance(document.get(label), str):
+            raise UserError(f"{file} names no {label}, so it is no scores file; write it with `denoise evaluate`.")
+    entries = document.get("pictures", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise UserError(f"{file} should list its pictures with a name each; write it with `denoise evaluate`.")
+    return Evaluation(
+        file=file,
+        **{label: document[label] for label in LABELS},
+        mean=_scores(file, "mean", document),
+        pictures=tuple(_scores(file, str(entry["name"]), entry) for entry in entries),
+    )
+
+
+def _scores(file: Path, name: str, entry: Mapping[str, Any]) -> Scores:
+    for figure in FIGURES:
+        value = entry.get(figure)
+        if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
+            told = "is missing" if value is None else f"is {value}"
+            raise UserError(f"{file}: {figure} of {name} {told}, not a number; train and evaluate the method again.")
+    return Scores(name, **{figure: float(entry[figure]) for figure in FIGURES})
+
+
+def _read_training(folder: Path) -> Training:
+    document = _read_json(folder / "model.json", "a model", "give the output folder of `denoise train`")
+    settings = flatten(document["config"] if isinstance(document.get("config"), dict) else document)
+    method = settings.get("method")
+    return Training(method if isinstance(method, str) else folder.name, folder, settings, _read_log(folder))
+
+
+def _read_log(folder: Path) -> tuple[Mapping[str, float], ...]:
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} holds no metrics.jsonl, the log that `denoise train` writes; train the method again."
+        )
+    lines = file.read_text(encoding="utf-8").splitlines()
+    log = []
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            if number == len(lines):  # training was stopped while it wrote
+                break
+            raise UserError(f"Line {number} of {file} is not JSON; train the method again.") from None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+            raise UserError(f"Line {number} of {file} names no step; train the method again.")
+        log.append({key: float(value) for key, value in line.items() if isinstance(value, int | float)})
+    return tuple(log)
+
+
+def _read_json(file: Path, what: str, todo: str) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing = file if file.parent.is_dir() else file.parent
+        hint = "" if missing.suffix else nearest(missing.name, [other.name for other in missing.parent.glob("*")])
+        raise UserError(f"{file} does not exist{hint}; it should hold {what}: {todo}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} should hold {what} as JSON, but cannot be read: {error}.") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{file} should hold {what}, but it holds a {type(document).__name__}.")
+    return document

@@ -1,0 +1,104 @@
+"""The command line as a user types it: answers, and one sentence for every mistake."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def run(denoise, *arguments, expect=0):
+    done = subprocess.run([*denoise, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stderr
+    if expect:
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: "), done.stderr
+        assert last.endswith("."), done.stderr
+        assert "Traceback" not in done.stderr
+        return last
+    return done.stdout
+
+
+def test_version(denoise):
+    from importlib.metadata import version
+
+    assert run(denoise, "--version") == f"denoise {version('noise2x')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["train", "trian.steps=3"], 2, "did you mean train.steps"),
+        (["train", "train.steps=none"], 2, "train.steps"),
+        (["train", "method=n2v3"], 1, "did you mean n2"),
+        (["train", "net=unet"], 1, "unet_n2n"),
+        (["train", "noise=gaus25"], 1, "gauss25"),
+        (["train", "data.train=smal"], 1, "denoise shard smal"),
+        (["train", "tracking.uri=file:mlruns"], 1, "sqlite"),
+        (["fetch", "kodac"], 1, "did you mean kodak"),
+        (["fetch", "kodak", "--split", "tset"], 2, "did you mean test"),
+        (["fetch", "kodak", "--mirror", "nowhere"], 1, "nowhere"),
+        (["fetch", "imagenet"], 1, "image-net.org"),
+        (["fetch", "imagenet", "--mirror", "no/ILSVRC2012"], 1, "no/ILSVRC2012"),
+        (["shard", "nothing"], 1, "denoise fetch nothing"),
+        (["shard", "mine", "--from", "nowhere"], 1, "nowhere"),
+        (["shard", "--from", "nowhere"], 2, "NAME"),
+        (["evaluate", "nowhere"], 1, "no model folder"),
+        (["evaluate", "nowhere", "--protocol", "lain2019"], 1, "did you mean laine2019"),
+        (["restore", "nowhere.png", "-o", "out.png", "--model", "data"], 1, "no model folder"),
+        (["models", "register", "nowhere"], 1, "no model folder"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(project, denoise, arguments, code, told):
+    before = sorted(path for path in project.rglob("*") if path.suffix != ".db")
+    assert told in run(denoise, *arguments, expect=code)
+    after = sorted(path for path in project.rglob("*") if not path.name.startswith("mlflow.db"))
+    left = [path for path in after if path not in before and "downloads" not in path.parts]
+    assert left == []
+
+
+def test_params_yaml_with_an_unknown_key(project, denoise):
+    (project / "params.yaml").write_text("train: {step: 3}\n")
+    assert "did you mean steps" in run(denoise, "train", expect=2)
+
+
+def test_train_evaluate_and_restore_without_services(project, denoise, small_pictures, photographs):
+    model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=20"))["model"]
+    (project / "own").mkdir()
+    shutil.copy(photographs / "astronaut.png", project / "own")
+    run(denoise, "shard", "own", "--from", "own", "--split", "test")
+    results = json.loads(
+        run(denoise, "evaluate", model, "--data", "own", "--protocol", "laine2019", "--out", "scores", "--json")
+    )
+    assert results[0]["protocol"] == "laine2019"
+    assert results[0]["data"] == "own"
+    assert json.loads((project / "scores/own/scores.json").read_text())["psnr"] == results[0]["psnr"]
+    names = sorted(path.name for path in (project / "scores/own/pictures").iterdir())
+    assert names == ["astronaut-clean.png", "astronaut-noisy.png", "astronaut-restored.png"]
+    noisy = small_pictures / "1-rocket.jpg"
+    answer = json.loads(run(denoise, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
+    assert Path(answer[0]["target"]) == Path("restored.png")
+    assert (project / "restored.png").is_file()
+
+
+def test_training_on_the_test_pictures_is_refused(project, denoise):
+    shutil.copytree(project / "data/shards/train", project / "data/shards/test")
+    told = run(denoise, "train", "--local", "data.test=small", expect=1)
+    assert "5 pictures of the test set small are in the training set small" in told
+    assert "data.allow_overlap=small" in told
+    run(denoise, "train", "--local", "data.test=small", "data.allow_overlap=small", "train.steps=1")
+
+
+def test_scoring_on_the_training_pictures_is_refused(project, denoise):
+    model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=1"))["model"]
+    shutil.copytree(project / "data/shards/train", project / "data/shards/test")
+    assert "was trained on the test set small" in run(denoise, "evaluate", model, "--data", "small", expect=1)
+
+
+def test_a_local_run_resumes_and_is_given_back(project, denoise):
+    run(denoise, "train", "--local", "--name", "mine", "train.steps=6", "train.checkpoint_every=6")
+    first = json.loads(run(denoise, "train", "--local", "--name", "mine", "--json"))
+    history = (project / "runs/mine/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in history] == [2, 4, 6, 8, 10, 12]
+    assert json.loads(run(denoise, "train", "--local", "--name", "mine", "--json")) == first

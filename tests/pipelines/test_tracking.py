@@ -1,0 +1,144 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow_helpers import shared_uri
+
+import denoise
+from denoise.errors import UserError
+from pipelines import tracking
+
+PROJECT = Path(denoise.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return shared_uri(tmp_path_factory)
+
+
+def test_a_sqlite_uri_becomes_absolute_and_a_server_stays(tmp_path):
+    assert tracking.resolve_uri("sqlite:///mlflow.db", tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.resolve_uri("sqlite:////data/mlflow.db", tmp_path) == "sqlite:////data/mlflow.db"
+    assert tracking.resolve_uri("http://mlflow:5000/", tmp_path) == "http://mlflow:5000"
+    postgres = "postgresql+psycopg2://me:secret@host/db"
+    assert tracking.resolve_uri(postgres, tmp_path) == postgres
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "", "sqlite:///", "sqlite://", "databricks"])
+def test_anything_but_a_database_or_a_server_is_refused(uri, tmp_path):
+    with pytest.raises(UserError, match=r"sqlite:///mlflow\.db"):
+        tracking.resolve_uri(uri, tmp_path)
+
+
+def test_a_run_is_found_again_and_keeps_what_it_has(uri):
+    digest = "0123456789abcdef" * 4
+    first = {
+        "tags": {"method": "n2n", "mlflow.source.git.commit": "abc"},
+        "params": {"train.steps": 10, "data.train": ("a", "b"), "long": "x" * 7000},
+        "datasets": [("samples", "train", digest, "data/shards/samples")],
+    }
+    run_id = tracking.open_run(uri, "again", "n2n", **first)
+    tracking.finish_run(uri, run_id, "FAILED")
+    later = first | {"tags": {"method": "other", "new": 1}, "params": {"train.steps": 20, "late": None}}
+    assert tracking.open_run(uri, "again", "n2n", **later) == run_id
+
+    run = tracking.client(uri).get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == "n2n"
+    assert run.data.params["train.steps"] == "10"
+    assert run.data.params["data.train"] == "a,b"
+    assert len(run.data.params["long"]) == 6000
+    assert run.data.params["late"] == "None"
+    assert run.data.tags["method"] == "n2n"
+    assert run.data.tags["new"] == "1"
+    assert run.data.tags["denoise.changed_params"] == '{"train.steps": ["10", "20"]}'
+    assert run.data.tags["denoise.data.train.samples"] == digest
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("samples", digest[:36])
+    assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "train"}
+    assert run.info.artifact_uri.startswith(tracking.artifact_root(uri).as_uri())
+
+
+def test_another_name_or_experiment_is_another_run(uri):
+    runs = [("one", "n2n"), ("one", "n2c"), ("two", "n2n"), ("one", "it's"), ("one", "n2n")]
+    ids = [tracking.open_run(uri, experiment, name) for experiment, name in runs]
+    assert len(set(ids)) == 4
+    assert ids[0] == ids[4]
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_a_run_ends_with_its_status(uri, status):
+    run_id = tracking.open_run(uri, "ends", status)
+    tracking.finish_run(uri, run_id, status)
+    info = tracking.client(uri).get_run(run_id).info
+    assert info.status == status
+    assert info.end_time >= info.start_time
+
+
+def test_a_request_that_was_repeated_leaves_one_run(uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_run
+
+    def twice(self, *args, **kwargs):  # the answer to the first request got lost
+        create(self, *args, **kwargs)
+        return create(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    run_id = tracking.open_run(uri, "ghosts", "n2n")
+    api = tracking.client(uri)
+    experiment = api.get_experiment_by_name("ghosts")
+    assert [run.info.run_id for run in api.search_runs([experiment.experiment_id])] == [run_id]
+
+
+def test_a_deleted_experiment_is_a_sentence(uri):
+    run_id = tracking.open_run(uri, "deleted", "n2n")
+    api = tracking.client(uri)
+    api.delete_experiment(api.get_run(run_id).info.experiment_id)
+    with pytest.raises(UserError, match="experiment deleted has been deleted"):
+        tracking.open_run(uri, "deleted", "n2n")
+
+
+def test_a_server_that_does_not_answer_is_a_sentence():
+    with pytest.raises(UserError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9 does not answer"):
+        tracking.open_run("http://me:secret@127.0.0.1:9", "any", "n2n")
+
+
+def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all, but more than a hundred bytes" * 9)
+    with pytest.raises(UserError, match=r"MLflow cannot open sqlite:///.*mlflow\.db"):
+        tracking.client(tracking.resolve_uri("sqlite:///mlflow.db", tmp_path))
+
+
+FIRST = """
+import os, sys
+import mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store  # the slow imports, once
+import sqlalchemy
+from pipelines import tracking
+
+if os.fork() == 0:  # ends, as by a kill, when the first table is there
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", lambda *_: os._exit(9))
+    tracking.client(sys.argv[1])
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+ready, go = os.pipe()
+for number in range(16):
+    if os.fork() == 0:
+        os.close(go)
+        os.read(ready, 1)  # returns for all of them at once, when the parent closes its end
+        run_id = tracking.open_run(sys.argv[1], "first", f"run{number % 8}", params={"a": number % 8})
+        print(run_id, flush=True)
+        os._exit(0)
+os.close(go)
+sys.exit(sum(os.wait()[1] != 0 for _ in range(16)))
+"""
+
+
+def test_sixteen_processes_may_be_first_at_once_after_one_that_was_killed(tmp_path):
+    uri = tracking.resolve_uri("sqlite:///new folder/mlflow.db", tmp_path)
+    done = subprocess.run([sys.executable, "-c", FIRST, uri], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ids = done.stdout.split()
+    assert len(ids) == 16
+    assert len(set(ids)) == 8  # two launches of each of eight runs
+    assert sorted(path.name for path in (tmp_path / "new folder").iterdir()) == ["mlflow.db", "mlflow.db.lock"]
