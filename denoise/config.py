@@ -60,7 +60,7 @@ class Data:
 class Train:
     """How long and how fast. A step is one optimizer step on one global batch."""
 
-    steps: Positive = 1500
+    steps: Positive = 800
     batch_size: Positive = 4  # global: shared by all ranks
     crop: Positive = 64  # side of the square training crops, in pixels
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -71,8 +71,8 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     channels_last: bool = True
     log_every: Positive = 50
-    eval_every: Positive = 500
-    checkpoint_every: Positive = 500
+    eval_every: Positive = 200
+    checkpoint_every: Positive = 200
 
 
 @dataclasses.dataclass(frozen=True)

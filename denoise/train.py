@@ -119,11 +119,12 @@ def train(
             continue
         metrics = {"step": float(done), "lr": lr, **sums.means(done - counted)}
         _check_finite(metrics["loss"], done, spec.lr)
-        metrics["images_per_second"] = (done - counted) * spec.batch_size / (time.perf_counter() - clock)
+        rate_now = (done - counted) * spec.batch_size / (time.perf_counter() - clock)
         if evaluating and watched is not None and rank == 0:
             denoiser = Denoiser(net, method, card)
             metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{done:06d}.png"))
-        history.append(metrics)
+        history.append(dict(metrics))  # without times: the same run always leaves the same files
+        metrics["images_per_second"] = rate_now
         checkpoint = folder / "checkpoints" / f"step-{done:08d}" if saving else None
         if checkpoint and rank == 0:
             save_checkpoint(checkpoint, net, optimizer, done, history, card)

@@ -42,11 +42,8 @@ def main() -> None:
     except UserError as error:
         if os.environ.get("DENOISE_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).removesuffix('.')}.", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
 
 
 def configuration(overrides: list[str] | None) -> "Config":
@@ -147,7 +144,11 @@ def train(
         return
     from pipelines.train import train_on_ray
 
-    done = train_on_ray(config, name, out)
+    try:
+        done = train_on_ray(config, name, out)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        raise typer.Exit(130) from None
     document = {"name": done.name, "model": str(done.folder), "run_id": done.run_id, **done.metrics}
     answer(document, f"model: {done.folder} (MLflow run {done.run_id})", as_json)
 

@@ -9,7 +9,7 @@ from denoise.config import Config
 from denoise.errors import UserError
 
 # Ray Train's controller looks for reports this often; at its default of 2 s it would hold up short runs.
-POLL_SECONDS = "0.2"
+POLL_SECONDS = "0.5"
 
 
 @contextmanager

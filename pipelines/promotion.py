@@ -1,6 +1,5 @@
 """Who is @champion: promotion through gates, an audit record of every move, and the way back."""
 
-import getpass
 import json
 import tempfile
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from pipelines.registry import (
     moves_of,
     named,
 )
-from pipelines.tracking import client, first_line, locked, plain_errors
+from pipelines.tracking import client, first_line, locked, plain_errors, user
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,12 +134,12 @@ def _move(api: "MlflowClient", action: str, to: Row, champion: Row | None, by: s
     previous = champion["version"] if champion else None
     changed = previous != to["version"]
     result = {"name": to["name"], "version": to["version"], "previous": previous, "changed": changed}
-    figures = {key: to[key] for key in ("psnr", "ssim", *SETTING)}
+    figures = {key: to[key] for key in ("method", "psnr", "ssim", *SETTING)}
     figures["previous_psnr"] = champion["psnr"] if champion else None
     if changed:
         number = max((move["number"] for move in moves_of(api, to["name"])), default=0) + 1
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"action": action, "who": by or getpass.getuser(), "when": when, "from": previous, "to": to["version"]}
+        record = {"action": action, "who": by or user(), "when": when, "from": previous, "to": to["version"]}
         api.set_registered_model_tag(to["name"], f"{AUDIT}{number:04d}", json.dumps(record | figures))
         api.set_registered_model_alias(to["name"], CHAMPION, to["version"])
     return result | figures

@@ -296,9 +296,18 @@ def _describe(row: Row, card: Mapping[str, Any]) -> str:
         lines += ["", f"On `{row['data']}` under the protocol `{row['protocol']}`."]
     else:
         lines += ["Not evaluated yet."]
-    lines += ["", *(f"- {key}: {value}" for key, value in card.get("provenance", {}).items())]
+    lines += ["", *(f"- {key}: {_listed(value)}" for key, value in card.get("provenance", {}).items())]
     use = f"denoise restore noisy.png -o restored --model models:/{row['name']}/{row['version']}"
-    return "\n".join([*lines, f"- run: {row['run_id']}", f"- sha256: {row[DIGEST_TAG]}", "", f"    {use}"])
+    lines += [f"- MLflow run: {row['run_id']}", f"- sha256: {row[DIGEST_TAG]}", "", "```", use, "```"]
+    return "\n".join(lines)
+
+
+def _listed(value: object) -> str:
+    """Return a value of the card's provenance on one line, a list of small tables as ``samples train 0a1b...; ...``."""
+    entries = value if isinstance(value, list) else [value]
+    return "; ".join(
+        " ".join(map(str, entry.values())) if isinstance(entry, Mapping) else str(entry) for entry in entries
+    )
 
 
 def _shown(figure: float | None) -> str:

@@ -1,5 +1,6 @@
 """What rank 0 writes into its MLflow run while it trains: metrics, pictures, the load of the machine."""
 
+import io
 import queue
 import sys
 import threading
@@ -28,7 +29,7 @@ class _Point(NamedTuple):
 
 class _Picture(NamedTuple):
     key: str
-    picture: "Path | np.ndarray[Any, Any]"
+    picture: "bytes | np.ndarray[Any, Any]"  # bytes: of a picture file
     timestamp: int
     step: int
 
@@ -56,7 +57,7 @@ class RunLog:
         self._written_pictures: set[tuple[str, int]] = set()
         self._monitor: Any = None  # MLflow's SystemMetricsMonitor, untyped
         self._sampled, self._sample_step = 0.0, 0
-        self._warned = False
+        self._failing = False
         self._requests: queue.Queue[_Request] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -68,12 +69,15 @@ class RunLog:
 
     def log_picture(self, key: str, picture: "Path | np.ndarray[Any, Any]", step: int) -> None:
         """Keep a picture for the next write: a file, or an array (H, W, C) of uint8 or of floats in [0, 1]."""
-        kept = picture if isinstance(picture, Path) else picture.copy()
+        kept = picture.read_bytes() if isinstance(picture, Path) else picture.copy()  # it may be gone by then
         self._pictures.append(_Picture(key, kept, int(time.time() * 1000), step))
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Write now, wait at most ``timeout`` seconds for it, and return whether everything has been written."""
-        return self._write_all(timeout, last=False)
+        """Write now and return whether everything has been written, after at most ``timeout`` seconds.
+
+        While MLflow is known not to answer, this does not wait.
+        """
+        return self._write_all(0.0 if self._failing else timeout, last=False)
 
     def close(self, timeout: float = 30.0) -> bool:
         """Write what is left and stop; say on standard error what could not be written, and return False then."""
@@ -81,7 +85,7 @@ class RunLog:
             return True
         print(
             f"error: {len(self._points)} metrics and {len(self._pictures)} pictures of run {self._run_id} could not "
-            f"be written to MLflow at {shown(self._uri)}; the run's folder has them all.",
+            f"be written to MLflow at {shown(self._uri)}; the trained model is not affected.",
             file=sys.stderr,
         )
         return False
@@ -92,15 +96,23 @@ class RunLog:
         return request.done.wait(timeout) and not self._points and not self._pictures
 
     def _work(self) -> None:
-        request: _Request | None = None
-        while not (request and request.last):
-            try:
-                request = self._requests.get(timeout=FLUSH_SECONDS)
-            except queue.Empty:
-                request = None
+        last = False
+        while not last:
+            requests = self._next_requests()
             self._turn()
-            if request:
+            for request in requests:
                 request.done.set()
+            last = any(request.last for request in requests)
+
+    def _next_requests(self) -> list[_Request]:
+        """Return all requests there are, waiting for the first one until it is time to write anyway."""
+        try:
+            requests = [self._requests.get(timeout=FLUSH_SECONDS)]
+        except queue.Empty:
+            return []
+        while not self._requests.empty():
+            requests.append(self._requests.get())
+        return requests
 
     def _turn(self) -> None:
         try:
@@ -109,17 +121,17 @@ class RunLog:
             self._write_points(api)
             self._write_pictures(api)
         except Exception as error:  # a tracker must never stop training, whatever it raises
-            if not self._warned:
+            if not self._failing:
                 print(
                     f"warning: MLflow at {shown(self._uri)} cannot be written to ({first_line(error)}); training goes "
                     "on, and what it logs is kept and tried again.",
                     file=sys.stderr,
                 )
-            self._warned = True
+            self._failing = True
         else:
-            if self._warned:
+            if self._failing:
                 print(f"MLflow at {shown(self._uri)} answers again.", file=sys.stderr)
-            self._warned = False
+            self._failing = False
 
     def _connect(self) -> "MlflowClient":
         if self._api is not None:
@@ -153,7 +165,7 @@ class RunLog:
         while self._pictures:
             key, picture, timestamp, step = self._pictures[0]
             if (key, step) not in self._written_pictures:
-                image = Image.open(picture) if isinstance(picture, Path) else picture
+                image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
                 api.log_image(self._run_id, image, key=key, step=step, timestamp=timestamp)
                 self._written_pictures.add((key, step))
             del self._pictures[0]

@@ -5,6 +5,7 @@ writes to it (``RunLog``), and the driver closes it (``finish_run``).
 """
 
 import fcntl
+import getpass
 import json
 import os
 import re
@@ -158,6 +159,14 @@ def shown(uri: str) -> str:
     return re.sub(r"//[^@/]*@", "//***@", uri)
 
 
+def user() -> str:
+    """Return the name of who runs this process, for the records."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return str(os.getuid())
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type, without the full stop."""
     text = str(error).strip()
@@ -227,9 +236,9 @@ def _experiment_id(api: "MlflowClient", uri: str, name: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is None:
         root = artifact_root(uri)
+        location = root.as_uri() if root else None  # a server decides by itself where pictures and models go
         try:
-            # A server decides by itself where pictures and models go.
-            return str(api.create_experiment(name, artifact_location=root.as_uri() if root else None))
+            return str(api.create_experiment(name, location))
         except MlflowException:
             found = api.get_experiment_by_name(name)  # somebody else was faster
             if found is None:
@@ -257,7 +266,8 @@ def _find_run(api: "MlflowClient", experiment_id: str, name: str) -> "Run | None
 def _create_run(api: "MlflowClient", experiment_id: str, name: str) -> "Run":
     """Create a run, once: a request that the client repeated can have made a second one, which is deleted again."""
     attempt = uuid.uuid4().hex
-    run = api.create_run(experiment_id, run_name=name, tags={RUN_TAG: name, CREATE_TAG: attempt})
+    tags = {RUN_TAG: name, CREATE_TAG: attempt, "mlflow.user": user()}
+    run = api.create_run(experiment_id, run_name=name, tags=tags)
     for ghost in api.search_runs([experiment_id], f"tags.`{CREATE_TAG}` = '{attempt}'"):
         if ghost.info.run_id != run.info.run_id:
             api.delete_run(ghost.info.run_id)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -122,7 +123,8 @@ def _fit(config: Config, inputs: TrainingInputs, uri: str, run_id: str) -> "Resu
     )
     with _shown(mailbox, f"train {inputs.name}", config.train.steps):
         try:
-            result = trainer.fit()
+            with _own_interrupt():
+                result = trainer.fit()
         except Exception as error:
             raise _told(mailbox, inputs.name, error) from error
     message = ray.get(mailbox.failure.remote())
@@ -257,6 +259,18 @@ def _shown(mailbox: Any, title: str, steps: int) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Let Ctrl-C mean KeyboardInterrupt again: Ray Train ends the run, then leaves with SystemExit and its own handler."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _told(mailbox: Any, name: str, error: Exception) -> UserError:

@@ -1,11 +1,16 @@
 """A small project to run commands in."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 PARAMS = """\
 data: {train: [small], val: [small], test: []}
 train:
@@ -32,3 +37,35 @@ def project(tmp_path: Path, small_shards: Path, monkeypatch: pytest.MonkeyPatch)
 def denoise() -> list[str]:
     """The command line, as the start of a list for subprocess."""
     return [sys.executable, "-m", "pipelines.cli"]
+
+
+def call(*command, cwd):
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(cwd)}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    """A git checkout of the project whose parameters ask for a short training, after its first ``dvc repro``."""
+    folder = tmp_path_factory.mktemp("checkout") / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("denoise", "pipelines", ".dvc", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        source = ROOT / name
+        if name == ".dvc":
+            (folder / ".dvc").mkdir()
+            shutil.copy(source / "config", folder / ".dvc")
+        elif source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            folder.mkdir(exist_ok=True)
+            shutil.copy(source, folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["train"] |= {"steps": 10, "crop": 32, "log_every": 5, "eval_every": 10, "checkpoint_every": 10}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    commit = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"]
+    for command in (["init", "-q"], ["add", "-A"], commit):
+        call("git", *command, cwd=folder)
+    call("dvc", "repro", cwd=folder)
+    return folder

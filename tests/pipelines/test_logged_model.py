@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow_helpers import make_model, shared_uri
 
 import denoise
 from denoise.errors import UserError
 from pipelines import logged_model, tracking
+from tests.pipelines.mlflow_helpers import make_model, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[1]
 

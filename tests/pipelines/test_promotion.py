@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mlflow_helpers import log_a_model, scores, shared_uri
 
 from denoise.errors import UserError
 from pipelines import registry, tracking
 from pipelines.promotion import promote, rollback
+from tests.pipelines.mlflow_helpers import log_a_model, scores, shared_uri
 
 
 @pytest.fixture(scope="module")

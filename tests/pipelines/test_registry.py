@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from mlflow_helpers import log_a_model, make_model, scores, shared_uri
 
 from denoise.errors import UserError
 from pipelines import registry, tracking
+from tests.pipelines.mlflow_helpers import log_a_model, make_model, scores, shared_uri
 
 
 @pytest.fixture(scope="module")

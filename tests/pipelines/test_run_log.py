@@ -1,16 +1,17 @@
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow_helpers import free_port, shared_uri
 from PIL import Image
 
 from pipelines import run_log, tracking
 from pipelines.run_log import RunLog
 from pipelines.ui import start_server, stop_server, wait_until_up
+from tests.pipelines.mlflow_helpers import free_port, shared_uri
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 
@@ -37,6 +38,7 @@ def test_a_resumed_run_holds_nothing_twice(uri, tmp_path):
         log.log_metrics(step, {"loss": step, "lr": 0.1})
     log.log_metrics(9, {"loss": 99.0})
     log.log_picture("val/astronaut", tmp_path / "step-5.png", 5)
+    (tmp_path / "step-5.png").unlink()
     assert log.close()
 
     log = RunLog(uri, run_id, system_metrics=False)
@@ -90,7 +92,8 @@ def test_a_server_that_is_missing_hangs_and_comes_back_loses_nothing(uri, capfd)
     server = start_server(uri, port)
     try:
         wait_until_up(server, "127.0.0.1", port)
-        assert log.flush()
+        while not log.flush():  # does not wait while it knows of the outage
+            time.sleep(0.1)
         assert "answers again" in capfd.readouterr().err
         os.killpg(server.pid, signal.SIGSTOP)  # it listens, but says nothing
         log.log_metrics(2, {"loss": 2.0})

@@ -3,11 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mlflow_helpers import shared_uri
 
 import denoise
 from denoise.errors import UserError
 from pipelines import tracking
+from tests.pipelines.mlflow_helpers import shared_uri
 
 PROJECT = Path(denoise.__file__).parents[1]
 

@@ -31,7 +31,7 @@ def start(command, *overrides):
 
 
 def finish(process):
-    _, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     return json.loads(out)
 

@@ -9,13 +9,13 @@ import numpy as np
 import psutil
 import pytest
 import requests
-from mlflow_helpers import free_port, log_a_model, scores, shared_uri
 
 import denoise
 from denoise.errors import UserError
 from pipelines import promotion, registry, tracking
 from pipelines.run_log import RunLog
 from pipelines.ui import check_port, run_ui
+from tests.pipelines.mlflow_helpers import free_port, log_a_model, scores, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[1]
 

@@ -1,0 +1,56 @@
+"""``dvc repro`` from pictures to a promoted model, in a copy of the project, with few steps."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.pipelines.conftest import call
+
+
+def lock(folder):
+    return (folder / "dvc.lock").read_bytes()
+
+
+def test_every_stage_leaves_what_it_should(checkout):
+    rows = json.loads((checkout / "metrics.json").read_text())
+    assert set(rows) == {"n2c", "n2n"}
+    figures = {"method", "noise", "data", "protocol", "noisy_psnr", "psnr", "noisy_ssim", "ssim"}
+    assert all(set(row) == figures for row in rows.values())
+    assert all(abs(row["noisy_psnr"] - 20.17) < 0.1 for row in rows.values())  # 20 log10(255 / 25)
+    assert "<!doctype html>" in (checkout / "report/index.html").read_text()
+    assert (checkout / "report/figures/curves.png").is_file()
+    models = json.loads(call("denoise", "models", "list", "--json", cwd=checkout))
+    assert {model["method"] for model in models} == {"n2c", "n2n"}
+    champions = [model for model in models if "champion" in model["aliases"]]
+    best = max(rows.values(), key=lambda row: row["psnr"])
+    assert [model["method"] for model in champions] == [best["method"]]
+
+
+def test_a_second_repro_does_nothing(checkout):
+    before = lock(checkout)
+    assert "Data and pipelines are up to date" in call("dvc", "repro", cwd=checkout)
+    assert lock(checkout) == before
+
+
+@pytest.mark.parametrize("gone", [["data"], ["data", ".dvc/cache"]])
+def test_deleted_data_comes_back_with_the_same_hashes(checkout, gone):
+    before = lock(checkout)
+    for name in gone:
+        shutil.rmtree(checkout / name)
+    call("dvc", "repro", cwd=checkout)
+    assert lock(checkout) == before
+    assert (checkout / "data/shards/train/samples/index.json").is_file()
+
+
+def test_dvc_shows_metrics_and_git_stays_clean(checkout):
+    assert "psnr" in call("dvc", "metrics", "show", cwd=checkout)
+    changed = call("git", "status", "--porcelain", cwd=checkout).split()
+    assert set(changed[1::2]) <= {"dvc.lock", "metrics.json"}
+
+
+def test_the_champion_restores_a_photograph(checkout, photographs):
+    call("denoise", "restore", str(photographs / "chelsea.png"), "-o", "cat.png", cwd=checkout)
+    from denoise.images import read_picture
+
+    assert read_picture(checkout / "cat.png").pixels.shape == read_picture(photographs / "chelsea.png").pixels.shape

@@ -1,0 +1,225 @@
+"""Files and folders in, restored files out."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoise.errors import UserError
+from denoise.images import Picture, read_picture, write_picture
+from pipelines.restore import plan, restore_files
+
+
+@dataclass
+class Darker:
+    """A denoiser made from a real net: a convolution that halves every sample."""
+
+    channels: int = 3
+    multiple: int = 32
+    noise: str = "gauss25"
+    name: str = "n2n"
+
+    def __post_init__(self) -> None:
+        self.net = nn.Conv2d(self.channels, self.channels, 1, bias=False)
+        nn.init.zeros_(self.net.weight)
+        with torch.no_grad():
+            self.net.weight[range(self.channels), range(self.channels)] = 0.5
+
+    def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        return self.net(noisy)
+
+
+def halved(pixels: np.ndarray) -> np.ndarray:
+    return np.round(pixels / 2).astype(pixels.dtype)  # both round half to even
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def folder(photographs: Path, tmp_path: Path) -> Path:
+    """A folder of pictures: colour, grey, 16 bits with alpha, a name in capitals, subfolders, and other files."""
+    folder = tmp_path / "in"
+    (folder / "deep" / "er").mkdir(parents=True)
+    colour = read_picture(photographs / "chelsea.png")
+    grey = read_picture(photographs / "camera.png").pixels
+    write_picture(folder / "b.png", Picture(colour.pixels[:70, :101], icc=colour.icc))
+    write_picture(folder / "a.JPG", Picture(colour.pixels[100:133, :47]))
+    deep = colour.pixels[:50, :60].astype(np.uint16) * 251
+    write_picture(folder / "deep" / "c.tif", Picture(deep, deep[..., 0]))
+    write_picture(folder / "deep" / "er" / "d.webp", Picture(grey[:1, :90]))
+    (folder / "notes.txt").write_text("no picture")
+    write_picture(folder / ".hidden.png", Picture(grey[:9, :9]))
+    return folder
+
+
+def test_a_folder_keeps_its_layout(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    results = restore_files([folder], out, Darker(), tile=64, overlap=32)
+    names = ["a.JPG", "b.png", "deep/c.tif", "deep/er/d.webp"]
+    assert [str(result.target.relative_to(out)) for result in results] == names
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == names
+    assert all(result.seconds > 0 for result in results)
+    for name in names:
+        noisy, restored = read_picture(folder / name), read_picture(out / name)
+        if name != "a.JPG":
+            np.testing.assert_array_equal(restored.pixels, halved(noisy.pixels))
+        assert restored.pixels.dtype == noisy.pixels.dtype
+        assert restored.pixels.shape == noisy.pixels.shape
+        assert restored.icc == noisy.icc
+    np.testing.assert_array_equal(read_picture(out / "deep/c.tif").alpha, read_picture(folder / "deep/c.tif").alpha)
+    assert "restore: 7/7 tiles" in capsys.readouterr().err
+
+
+def test_one_file_to_one_file_of_another_format(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "restored.tif"
+    (result,) = restore_files([folder / "b.png"], target, Darker())
+    assert (result.source, result.target) == (folder / "b.png", target)
+    np.testing.assert_array_equal(read_picture(target).pixels, halved(read_picture(folder / "b.png").pixels))
+    assert [path.name for path in target.parent.iterdir()] == ["restored.tif"]
+
+
+def test_one_file_into_a_folder(folder: Path, tmp_path: Path) -> None:
+    (new,) = plan([folder / "b.png"], tmp_path / "out")
+    assert new == (folder / "b.png", tmp_path / "out" / "b.png")
+    (tmp_path / "2024.05").mkdir()
+    (existing,) = plan([folder / "b.png"], tmp_path / "2024.05")
+    assert existing[1] == tmp_path / "2024.05" / "b.png"
+
+
+def test_files_and_folders_together_and_twice(folder: Path, tmp_path: Path) -> None:
+    jobs = plan([folder / "b.png", folder / "deep", folder / "b.png"], tmp_path / "out")
+    assert [str(target.relative_to(tmp_path)) for _, target in jobs] == ["out/b.png", "out/c.tif", "out/er/d.webp"]
+
+
+def test_formats_that_are_only_read_become_png(photographs: Path, tmp_path: Path) -> None:
+    data = (photographs / "camera.png").read_bytes()
+    for name in ("a.gif", "photo", "scan.001"):
+        (tmp_path / name).write_bytes(data)
+    jobs = plan([tmp_path / name for name in ("a.gif", "photo", "scan.001")], tmp_path / "out")
+    assert [target.name for _, target in jobs] == ["a.png", "photo.png", "scan.001.png"]
+
+
+def test_the_output_inside_the_input_is_not_restored_again(folder: Path) -> None:
+    first = restore_files([folder], folder / "restored", Darker())
+    again = restore_files([folder], folder / "restored", Darker())
+    assert [result.target for result in again] == [result.target for result in first]
+    assert len(again) == 4
+
+
+def test_grey_and_colour_meet_any_denoiser(folder: Path, tmp_path: Path) -> None:
+    restore_files([folder], tmp_path / "out", Darker(channels=1))
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "out" / "b.png").pixels, halved(read_picture(folder / "b.png").pixels)
+    )
+
+
+# Broken pictures
+
+
+def test_a_broken_picture_stops_with_its_name(folder: Path, tmp_path: Path) -> None:
+    truncate(folder / "b.png")
+    with pytest.raises(UserError, match=r"in/b\.png does not decode"):
+        restore_files([folder], tmp_path / "out", Darker())
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a.JPG"]  # what came before it, whole
+
+
+def test_a_file_that_is_no_picture_stops_before_any_work(folder: Path, tmp_path: Path) -> None:
+    (folder / "z.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"z\.png does not decode"):
+        restore_files([folder], tmp_path / "out", Darker())
+    assert not (tmp_path / "out").exists()
+
+
+def test_keep_going_restores_the_others_and_fails_at_the_end(folder: Path, tmp_path: Path) -> None:
+    truncate(folder / "b.png")
+    (folder / "deep" / "c.tif").write_text("no picture")
+    with pytest.raises(UserError, match="2 of 4 pictures could not be restored") as caught:
+        restore_files([folder], tmp_path / "out", Darker(), keep_going=True)
+    assert "b.png does not decode" in str(caught.value)
+    assert "c.tif does not decode" in str(caught.value)
+    names = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert names == ["a.JPG", "d.webp"]
+
+
+def test_wrong_options_are_no_broken_pictures(folder: Path, tmp_path: Path) -> None:
+    for options in ({"sigma": 25.0}, {"tile": 32, "overlap": 64}):
+        with pytest.raises(UserError, match="expected"):
+            restore_files([folder], tmp_path / "out", Darker(), keep_going=True, **options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_alpha_is_not_lost_in_a_jpeg(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="transparency"):
+        restore_files([folder / "deep" / "c.tif"], tmp_path / "c.jpg", Darker())
+    assert not (tmp_path / "c.jpg").exists()
+
+
+# What is refused before any work
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "words"),
+    [
+        (lambda f: [], "out", "nothing to restore"),
+        (lambda f: [f / "none.png"], "out", r"none\.png does not exist"),
+        (lambda f: [f / "b.png"], "out.gif", r"out\.gif.*extension"),
+        (lambda f: [f / "b.png"], "out.jp2", r"out\.jp2.*extension"),
+        (lambda f: [f / "b.png", f / "a.JPG"], "out.png", "no folder"),
+        (lambda f: [f], "out.png", "no folder"),
+        (lambda f: [f], "in/b.png", "no folder"),
+        (lambda f: [f / "b.png"], "in/b.png", "itself an input"),
+        (lambda f: [f / "b.png"], "in", "itself an input"),
+        (lambda f: [f], "in", "itself an input"),
+        (lambda f: [f / "a.JPG", f / "b.png"], "in/../in", "itself an input"),
+        (lambda f: [f / "b.png"], "in/notes.txt/out", "no folder that may be written"),
+        (lambda f: [f / "b.png"], "in/notes.txt/out/b.png", "no folder that may be written"),
+        (lambda f: [f / "empty"], "out", "holds no picture"),
+    ],
+)
+def test_refused_before_any_work(
+    folder: Path, tmp_path: Path, inputs: Callable[[Path], list[Path]], output: str, words: str
+) -> None:
+    (folder / "empty").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=words):
+        restore_files(inputs(folder), tmp_path / output, Darker())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_inputs_of_one_name(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep" / "b.png").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(UserError, match="would both become"):
+        restore_files([folder / "b.png", folder / "deep"], tmp_path / "out", Darker())
+    (folder / "b.gif").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(UserError, match="would both become"):
+        restore_files([folder], tmp_path / "out", Darker())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_behind_a_link_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to(folder / "b.png")
+    (tmp_path / "hard.png").hardlink_to(folder / "b.png")
+    for name in ("link.png", "hard.png"):
+        with pytest.raises(UserError, match="itself an input"):
+            restore_files([folder / "b.png"], tmp_path / name, Darker())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="may be written"):
+        restore_files([folder], tmp_path / "out", Darker())
+
+
+def test_an_older_output_is_replaced(folder: Path, tmp_path: Path) -> None:
+    write_picture(tmp_path / "out.png", Picture(np.zeros((3, 3, 3), np.uint8)))
+    restore_files([folder / "b.png"], tmp_path / "out.png", Darker())
+    assert read_picture(tmp_path / "out.png").pixels.shape == (70, 101, 3)
