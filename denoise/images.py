@@ -188,7 +188,7 @@ def check_target(path: Path, picture: Picture | None = None) -> None:
 def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, str]]:
     """Open a picture and name it in every error."""
     name = "picture" if isinstance(source, bytes) else str(source)
-    Image.MAX_IMAGE_PIXELS = LARGEST  # Pillow refuses large pictures as decompression bombs; these are the user's own
+    Image.MAX_IMAGE_PIXELS = None  # Pillow takes large pictures for decompression bombs; these are the user's own
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > LARGEST:
@@ -260,9 +260,10 @@ def _decode8(image: Image.Image) -> tuple[Pixels, Pixels | None, bytes]:
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode == "CMYK":
         image, icc = _cmyk_to_srgb(image, icc), b""
-    if not image.has_transparency_data:
-        return _with_channels(np.asarray(image.convert("L" if grey else "RGB"))), None, icc
-    decoded = np.asarray(image.convert("LA" if grey else "RGBA"))
+    mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+    decoded = _with_channels(np.asarray(image if image.mode == mode else image.convert(mode)))
+    if not mode.endswith("A"):
+        return decoded, None, icc
     return np.ascontiguousarray(decoded[..., :-1]), np.ascontiguousarray(decoded[..., -1]), icc
 
 

@@ -12,7 +12,12 @@ NOT_TRAINING = ("evaluate.py", "restore.py")  # modules of the core that trainin
 
 
 def code_digest(config: Config) -> str:
-    """Return the sha256 of the code that this training runs, so that a resumed run never mixes two versions of it.
+    """Return the sha256 of the code that this training runs, so that a resumed run never mixes two versions of it."""
+    return digest({path.name: file_digest(path) for path in code_files(config)})
+
+
+def code_files(config: Config) -> list[Path]:
+    """Return the files of the core that this training runs.
 
     Of the methods and nets only the chosen one counts: adding another leaves finished runs what they are.
     """
@@ -22,8 +27,7 @@ def code_digest(config: Config) -> str:
 
     root = Path(denoise.__file__).parent
     files = {path for path in root.glob("*.py") if path.name not in NOT_TRAINING} | {root / "methods" / "base.py"}
-    files |= {_file_of(METHODS[config.method.name]), _file_of(NETS[config.net.name])}
-    return digest({path.relative_to(root).as_posix(): file_digest(path) for path in files})
+    return sorted(files | {_file_of(METHODS[config.method.name]), _file_of(NETS[config.net.name])})
 
 
 def _file_of(cls: type) -> Path:

@@ -263,7 +263,7 @@ def _shown(mailbox: Any, title: str, steps: int) -> Iterator[None]:
 
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Let Ctrl-C mean KeyboardInterrupt again: Ray Train ends the run, then leaves with SystemExit and its own handler."""
+    """Make Ctrl-C a KeyboardInterrupt again: Ray Train ends the run, then leaves with SystemExit."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -16,6 +16,7 @@ from denoise.errors import UserError
 from pipelines.tracking import ENVIRONMENT, artifact_root, check_answers, client, shown
 
 LOOPBACK = "127.0.0.1"
+PAGE = "/#/experiments?workflowType=machine_learning"  # MLflow 3 opens its pages for language models otherwise
 START_SECONDS = 120.0  # MLflow's server takes 5 to 15 s to answer
 STOP_SECONDS = 10.0
 
@@ -45,7 +46,7 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
     try:
         with _sigterm_as_interrupt():
             wait_until_up(server, host, port)
-            print(f"MLflow shows {shown(uri)} at http://{_reachable(host)}:{port} (Ctrl-C ends it)", flush=True)
+            print(f"MLflow shows {shown(uri)} at http://{_reachable(host)}:{port}{PAGE} (Ctrl-C ends it)", flush=True)
             server.wait()
     except KeyboardInterrupt:
         return

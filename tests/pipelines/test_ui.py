@@ -62,7 +62,7 @@ def test_the_page_shows_what_is_in_the_database_and_ends_with_all_its_processes(
         log = RunLog(uri, run_id, system_metrics=False)
         log.log_picture("val", np.full((4, 6, 3), 200, np.uint8), 5)
         assert log.close()
-        assert f"http://127.0.0.1:{port} (Ctrl-C ends it)" in page.stdout.readline()
+        assert f"http://127.0.0.1:{port}/#/experiments" in page.stdout.readline()
         address = f"http://127.0.0.1:{port}"
         assert "<html" in requests.get(address, timeout=30).text
         picture = next(f for f in tracking.client(address).list_artifacts(run_id, "images") if f.path.endswith(".png"))

@@ -1,0 +1,53 @@
+import shutil
+
+import pytest
+
+from denoise.errors import UserError
+from denoise.shards import Shards
+from pipelines.shard import find_sources, shard
+
+
+def test_a_folder_of_ones_own_in_a_stable_order(small_pictures, tmp_path):
+    own = tmp_path / "own"
+    (own / "b").mkdir(parents=True)
+    (own / "a").mkdir()
+    pictures = sorted(small_pictures.iterdir())
+    shutil.copy(pictures[0], own / "b" / "1.png")
+    shutil.copy(pictures[1], own / "a" / "2.JPG")
+    (own / "notes.txt").write_text("not a picture")
+    (own / ".hidden.png").write_bytes(b"")
+    assert [source.name for source in find_sources(own)] == ["a/2.JPG", "b/1.png"]
+    folder = shard("own", "train", tmp_path / "data", own)
+    assert folder == tmp_path / "data" / "shards" / "train" / "own"
+    assert [Shards.open(folder).describe(index)["name"] for index in (0, 1)] == ["a/2.JPG", "b/1.png"]
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match="denoise fetch kodak"):
+        shard("kodak", "test", tmp_path)
+    with pytest.raises(UserError, match="folder of pictures"):
+        shard("own", "train", tmp_path, tmp_path / "nowhere")
+
+
+def test_a_broken_picture_is_left_out_and_counted(small_pictures, tmp_path, capsys):
+    own = shutil.copytree(small_pictures, tmp_path / "own")
+    (own / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        shard("own", "train", tmp_path, own)
+    shard("own", "train", tmp_path, own, skip_broken=True)
+    told = capsys.readouterr().err
+    assert "broken.png" in told
+    assert "1 of 6 pictures were left out" in told
+
+
+@pytest.mark.parametrize("name", ["kodak", "bsds300", "bsd68", "polyu"])
+def test_named_sets_from_a_mirror(mirror, tmp_path, name):
+    from pipelines.fetch import fetch
+
+    counts = {"kodak": 24, "bsds300": 100, "bsd68": 68, "polyu": 30}
+    fetch(name, tmp_path, splits=["test"], mirror=mirror)
+    shards = Shards.open(shard(name, "test", tmp_path, shard_mb=2))
+    assert len(shards) == counts[name]
+    views = {view for index in (0, len(shards) - 1) for view in shards.describe(index)["views"]}
+    assert views == ({"noisy", "clean"} if name == "polyu" else {"clean"})
+    shards.pixels(0)
