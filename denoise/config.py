@@ -60,7 +60,7 @@ class Data:
 class Train:
     """How long and how fast. A step is one optimizer step on one global batch."""
 
-    steps: Positive = 800
+    steps: Positive = 600
     batch_size: Positive = 4  # global: shared by all ranks
     crop: Positive = 64  # side of the square training crops, in pixels
     lr: Annotated[float, Field(gt=0)] = 1e-3

@@ -70,6 +70,8 @@ def train(
     """
     spec, rank, world = config.train, distributed.rank(), distributed.world_size()
     device = distributed.device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     method, noise, rate = (
         build_method(config.method.name, config.method.fields),
         parse_noise(config.noise),

@@ -140,7 +140,8 @@ def train(
         from pipelines.train_local import train_locally
 
         folder = train_locally(config, name, out)
-        answer({"model": str(folder)}, f"model: {folder}", as_json)
+        if os.environ.get("RANK", "0") == "0":  # torchrun runs this command on every rank
+            answer({"model": str(folder)}, f"model: {folder}", as_json)
         return
     from pipelines.train import train_on_ray
 
@@ -200,8 +201,9 @@ def restore(
     from pipelines.restore import restore_files
 
     folder = cli_models.find_model(configuration(settings), model)
-    denoiser = load_denoiser(folder, distributed.device())
-    results = restore_files(inputs, out, denoiser, tile=tile, keep_going=keep_going)
+    device = distributed.device()
+    denoiser = load_denoiser(folder, device)
+    results = restore_files(inputs, out, denoiser, tile=tile, device=str(device), keep_going=keep_going)
     document = [
         {"source": str(one.source), "target": str(one.target), "seconds": round(one.seconds, 2)} for one in results
     ]

@@ -103,8 +103,10 @@ def open_collections(parts: Sequence[Mapping[str, str]]) -> "dict[str, Collectio
 
 
 def versions(config: Config) -> dict[str, str]:
-    """Return what identifies the code: the git commit (with "dirty" where it was edited), and the core's digest."""
-    return {"git_commit": _git_commit(), "code_digest": code_digest(config)}
+    """Return what identifies the code: the git commit, whether files differ from it, and the digest of the core."""
+    commit, edited = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    git = {"mlflow.source.git.commit": commit, "git_dirty": str(bool(edited)).lower()} if commit else {}
+    return {**git, "code_digest": code_digest(config)}
 
 
 def provenance(inputs: TrainingInputs) -> dict[str, Any]:
@@ -129,10 +131,10 @@ def export_model(checkpoint: Path, folder: Path) -> Mapping[str, float]:
     return last
 
 
-def _git_commit() -> str:
-    def git(*arguments: str) -> str:
+def _git(*arguments: str) -> str:
+    """Return what git prints, nothing where there is no repository."""
+    try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "HEAD")
-    return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "") if commit else "unknown"
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ def train_on_ray(config: Config, name: str | None = None, out: Path | None = Non
         config.tracking.experiment,
         inputs.name,
         tags={
+            "mlflow.source.name": "denoise train",
             "method": config.method.name,
             "noise": config.noise,
             "data": ",".join(config.data.train),
@@ -81,11 +82,9 @@ def _final_status(uri: str, run_id: str) -> Iterator[None]:
     """Give the MLflow run the status that the block ended with."""
     try:
         yield
-    except KeyboardInterrupt:
-        tracking.finish_run(uri, run_id, "KILLED")
-        raise
-    except BaseException:
-        tracking.finish_run(uri, run_id, "FAILED")
+    except BaseException as error:
+        with suppress(UserError):  # an MLflow that is down must not hide why training ended
+            tracking.finish_run(uri, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracking.finish_run(uri, run_id, "FINISHED")
 

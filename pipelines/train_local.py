@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from denoise.config import Config
 from pipelines.inputs import export_model, open_collections, provenance, training_inputs
-from pipelines.progress import progress
+from pipelines.progress import Advance, progress
 
 KEPT = 2  # checkpoints
 
@@ -32,7 +33,7 @@ def train_locally(config: Config, name: str | None = None, out: Path | None = No
             if distributed.rank() == 0:
                 print(f"resuming {inputs.name} at step {done}", file=sys.stderr)
                 (run / HISTORY).write_bytes((resume / HISTORY).read_bytes())
-        with progress(f"train {inputs.name}", config.train.steps, "steps") as advance:
+        with _progress(f"train {inputs.name}", config.train.steps) as advance:
             report = _reporter(run, advance)
             train(config, sets["train"], sets.get("val"), run, report, resume, provenance(inputs))
         newest = newest_checkpoint(run / "checkpoints")
@@ -44,7 +45,14 @@ def train_locally(config: Config, name: str | None = None, out: Path | None = No
     return folder
 
 
-def _reporter(run: Path, advance: Callable[..., None]) -> Callable[[dict[str, float], Path | None], None]:
+def _progress(title: str, steps: int) -> AbstractContextManager[Advance]:
+    """Show progress on rank 0 only."""
+    from denoise import distributed
+
+    return progress(title, steps, "steps") if distributed.rank() == 0 else nullcontext(lambda amount=1, note="": None)
+
+
+def _reporter(run: Path, advance: Advance) -> Callable[[dict[str, float], Path | None], None]:
     from denoise import distributed
     from denoise.checkpoint import HISTORY, keep_newest
 

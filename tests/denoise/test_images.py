@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -17,7 +17,6 @@ from denoise.errors import UserError
 from denoise.images import (
     Picture,
     as_channels,
-    check_target,
     pad,
     picture_size,
     pixel_hash,
@@ -29,20 +28,6 @@ from denoise.images import (
 )
 
 LOSSLESS = (".png", ".tif", ".tiff", ".webp", ".bmp")
-
-
-@pytest.fixture(scope="module")
-def photo(photographs: Path) -> Picture:
-    """A colour photograph with a colour profile, cut to an odd size."""
-    picture = read_picture(photographs / "chelsea.png")
-    return Picture(picture.pixels[:151, :203], icc=picture.icc)
-
-
-@pytest.fixture(scope="module")
-def deep(photo: Picture) -> np.ndarray:
-    """The photograph at 16 bits, every low byte in use."""
-    rng = np.random.default_rng(0)
-    return photo.pixels.astype(np.uint16) * 256 + rng.integers(0, 256, photo.pixels.shape, dtype=np.uint16)
 
 
 def saved(image: Image.Image, format: str, **options: object) -> bytes:
@@ -310,87 +295,13 @@ def test_ycbcr_tiff_and_pgm(photo: Picture) -> None:
     np.testing.assert_array_equal(read_picture(saved(grey, "PPM")).pixels[..., 0], np.asarray(grey))
 
 
-# What is refused
-
-
-def test_several_pages_are_refused(photographs: Path) -> None:
-    for name, pages in (("multipage.tif", 2), ("no_time_for_that_tiny.gif", 24)):
-        with pytest.raises(UserError, match=f"{name} holds {pages} pictures"):
-            read_picture(photographs / name)
-
-
-def test_a_thumbnail_page_is_no_second_picture(photo: Picture, tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
-    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
-        tiff.write(photo.pixels, photometric="rgb")
-        tiff.write(photo.pixels[::4, ::4], photometric="rgb", subfiletype=1)
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, photo.pixels)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "options", "words"),
-    [
-        (np.float32, {}, "floating-point"),
-        (np.int16, {}, "signed"),
-        (np.uint32, {}, "32 bits"),
-        (np.uint16, {"photometric": "rgb", "planarconfig": "separate"}, "16-bit PNG"),
-    ],
-)
-def test_unusual_tiffs_are_refused(
-    deep: np.ndarray, tmp_path: Path, dtype: type, options: dict[str, str], words: str
-) -> None:
-    tifffile = pytest.importorskip("tifffile")
-    planes = np.ascontiguousarray(deep.transpose(2, 0, 1)) if options else deep[..., 0]
-    tifffile.imwrite(tmp_path / "a.tif", planes.astype(dtype), **options)
-    with pytest.raises(UserError, match=words):
-        read_picture(tmp_path / "a.tif")
-
-
-def test_16_bit_ppm_is_refused(deep: np.ndarray) -> None:
-    data = b"P6\n%d %d\n65535\n" % deep.shape[1::-1] + deep.astype(">u2").tobytes()
-    with pytest.raises(UserError, match="PPM"):
-        read_picture(data)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".bmp"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.9])
-@pytest.mark.filterwarnings("ignore:Truncated File Read")
-def test_truncated_files_are_named(photo: Picture, tmp_path: Path, suffix: str, share: float) -> None:
-    path = tmp_path / f"cut{suffix}"
-    write_picture(path, photo)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=f"cut{suffix} does not decode"):
-        read_picture(path)
-    with pytest.raises(UserError, match="picture does not decode"):
-        read_picture(data[: int(len(data) * share)])
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_truncated_16_bits_are_named(deep: np.ndarray, tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"cut{suffix}"
-    write_picture(path, Picture(deep))
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(UserError, match=f"cut{suffix} does not decode"):
-        read_picture(path)
-
-
-def test_a_flipped_byte_in_a_png_is_found(photo: Picture, tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", photo)
-    data = bytearray((tmp_path / "a.png").read_bytes())
-    data[len(data) // 2] ^= 1
-    with pytest.raises(UserError, match="does not decode"):
-        read_picture(bytes(data))
-
-
-def test_no_picture_at_all(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("hello")
-    for path in (tmp_path / "a.png", tmp_path / "none.png", tmp_path):
-        with pytest.raises(UserError, match=str(path)):
-            read_picture(path)
-        with pytest.raises(UserError, match=str(path)):
-            picture_size(path)
+def test_cmyk_is_converted_by_its_profile(photo: Picture) -> None:
+    """An embedded profile decides; an RGB one on CMYK pixels does not fit and is ignored."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cmyk = Image.fromarray(photo.pixels).convert("CMYK")
+    plain = read_picture(saved(cmyk, "TIFF"))
+    misfit = read_picture(saved(cmyk, "TIFF", icc_profile=srgb))
+    np.testing.assert_array_equal(misfit.pixels, plain.pixels)
 
 
 def test_a_picture_larger_than_pillows_limit(photo: Picture, tmp_path: Path) -> None:
@@ -404,35 +315,6 @@ def test_a_picture_larger_than_pillows_limit(photo: Picture, tmp_path: Path) -> 
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with pytest.raises(UserError, match="60000x20000"):
         read_picture(bytes(data))
-
-
-def test_what_a_format_cannot_hold_is_said_before_writing(photo: Picture, tmp_path: Path) -> None:
-    alpha = photo.pixels[..., 0]
-    wide = Picture(np.zeros((1, 20000, 3), np.uint8))
-    for name, picture, words in [
-        ("a.jpg", Picture(photo.pixels, alpha), "no transparency"),
-        ("a.webp", wide, "16383"),
-        ("a.gif", photo, "extension"),
-        ("a", photo, "extension"),
-    ]:
-        with pytest.raises(UserError, match=words):
-            check_target(tmp_path / name, picture)
-        with pytest.raises(UserError, match=words):
-            write_picture(tmp_path / name, picture)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_the_old_file(photo: Picture, tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", photo)
-    before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(UserError, match="cannot write"):
-        write_picture(tmp_path / "none" / "a.png", photo)
-    with pytest.raises(UserError, match="cannot write"):
-        write_picture(tmp_path / "a.png" / "b.png", photo)
-    with pytest.raises(UserError, match="cannot write"):  # JPEG holds no EXIF block of this size
-        write_picture(tmp_path / "b.jpg", Picture(photo.pixels, exif=b"Exif\0\0" + bytes(70000)))
-    assert (tmp_path / "a.png").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 # Tensors
@@ -468,6 +350,7 @@ def test_as_channels(photo: Picture) -> None:
     torch.testing.assert_close(as_channels(grey[None], 3), torch.cat([grey] * 3)[None])
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),
@@ -501,12 +384,3 @@ def test_the_same_pixels_have_one_hash_in_every_lossless_format(photo: Picture, 
     for suffix in LOSSLESS:
         write_picture(tmp_path / f"a{suffix}", photo)
     assert len({pixel_hash(read_picture(path).pixels) for path in tmp_path.iterdir()}) == 1
-
-
-def test_cmyk_is_converted_by_its_profile(photo: Picture) -> None:
-    """An embedded profile decides; an RGB one on CMYK pixels does not fit and is ignored."""
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    cmyk = Image.fromarray(photo.pixels).convert("CMYK")
-    plain = read_picture(saved(cmyk, "TIFF"))
-    misfit = read_picture(saved(cmyk, "TIFF", icc_profile=srgb))
-    np.testing.assert_array_equal(misfit.pixels, plain.pixels)

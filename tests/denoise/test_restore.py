@@ -132,6 +132,7 @@ def test_the_identity_comes_back_whatever_the_tiles(height: int, width: int, til
     assert sum(done) == len(done) == len(denoiser.shapes) == count_tiles(height, width, 8, tile, overlap)
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(1, 3000), multiple=st.sampled_from([1, 2, 8, 32]), tile=st.integers(32, 600), share=st.floats(0, 1)
 )

@@ -67,20 +67,20 @@ def champion_run(checkout):
 
 def test_a_run_shows_its_parameters_data_and_status(browser, site, checkout, tmp_path):
     run, _ = champion_run(checkout)
-    page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     text_of(browser, page, run.run_name, "train.steps", "Finished", "samples", picture=tmp_path / "run.png")
 
 
 def test_a_run_shows_its_curves(browser, site, checkout, tmp_path):
     run, _ = champion_run(checkout)
-    page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics"
+    page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics?workflowType=machine_learning"
     text_of(browser, page, "loss", "val_psnr", "images_per_second", picture=tmp_path / "curves.png")
     assert browser.find_elements("css selector", ".js-plotly-plot, svg.main-svg")
 
 
 def test_a_run_shows_its_pictures(browser, site, checkout, tmp_path):
     run, _ = champion_run(checkout)
-    page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts"
+    page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts?workflowType=machine_learning"
     text_of(browser, page, "images", picture=tmp_path / "artifacts.png")
 
 

@@ -67,7 +67,7 @@ def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
     assert run.info.run_id == document["run_id"]
     assert run.data.params["train.steps"] == "12"
     assert run.data.params["method"] == "n2n"
-    assert {"git_commit", "data_digest", "code_digest"} <= set(run.data.tags)
+    assert {"data_digest", "code_digest"} <= set(run.data.tags)
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [2, 4, 6, 8, 10, 12]
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val_psnr")] == [6, 12]
