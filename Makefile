@@ -11,7 +11,8 @@ demo: install
 	denoise demo
 
 test: install debian
-	python -m pytest
+	python -m pytest -p tests.core_only tests/denoise
+	python -m pytest --ignore tests/denoise
 
 test-slow: install debian
 	python -m pytest -m slow

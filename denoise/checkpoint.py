@@ -97,6 +97,11 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     return Denoiser(net.to(device).eval(), method, card)
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint folder after ``step`` steps; names sort like steps."""
+    return f"step-{step:08d}"
+
+
 def save_checkpoint(
     folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]], card: Card
 ) -> None:

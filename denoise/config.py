@@ -60,19 +60,19 @@ class Data:
 class Train:
     """How long and how fast. A step is one optimizer step on one global batch."""
 
-    steps: Positive = 600
+    steps: Positive = 500
     batch_size: Positive = 4  # global: shared by all ranks
     crop: Positive = 64  # side of the square training crops, in pixels
     lr: Annotated[float, Field(gt=0)] = 1e-3
     optimizer: Literal["adam"] = "adam"  # betas (0.9, 0.99), eps 1e-8
     schedule: str = "ramp"
     rampup: Share = 0.1  # share of the steps
-    rampdown: Share = 0.3
+    rampdown: Share = 0.5
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     channels_last: bool = True
     log_every: Positive = 50
-    eval_every: Positive = 200
-    checkpoint_every: Positive = 200
+    eval_every: Positive = 100
+    checkpoint_every: Positive = 100
 
 
 @dataclasses.dataclass(frozen=True)

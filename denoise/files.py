@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from denoise.errors import UserError
@@ -21,10 +22,12 @@ def write_json(path: Path, tree: object) -> None:
     """Write plain data as JSON, whole or not at all, the same bytes for the same data."""
     work = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         work.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         work.replace(path)
     except OSError as error:
-        work.unlink(missing_ok=True)
+        with suppress(OSError):
+            work.unlink()
         raise _told(error, path) from None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise import distributed
-from denoise.checkpoint import Denoiser, load_checkpoint, make_card, save_checkpoint
+from denoise.checkpoint import Denoiser, checkpoint_name, load_checkpoint, make_card, save_checkpoint
 from denoise.config import Config, to_dict
 from denoise.data import Collection, batches, positions
 from denoise.errors import UserError
@@ -127,7 +127,7 @@ def train(
             metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{done:06d}.png"))
         history.append(dict(metrics))  # without times: the same run always leaves the same files
         metrics["images_per_second"] = rate_now
-        checkpoint = folder / "checkpoints" / f"step-{done:08d}" if saving else None
+        checkpoint = folder / "checkpoints" / checkpoint_name(done) if saving else None
         if checkpoint and rank == 0:
             save_checkpoint(checkpoint, net, optimizer, done, history, card)
         report(metrics, checkpoint)

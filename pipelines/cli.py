@@ -236,7 +236,7 @@ def report(
 
 @app.command()
 def demo(settings: Settings = None) -> None:
-    """Run the whole pipeline on the pictures that are already installed, in about ten minutes on two cores.
+    """Run the whole pipeline on the pictures that are already installed, in under ten minutes on two cores.
 
     Example: denoise demo
     """

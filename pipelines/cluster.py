@@ -36,7 +36,9 @@ def ray_cluster(config: Config) -> Iterator[None]:
     else:
         wanted = config.ray.workers * config.ray.cpus_per_worker
         cpus = max(os.cpu_count() or 1, int(-(-wanted // 1)))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+        # A cluster for one run: nobody preempts it, and nobody has the time to open its dashboard.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from pipelines.logged_model import log_model
 from pipelines.progress import progress
 
 if TYPE_CHECKING:
-    from ray.train import Result
+    from ray.train import Checkpoint
 
 PROGRESS_SECONDS = 0.5
 
@@ -67,12 +67,12 @@ def train_on_ray(config: Config, name: str | None = None, out: Path | None = Non
         datasets=[(part.name, part.split, part.digest, str(part.folder)) for part in inputs.parts],
     )
     with _final_status(uri, run_id):
-        with ray_cluster(config):
-            result = _fit(config, inputs, uri, run_id)
-        if result.checkpoint is None:
-            raise UserError(f"training run {inputs.name} ended without a checkpoint in {config.ray.storage}.")
-        with result.checkpoint.as_directory() as checkpoint:
-            metrics = export_model(Path(checkpoint), folder)
+        last = _finished(config, inputs.name)
+        if last is not None:
+            metrics = export_model(last, folder)
+        else:
+            with ray_cluster(config), _fit(config, inputs, uri, run_id).as_directory() as checkpoint:
+                metrics = export_model(Path(checkpoint), folder)
         log_model(uri, run_id, folder, inputs.example(config), _final_figures(metrics))
     return Trained(inputs.name, folder, run_id, metrics)
 
@@ -89,7 +89,16 @@ def _final_status(uri: str, run_id: str) -> Iterator[None]:
     tracking.finish_run(uri, run_id, "FINISHED")
 
 
-def _fit(config: Config, inputs: TrainingInputs, uri: str, run_id: str) -> "Result":
+def _finished(config: Config, name: str) -> Path | None:
+    """Return the last checkpoint of a run that finished in a local storage: no cluster is needed to give it back."""
+    from denoise.checkpoint import checkpoint_name, damage
+
+    folder = Path(config.ray.storage) / name / checkpoint_name(config.train.steps)
+    return folder if folder.is_dir() and not damage(folder) else None
+
+
+def _fit(config: Config, inputs: TrainingInputs, uri: str, run_id: str) -> "Checkpoint":
+    """Train on the connected cluster and return the last checkpoint."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -129,7 +138,9 @@ def _fit(config: Config, inputs: TrainingInputs, uri: str, run_id: str) -> "Resu
     message = ray.get(mailbox.failure.remote())
     if message:
         raise UserError(message)
-    return result
+    if result.checkpoint is None:
+        raise UserError(f"training run {inputs.name} ended without a checkpoint in {config.ray.storage}.")
+    return result.checkpoint
 
 
 def train_worker(settings: dict[str, Any]) -> None:

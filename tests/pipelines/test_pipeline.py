@@ -33,7 +33,7 @@ def test_a_second_repro_does_nothing(checkout):
     assert lock(checkout) == before
 
 
-@pytest.mark.parametrize("gone", [["data"], ["data", ".dvc/cache"]])
+@pytest.mark.parametrize("gone", [["data"], pytest.param(["data", ".dvc/cache"], marks=pytest.mark.slow)])
 def test_deleted_data_comes_back_with_the_same_hashes(checkout, gone):
     before = lock(checkout)
     for name in gone:
