@@ -125,7 +125,7 @@ def shard(
 def train(
     overrides: Overrides = None,
     local: Annotated[
-        bool, typer.Option("--local", help="One process (or torchrun's), without Ray and MLflow.")
+        bool, typer.Option("--local", help="In this process, without Ray and MLflow; torchrun implies it.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The model folder to write; runs/NAME/model by default.")] = None,
@@ -136,7 +136,7 @@ def train(
     Example: denoise train method=n2n noise=gauss25 train.steps=3000
     """
     config = configuration(overrides)
-    if local:
+    if local or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun would take --local for an option of its own
         from pipelines.train_local import train_locally
 
         folder = train_locally(config, name, out)

@@ -102,3 +102,11 @@ def test_a_local_run_resumes_and_is_given_back(project, denoise):
     history = (project / "runs/mine/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [2, 4, 6, 8, 10, 12]
     assert json.loads(run(denoise, "train", "--local", "--name", "mine", "--json")) == first
+
+
+def test_torchrun_trains_with_the_same_command(project, denoise):
+    torchrun = [denoise[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *denoise[1:]]
+    answer = json.loads(run(torchrun, "train", "--json", "train.steps=4"))  # one answer for both ranks
+    assert (project / answer["model"] / "net.safetensors").is_file()
+    rows = (project / answer["model"] / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [2, 4]
