@@ -1,20 +1,18 @@
 """The ``denoise`` command. Heavy imports live inside the functions, so that --help and --version answer at once."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from denoise.errors import UsageError, UserError
 from pipelines import cli_models
+from pipelines.cli_common import AsJson, Settings, answer, configuration, find_model, tracking_uri
 
 if TYPE_CHECKING:
     from denoise.config import Config
-
-PARAMS = Path("params.yaml")
 
 app = typer.Typer(
     name="denoise",
@@ -27,12 +25,10 @@ app = typer.Typer(
 app.add_typer(cli_models.app, name="models")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="A key of params.yaml.")]
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; without, those of params.yaml.")
 ]
 Split = Annotated[str | None, typer.Option(help="train, val or test; without, every split of the set.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
 
 
 def main() -> None:
@@ -44,18 +40,6 @@ def main() -> None:
             raise
         print(f"error: {str(error).removesuffix('.')}.", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-
-
-def configuration(overrides: list[str] | None) -> "Config":
-    """Return params.yaml of this folder (or the defaults) with overrides."""
-    from denoise.config import load_config
-
-    return load_config(PARAMS, overrides or [])
-
-
-def answer(document: Any, text: str, as_json: bool) -> None:
-    """Print the answer of a command: one JSON document, or text for people."""
-    print(json.dumps(document, indent=1, default=str) if as_json else text)
 
 
 @app.callback(invoke_without_command=True)
@@ -172,7 +156,7 @@ def evaluate(
     from pipelines.report import table
 
     config = configuration(settings)
-    folder = cli_models.find_model(config, model)
+    folder = find_model(config, model)
     chosen = protocol or config.evaluate.protocol
     results = evaluate_model(config, folder, data or config.data.test, chosen, noise, out)
     answer(results, table(results), as_json)
@@ -200,7 +184,7 @@ def restore(
     from denoise.checkpoint import load_denoiser
     from pipelines.restore import restore_files
 
-    folder = cli_models.find_model(configuration(settings), model)
+    folder = find_model(configuration(settings), model)
     device = distributed.device()
     denoiser = load_denoiser(folder, device)
     results = restore_files(inputs, out, denoiser, tile=tile, device=str(device), keep_going=keep_going)
@@ -257,10 +241,9 @@ def ui(
 
     Example: denoise ui --port 5001
     """
-    from pipelines.tracking import resolve_uri
     from pipelines.ui import run_ui
 
-    run_ui(resolve_uri(configuration(settings).tracking.uri, Path.cwd()), port, host)
+    run_ui(tracking_uri(configuration(settings)), port, host)
 
 
 def _sets_and_splits(

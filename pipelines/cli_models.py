@@ -6,33 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.cli_common import AsJson, Settings, answer, configuration, tracking_uri
+
 if TYPE_CHECKING:
-    from denoise.config import Config
+    pass
 
 app = typer.Typer(
     help="List, show, register, promote and roll back models.", no_args_is_help=True, rich_markup_mode=None
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="A key of params.yaml.")]
 Name = Annotated[str, typer.Argument(help="Registered name, e.g. denoise-gauss25.")]
 Record = Annotated[Path | None, typer.Option("--out", help="Also write the answer to this JSON file.")]
-
-
-def tracking_uri(config: "Config") -> str:
-    """Return the absolute address of MLflow."""
-    from pipelines.tracking import resolve_uri
-
-    return resolve_uri(config.tracking.uri, Path.cwd())
-
-
-def find_model(config: "Config", reference: str) -> Path:
-    """Return the folder of a model, given as a folder or as models:/NAME@ALIAS."""
-    if not reference.startswith("models:/"):
-        return Path(reference)
-    from pipelines.registry import model_folder
-
-    return model_folder(tracking_uri(config), reference)
 
 
 @app.command("list")
@@ -42,7 +26,6 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
     Example: denoise models list --json
     """
     from pipelines import registry
-    from pipelines.cli import answer, configuration
 
     rows = registry.list_models(tracking_uri(configuration(settings)))
     lines = [
@@ -60,7 +43,6 @@ def show(name: Name, settings: Settings = None, as_json: AsJson = False) -> None
     Example: denoise models show denoise-gauss25
     """
     from pipelines import registry
-    from pipelines.cli import answer, configuration
 
     shown = registry.show(tracking_uri(configuration(settings)), name)
     answer(shown, json.dumps(shown, indent=1, default=str), as_json)
@@ -81,7 +63,6 @@ def register(
     from denoise.checkpoint import read_card
     from denoise.files import write_json
     from pipelines import registry
-    from pipelines.cli import answer, configuration
     from pipelines.tracking import run_of_model
 
     config = configuration(settings)
@@ -108,7 +89,6 @@ def promote(
     """
     from denoise.files import write_json
     from pipelines import promotion
-    from pipelines.cli import answer, configuration
 
     moved = promotion.promote(tracking_uri(configuration(settings)), name, version)
     if out:
@@ -124,7 +104,6 @@ def rollback(name: Name, settings: Settings = None, as_json: AsJson = False) -> 
     Example: denoise models rollback denoise-gauss25
     """
     from pipelines import promotion
-    from pipelines.cli import answer, configuration
 
     moved = promotion.rollback(tracking_uri(configuration(settings)), name)
     answer(moved, f"{name} version {moved['version']} is @champion again", as_json)
