@@ -56,6 +56,7 @@ def checkout(tmp_path_factory):
         if name == ".dvc":
             (folder / ".dvc").mkdir()
             shutil.copy(source / "config", folder / ".dvc")
+            shutil.copy(source / ".gitignore", folder / ".dvc")
         elif source.is_dir():
             shutil.copytree(source, folder / name, ignore=ignore)
         else:

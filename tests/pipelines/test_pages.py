@@ -92,6 +92,7 @@ def test_a_model_shows_its_champion(browser, site, checkout, tmp_path):
 
 def test_the_report_of_the_pipeline_works_in_the_browser(browser, checkout, tmp_path):
     page = (checkout / "report/index.html").as_uri()
+    browser.get_log("browser")  # what other pages complained of
     text = text_of(browser, page, "n2n", "n2c", "float", picture=tmp_path / "report.png")
     assert "samples" in text
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -49,8 +49,8 @@ def test_dvc_shows_metrics_and_git_stays_clean(checkout):
     assert set(changed[1::2]) <= {"dvc.lock", "metrics.json"}
 
 
-def test_the_champion_restores_a_photograph(checkout, photographs):
-    call("denoise", "restore", str(photographs / "chelsea.png"), "-o", "cat.png", cwd=checkout)
+def test_the_champion_restores_a_photograph(checkout, photographs, tmp_path):
+    call("denoise", "restore", str(photographs / "chelsea.png"), "-o", str(tmp_path / "cat.png"), cwd=checkout)
     from denoise.images import read_picture
 
-    assert read_picture(checkout / "cat.png").pixels.shape == read_picture(photographs / "chelsea.png").pixels.shape
+    assert read_picture(tmp_path / "cat.png").pixels.shape == read_picture(photographs / "chelsea.png").pixels.shape
