@@ -15,7 +15,7 @@ import torch
 
 from denoise import distributed
 from denoise.methods import build_method, observe
-from denoise.nets import build_net
+from denoise.nets import NetMaker
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 from denoise.train import resolve_precision
@@ -39,10 +39,11 @@ def median_seconds(work: Callable[[], object], device: torch.device) -> float:
 def measure(batch: int, crop: int, device: torch.device) -> dict[str, float]:
     """Return seconds of a step, of the two observations it draws, and of the same with a generator a sample."""
     torch.manual_seed(0)
-    net = build_net("unet_n2n", 3, {}).to(device).to(memory_format=torch.channels_last)
+    net = NetMaker("unet_n2n", 3, {})().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
     clean = torch.rand(batch, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
-    method, noise, positions = build_method("n2n", {}), parse_noise("gauss25"), torch.arange(batch, device=device)
+    noise, positions = parse_noise("gauss25"), torch.arange(batch, device=device)
+    method = build_method("n2n", {}, noise)
     half = resolve_precision("auto", device) == "bf16"
 
     def draw() -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ their name in one rename, so that a reader never meets a half-written one.
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from denoise.augment import Symmetry, symmetries
 from denoise.errors import UserError
 from denoise.files import file_digest, write_folder, write_json
-from denoise.methods import Method, build_method
-from denoise.nets import build_net, multiple_of
+from denoise.methods import METHODS, Method, build_method
+from denoise.nets import NetMaker, multiple_of
+from denoise.noise import Noise, parse_noise
+from denoise.noise_level import estimate_sigma
+from denoise.rng import Rng, batch_rng
 
 FORMAT = 1
 CARD, WEIGHTS = "model.json", "net.safetensors"
 OPTIMIZER, STATE, HISTORY, MANIFEST = "optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json"
+RAW = "raw.safetensors"  # the weights being trained, where the model's are a running average of them
 
 Card = Mapping[str, Any]  # what model.json holds: how to rebuild the net, and where the weights come from
 
@@ -36,6 +42,9 @@ class Denoiser:
     net: nn.Module
     method: Method
     card: Card
+    passes: int | None = None  # averaged a picture; None: as many as the method's paper averages
+    over: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
+    deviation: bool = False  # return the standard deviation of the restored values in their place
 
     @property
     def name(self) -> str:
@@ -57,10 +66,41 @@ class Denoiser:
         """What both sides of its input must be multiples of."""
         return multiple_of(self.net)
 
-    def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Restore a batch (B, C, H, W) in [0, 1] whose sides are multiples of ``multiple``."""
+    @property
+    def needs_level(self) -> bool:
+        """Whether it cannot restore without the noise level."""
+        return self.method.needs_level()
+
+    def __call__(self, noisy: Tensor, level: Tensor | None = None, rng: Rng | None = None) -> Tensor:
+        """Restore a batch (B, C, H, W) in [0, 1] whose sides are multiples of ``multiple``.
+
+        Args:
+            noisy: the pictures.
+            level: of their noise, (B, 1, 1, 1); where a method needs it and it is not given, ``level_of`` decides.
+            rng: the randomness of methods that have some at test time, keyed by the place in the batch by default.
+        """
+        rng = rng or batch_rng(0, 0, torch.arange(len(noisy), device=noisy.device))
+        if level is None and self.needs_level:
+            level = torch.stack([torch.full((1, 1, 1), self.level_of(one), device=noisy.device) for one in noisy])
         with torch.inference_mode():
-            return self.method.predict(self.net, noisy, sigma).float()
+            if self.deviation:
+                return self.method.deviation(self.net, noisy, level).float()
+            passes = self.passes or self.method.passes_at_test()
+            restored = torch.zeros_like(noisy, dtype=torch.float32)
+            for number in range(passes):
+                for symmetry in self.over:
+                    key = rng.stream(f"pass {number} {symmetry}")
+                    restored += symmetry.undo(self.method.predict(self.net, symmetry.apply(noisy), level, key).float())
+            return restored / (passes * len(self.over))
+
+    def level_of(self, noisy: Tensor) -> float:
+        """Return the noise level to assume for a picture (C, H, W): what it was trained for, else an estimate."""
+        known = parse_noise(self.noise).level
+        return estimate_sigma(noisy) if known is None else known
+
+    def averaging(self) -> "Denoiser":
+        """Return this denoiser, averaging over the flips and turns that its training was augmented with."""
+        return replace(self, over=tuple(symmetries(self.card["config"]["train"]["augment"])))
 
 
 def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Card:
@@ -89,11 +129,32 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """
     card = read_card(folder)
     try:
-        net = build_net(card["net"]["name"], card["channels"], card["net"]["fields"])
+        method = build_method(card["method"]["name"], card["method"]["fields"], parse_noise(card["noise"]))
+        net = method.make_net(NetMaker(card["net"]["name"], card["channels"], card["net"]["fields"]))
         net.load_state_dict(load_file(folder / WEIGHTS))
-        method = build_method(card["method"]["name"], card["method"]["fields"])
     except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
         raise UserError(f"the model in {folder} is damaged: {_first_line(error)}; fetch or train it again.") from None
+    return Denoiser(net.to(device).eval(), method, card)
+
+
+def untrained_denoiser(
+    name: str, fields: Mapping[str, Any], channels: int, noise: Noise, device: torch.device | str = "cpu"
+) -> Denoiser:
+    """Return the denoiser of a method that needs no training, such as ``bm3d``, for pictures with that noise.
+
+    Raises:
+        UserError: a method that is not known or has to be trained first.
+    """
+    method = build_method(name, fields, noise)
+    if method.trained:
+        able = ", ".join(key for key, known in METHODS.items() if not known.trained)
+        raise UserError(f"{name} has to be trained first (denoise train method={name}); without training: {able}.")
+    choice = {"name": method.net, "fields": {}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = method.make_net(NetMaker(method.net, channels, {}))
+    config = {"method": {"name": name, "fields": dict(fields)}, "net": choice, "noise": noise.name}
+    card = make_card({**config, "train": {"augment": []}}, channels)
     return Denoiser(net.to(device).eval(), method, card)
 
 
@@ -102,18 +163,32 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(
-    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: list[dict[str, Any]], card: Card
-) -> None:
-    """Write a checkpoint after ``step`` steps: the net, the optimizer, the step and the metrics so far.
+@dataclass(frozen=True)
+class Training:
+    """What a training run carries from step to step."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None = None  # of the net's weights
+
+    @property
+    def model(self) -> nn.Module:
+        """The net that the model is made of: the averaged one where there is an average."""
+        return self.net if self.average is None else self.average.module
+
+
+def save_checkpoint(folder: Path, training: Training, step: int, history: list[dict[str, Any]], card: Card) -> None:
+    """Write a checkpoint after ``step`` steps: the nets, the optimizer, the step and the metrics so far.
 
     Raises:
         UserError: the disk is full; nothing is left behind and earlier checkpoints stay as they are.
     """
 
     def write(work: Path) -> None:
-        _write_model(work, net, card)
-        tensors, groups = _flatten_optimizer(optimizer)
+        _write_model(work, training.model, card)
+        if training.average is not None:
+            (work / RAW).write_bytes(save(_tensors(training.net)))
+        tensors, groups = _flatten_optimizer(training.optimizer)
         (work / OPTIMIZER).write_bytes(save(tensors))
         write_json(work / STATE, {"format": FORMAT, "step": step, "param_groups": groups})
         (work / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
@@ -122,14 +197,16 @@ def save_checkpoint(
     write_folder(folder, write)
 
 
-def load_checkpoint(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
+def load_checkpoint(folder: Path, training: Training) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's weights and optimizer state in place and return (steps done, metrics so far)."""
     problem = damage(folder)
     if problem:
         raise UserError(f"checkpoint {folder} is damaged: {problem}; delete it to go on from an older one.")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    net.load_state_dict(load_file(folder / WEIGHTS))
-    _restore_optimizer(optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
+    training.model.load_state_dict(load_file(folder / WEIGHTS))
+    if training.average is not None:
+        training.net.load_state_dict(load_file(folder / RAW))
+    _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
     history = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
     return int(state["step"]), history
 
@@ -162,9 +239,12 @@ def keep_newest(folder: Path, count: int) -> None:
 
 
 def _write_model(work: Path, net: nn.Module, card: Card) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    (work / WEIGHTS).write_bytes(save(tensors))
+    (work / WEIGHTS).write_bytes(save(_tensors(net)))
     write_json(work / CARD, dict(card))
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Augmentation = Annotated[tuple[Literal["flip", "rotate"], ...], BeforeValidator(_split)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Data:
     max_side: Positive | None = None
     shard_mb: Positive = 256  # a shard is closed when it has grown to this size
     cache_mb: Count = 2048  # decoded pictures kept in memory by each rank
+    fixed_noise: bool = False  # one noisy realisation of each picture, drawn once, instead of fresh noise every step
     allow_overlap: Names = ()  # test sets that may share pictures with the training sets
 
     @property
@@ -64,10 +67,17 @@ class Train:
     batch_size: Positive = 4  # global: shared by all ranks
     crop: Positive = 64  # side of the square training crops, in pixels
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    optimizer: Literal["adam"] = "adam"  # betas (0.9, 0.99), eps 1e-8
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # eps 1e-8
+    betas: tuple[Decay, Decay] = (0.9, 0.99)  # adam and adamw
+    momentum: Decay = 0.9  # sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: str = "ramp"
-    rampup: Share = 0.1  # share of the steps
+    rampup: Share = 0.1  # ramp: share of the steps
     rampdown: Share = 0.5
+    milestones: tuple[Share, ...] = (0.5,)  # multistep: shares of the steps after which lr is multiplied by gamma
+    gamma: Annotated[float, Field(gt=0)] = 0.5
+    augment: Augmentation = ()  # flip, rotate
+    ema: Decay = 0.0  # decay of the average of the weights that the model is made of; 0: the weights themselves
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     channels_last: bool = True
     log_every: Positive = 50
@@ -80,6 +90,8 @@ class Evaluate:
     """How results are scored."""
 
     protocol: str = "float"
+    passes: Positive | None = None  # passes averaged a picture; None: as many as the method's paper averages
+    average: bool = False  # average over the flips and turns that training augmented with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +119,11 @@ class Tracking:
 class Config:
     """Everything, in the shape of params.yaml."""
 
+    preset: str | None = None  # a published recipe that params.yaml is overlaid with
     seed: int = 0
     noise: str = "gauss25"
     method: Choice = Choice("n2n")
-    net: Choice = Choice("unet_n2n")
+    net: Choice = Choice("auto")  # auto: the network of the method's paper
     compare: Names = ("n2c", "n2n")  # the methods that `dvc repro` trains and compares
     data: Data = Data()
     train: Train = Train()
@@ -119,8 +132,11 @@ class Config:
     tracking: Tracking = Tracking()
 
 
-def load_config(params: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Return the configuration of a params.yaml (defaults where there is none) with ``key=value`` overrides.
+def load_config(
+    params: Path | None = None, overrides: Iterable[str] = (), recipe: Mapping[str, Any] | None = None
+) -> Config:
+    """Return the configuration of a params.yaml (defaults where there is none), with a recipe laid over it and then
+    ``key=value`` overrides.
 
     Raises:
         UsageError: an override that is no ``key=value``, an unknown key (the nearest one is named), or a value of the
@@ -129,7 +145,7 @@ def load_config(params: Path | None = None, overrides: Iterable[str] = ()) -> Co
     tree: dict[str, Any] = {}
     if params is not None and params.exists():
         tree = _read_yaml(params)
-    tree = _normalise(tree)
+    tree = _overlaid(_normalise(tree), _normalise(dict(recipe or {})))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -203,6 +219,18 @@ def _normalise(tree: dict[str, Any]) -> dict[str, Any]:
             fields = {field: entry for field, entry in value.items() if field != "name"}
             tree[key] = {"name": value.get("name", getattr(Config(), key).name), "fields": fields}
     return tree
+
+
+def _overlaid(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay a recipe over a tree: its values replace the tree's, a method or net as a whole."""
+    laid = dict(tree)
+    for key, value in recipe.items():
+        below = laid.get(key)
+        if key not in CHOICES and isinstance(value, Mapping) and isinstance(below, Mapping):
+            laid[key] = _overlaid(dict(below), value)
+        else:
+            laid[key] = value
+    return laid
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:

@@ -6,16 +6,17 @@ position) and of the data alone; rank and world size only say which positions ar
 
 import hashlib
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from denoise.augment import symmetries
 from denoise.errors import UserError
 from denoise.images import as_channels, pad, to_tensor
 from denoise.rng import batch_rng
@@ -23,6 +24,20 @@ from denoise.shards import Shards
 
 ROUNDS = 6
 PREFETCH = 4  # batches decoded ahead of the step that uses them
+
+Scene = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as they were stored, or (C, H, W) floats
+
+
+class Scenes(Protocol):
+    """Samples by index."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Scene:
+        """Return the views of a sample, all of one size."""
+        ...
 
 
 def permuted(index: int, count: int, key: str) -> int:
@@ -71,31 +86,25 @@ class Collection:
         """The identity of the data: sha256 over the digests of the parts."""
         return hashlib.sha256("".join(part.digest for part in self.parts).encode()).hexdigest()
 
-    def pixels(self, index: int) -> np.ndarray:
-        """Return the decoded clean picture (H, W, C) of a sample."""
+    def views(self, index: int) -> tuple[str, ...]:
+        """Return the names of the pictures of a sample: one of a lone picture, several of a real pair."""
+        shards, place = self._locate(index)
+        return tuple(shards.describe(place)["views"])
+
+    def pixels(self, index: int, view: str) -> np.ndarray:
+        """Return one decoded picture (H, W, C) of a sample."""
+        shards, place = self._locate(index)
+        return shards.pixels(place, view)
+
+    def name(self, index: int) -> str:
+        """Return the name of a sample."""
+        shards, place = self._locate(index)
+        return str(shards.describe(place)["name"])
+
+    def _locate(self, index: int) -> tuple[Shards, int]:
         ends = list(accumulate(map(len, self.parts)))
         number = bisect_right(ends, index)
-        return self.parts[number].pixels(index - (ends[number - 1] if number else 0))
-
-
-class PictureCache:
-    """Decoded pictures of a collection, the least recently used dropped when they outgrow a budget."""
-
-    def __init__(self, pictures: Collection, budget: int) -> None:
-        self.pictures, self.budget, self.size = pictures, budget, 0
-        self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def pixels(self, index: int) -> np.ndarray:
-        """Return the decoded picture (H, W, C) of a sample."""
-        if index in self.kept:
-            self.kept.move_to_end(index)
-            return self.kept[index]
-        pixels = self.pictures.pixels(index)
-        self.kept[index] = pixels
-        self.size += pixels.nbytes
-        while self.size > self.budget and self.kept:
-            self.size -= self.kept.popitem(last=False)[1].nbytes
-        return pixels
+        return self.parts[number], index - (ends[number - 1] if number else 0)
 
 
 def positions(batch_size: int, rank: int, world_size: int) -> Tensor:
@@ -107,42 +116,52 @@ def positions(batch_size: int, rank: int, world_size: int) -> Tensor:
     return torch.arange(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
-def random_crop(pixels: np.ndarray, size: int, at: Sequence[float], channels: int) -> Tensor:
-    """Return a crop (C, size, size) in [0, 1]; ``at`` says where in the free range, as two numbers in [0, 1).
+def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float], channels: int) -> Tensor:
+    """Return a crop (C, size, size) of pixels (H, W, C), or of floats (C, H, W); one value a picture stays as it is.
 
-    Pictures smaller than the crop are padded by reflection.
+    ``at`` says where in the free range, as two numbers in [0, 1). Pictures smaller than the crop are padded by
+    reflection.
     """
-    height, width = pixels.shape[:2]
+    height, width = view.shape[:2] if isinstance(view, np.ndarray) else view.shape[-2:]
+    if isinstance(view, Tensor) and view.numel() == 1:
+        return view
     top = int(at[0] * max(1, height - size + 1))
     left = int(at[1] * max(1, width - size + 1))
-    crop = as_channels(to_tensor(pixels[top : top + size, left : left + size]), channels)
+    rows, columns = slice(top, top + size), slice(left, left + size)
+    crop = to_tensor(view[rows, columns]) if isinstance(view, np.ndarray) else view[:, rows, columns]
+    crop = as_channels(crop, channels)
     return crop if crop.shape[-2:] == (size, size) else pad(crop[None], size)[0]
 
 
-def batches(
-    pictures: Collection,
-    seed: int,
-    batch_size: int,
-    crop: int,
-    channels: int,
-    cache_bytes: int,
-    ours: Tensor,
-    start: int,
-) -> Iterator[Tensor]:
-    """Yield this rank's clean crops (b, C, crop, crop) of step ``start``, ``start`` + 1, ... for ever.
+@dataclass(frozen=True)
+class Batching:
+    """How crops become batches."""
 
-    Decoding runs in a thread, a few batches ahead.
+    seed: int
+    batch_size: int  # of all ranks together
+    crop: int  # side of the crops, in pixels of the views
+    channels: int
+    augment: tuple[str, ...] = ()  # of "flip" and "rotate"
+
+
+def batches(scenes: Scenes, spec: Batching, ours: Tensor, start: int) -> Iterator[dict[str, Tensor]]:
+    """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever: (b, C, crop, crop) for every view.
+
+    The views of a sample are cropped, flipped and turned alike. Decoding runs in a thread, a few batches ahead.
     """
-    order = Order(seed, len(pictures))
-    cache = PictureCache(pictures, cache_bytes)
+    order = Order(spec.seed, len(scenes))
+    group = symmetries(spec.augment)
 
-    def batch(step: int) -> Tensor:
-        where = batch_rng(seed, step, ours).stream("crop").uniform(2).tolist()
-        samples = [order.sample(step * batch_size + position) for position in ours.tolist()]
-        crops = [
-            random_crop(cache.pixels(sample), crop, at, channels) for sample, at in zip(samples, where, strict=True)
-        ]
-        return torch.stack(crops)
+    def batch(step: int) -> dict[str, Tensor]:
+        rng = batch_rng(spec.seed, step, ours)
+        where = rng.stream("crop").uniform(2).tolist()
+        turns = rng.stream("augment").integers(len(group), 1).flatten().tolist()
+        samples = []
+        for position, at, turn in zip(ours.tolist(), where, turns, strict=True):
+            scene = scenes[order.sample(step * spec.batch_size + position)]
+            crops = {name: random_crop(view, spec.crop, at, spec.channels) for name, view in scene.items()}
+            samples.append({name: group[turn].apply(crop) for name, crop in crops.items()})
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
         ahead = [thread.submit(batch, step) for step in range(start, start + PREFETCH)]

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoise.checkpoint import Denoiser
+from denoise.checkpoint import Card, Denoiser
+from denoise.data import Collection
 from denoise.errors import UserError, nearest
-from denoise.images import as_channels, pad, to_tensor, unpad
+from denoise.images import pad, unpad
 from denoise.metrics import psnr, ssim
 from denoise.noise import Noise
 from denoise.rng import batch_rng
+from denoise.scenes import trial
 from denoise.shards import Shards
 
 
@@ -29,19 +31,36 @@ class Protocol:
 
     name: str
     summary: str
-    quantise: bool  # clip to [0, 1] and round to 8 bits before comparing: restored and noisy; clean pictures are 8-bit
+    compared: Callable[[Tensor], Tensor]  # what is compared of noisy, restored and clean pictures
     seed: int = 0
     repeats: Mapping[str, int] = field(default_factory=dict)  # data set -> passes with fresh noise, 1 where not listed
+
+
+def quantised(pictures: Tensor) -> Tensor:
+    """Return pictures clipped to [0, 1] and rounded to 8 bits, halves up: ``clip(x 255 + 0.5, 0, 255)`` to uint8."""
+    return (pictures * 255 + 0.5).floor().clamp(0, 255) / 255
+
+
+def clamped(pictures: Tensor) -> Tensor:
+    """Return pictures clipped to [0, 1]."""
+    return pictures.clamp(0, 1)
+
+
+def untouched(pictures: Tensor) -> Tensor:
+    """Return pictures as they are."""
+    return pictures
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("float", "unclipped, unrounded pictures, one pass", quantise=False),
+        Protocol("float", "unclipped, unrounded pictures, one pass (as Noise2Void's BSD68 notebook)", untouched),
+        Protocol("clamped", "clipped to [0, 1], unrounded, one pass (as Recorrupted-to-Recorrupted's code)", clamped),
+        Protocol("uint8", "clipped and rounded to 8 bits, one pass", quantised),
         Protocol(
             "laine2019",
             "clipped and rounded to 8 bits, mean over pictures; Kodak x10, BSD300 x3, Set14 x20 (Laine et al. 2019)",
-            quantise=True,
+            quantised,
             repeats={"kodak": 10, "bsds300": 3, "set14": 20},
         ),
     )
@@ -95,7 +114,8 @@ def evaluate(
         each: called with every restored picture, for progress and for keeping some.
 
     Returns:
-        method, noise, data, protocol, the means noisy_psnr, psnr, noisy_ssim, ssim, and the same for each picture.
+        method, noise, data, protocol, how passes were averaged and how the training noise was drawn, the means noisy_psnr,
+        psnr, noisy_ssim, ssim, and the same for each picture.
     """
     rows: dict[str, list[Mapping[str, float]]] = {}
     for repeat in range(protocol.repeats.get(data, 1)):
@@ -110,9 +130,22 @@ def evaluate(
         "data": data,
         "data_digest": shards.digest,
         "protocol": protocol.name,
+        "passes": denoiser.passes or denoiser.method.passes_at_test(),
+        "averaged_over": len(denoiser.over),
+        "training_noise": training_noise(denoiser.card),
         **_means([figures for row in rows.values() for figures in row]),
         "pictures": pictures,
     }
+
+
+def training_noise(card: Card) -> str:
+    """Say how the noise that a model was trained with was drawn: fresh each step, one fixed realisation, or real."""
+    config = card["config"]
+    if "data" not in config:
+        return "untrained"
+    if config["noise"] == "none":
+        return "real"
+    return "fixed" if config["data"].get("fixed_noise") else "fresh"
 
 
 def _score(
@@ -124,24 +157,23 @@ def _score(
     protocol: Protocol,
     device: torch.device | str,
 ) -> Scored:
-    clean = as_channels(to_tensor(shards.pixels(index)), denoiser.channels)[None].to(device)
-    noisy, sigma = noise.corrupt(clean, batch_rng(protocol.seed, repeat, torch.tensor([index], device=device)))
-    restored = unpad(denoiser(pad(noisy, denoiser.multiple), sigma), *clean.shape[-2:])
-    if protocol.quantise:
-        noisy, restored, clean = quantised(noisy), quantised(restored), quantised(clean)
+    rng = batch_rng(protocol.seed, repeat, torch.tensor([index], device=device))
+    pictures = Collection([shards])
+    seen = trial(pictures, index, noise, denoiser.channels, rng, device)
+    if seen.clean is None:
+        raise UserError(
+            f"{pictures.name(index)} has no clean picture to compare with; evaluate on a set of pairs, such as polyu, "
+            "or look at restored pictures instead (denoise restore)."
+        )
+    restored = unpad(denoiser(pad(seen.noisy, denoiser.multiple), seen.level, rng), *seen.noisy.shape[-2:])
+    noisy, restored, clean = (protocol.compared(picture) for picture in (seen.noisy, restored, seen.clean))
     figures = {
         "noisy_psnr": psnr(noisy[0], clean[0]),
         "psnr": psnr(restored[0], clean[0]),
         "noisy_ssim": ssim(noisy[0], clean[0]),
         "ssim": ssim(restored[0], clean[0]),
     }
-    name = str(shards.describe(index)["name"])
-    return Scored(name, repeat, noisy[0], restored[0], clean[0], figures)
-
-
-def quantised(pictures: Tensor) -> Tensor:
-    """Return pictures clipped to [0, 1] and rounded to 8 bits, halves up: ``clip(x 255 + 0.5, 0, 255)`` to uint8."""
-    return (pictures * 255 + 0.5).floor().clamp(0, 255) / 255
+    return Scored(pictures.name(index), repeat, noisy[0], restored[0], clean[0], figures)
 
 
 def _means(rows: list[Mapping[str, float]]) -> dict[str, float]:

@@ -4,10 +4,42 @@ from typing import Literal
 
 from torch import Tensor
 
-LossName = Literal["l1", "l2"]
+LossName = Literal["l1", "l2", "l0"]
+EPSILON = 1e-8  # of the annealed L0 loss
 
 
-def distance(kind: LossName, restored: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute (l1) or mean squared (l2) difference, in float32 whatever the autocast type."""
-    difference = restored.float() - target.float()
-    return difference.abs().mean() if kind == "l1" else difference.square().mean()
+def distance(
+    kind: LossName,
+    restored: Tensor,
+    target: Tensor,
+    *,
+    progress: float = 0.0,
+    mask: Tensor | None = None,
+    final_exponent: float = 0.0,
+) -> Tensor:
+    """Return the mean difference of two batches (B, C, H, W), in float32 whatever the autocast type.
+
+    l1 is the mean absolute, l2 the mean squared difference, l0 the mean of (|difference| + 1e-8)^gamma with gamma
+    falling from 2 by 2 over training, but not below ``final_exponent`` (Lehtinen et al. 2018, section 3, go to 0, the
+    code of Laine et al. 2019 to 0.5). With a mask (1 = counted, broadcast over channels) each sample's mean is over its
+    counted values; a mask (B, 1, 1, 1) says that nothing was lost.
+    """
+    difference = (restored.float() - target.float()).abs()
+    if kind == "l2":
+        difference = difference.square()
+    elif kind == "l0":
+        difference = (difference + EPSILON) ** max(final_exponent, 2 - 2 * progress)
+    if mask is None or mask.shape[1:] == (1, 1, 1):
+        return difference.mean()
+    return masked_mean(difference, mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over samples of each sample's mean over its counted values.
+
+    Averaging a sample first keeps the loss of a global batch the same however it is shared between ranks. A sample
+    without any counted value counts as 0.
+    """
+    counted = mask.float().expand_as(values)
+    per_sample = (values * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+    return per_sample.mean()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from denoise.checkpoint import Denoiser
 
 TILE, OVERLAP = 512, 64  # pixels
+ESTIMATED = 1024  # side of the centre of a picture that its noise level is estimated from
 
 Advance = Callable[[float], None]  # called with 1 after each tile
 Read = Callable[[slice, slice], Tensor]  # rows, columns -> that part of the noisy picture (C, h, w)
@@ -30,7 +31,7 @@ Window = tuple[int, Tensor]  # where a tile starts along one side, and the weigh
 def restore_tensor(
     denoiser: "Denoiser",
     noisy: Tensor,
-    sigma: float | None = None,
+    level: float | None = None,
     *,
     tile: int = TILE,
     overlap: int = OVERLAP,
@@ -43,20 +44,25 @@ def restore_tensor(
         denoiser: of 1 or 3 channels. A grey picture is repeated for a colour denoiser, which returns the mean; the
             channels of a colour picture go through a grey denoiser one by one.
         noisy: C 1 or 3, any H and W.
-        sigma: standard deviation of the noise in [0, 1], None if the denoiser needs none or it is not known.
+        level: of the noise in its own unit (sigma in [0, 1], a Poisson peak); None: what the denoiser was trained for,
+            estimated from the picture where that is a range and the denoiser needs it.
         tile: side of a tile in pixels, rounded up to a multiple of ``denoiser.multiple``.
         overlap: the least overlap of neighbouring tiles in pixels.
         device: where the denoiser is.
         advance: called after each of the ``count_tiles`` tiles.
 
     Raises:
-        UserError: sigma is outside [0, 1], or tile and overlap do not go together.
+        UserError: a sigma outside [0, 1], or tile and overlap that do not go together.
     """
     restored = torch.empty(noisy.shape, dtype=torch.float32)
     channels, height, width = noisy.shape
+
+    def read(rows: slice, columns: slice) -> Tensor:
+        return noisy[:, rows, columns].float()
+
     bands = _restored_bands(
-        lambda rows, columns: noisy[:, rows, columns].float(),
-        _tile_restorer(denoiser, sigma, device, advance),
+        read,
+        _tile_restorer(denoiser, _level(denoiser, level, read, height, width), device, advance),
         _windows(height, denoiser.multiple, tile, overlap),
         _windows(width, denoiser.multiple, tile, overlap),
         (channels, height, width),
@@ -69,7 +75,7 @@ def restore_tensor(
 def restore_picture(
     denoiser: "Denoiser",
     picture: Picture,
-    sigma: float | None = None,
+    level: float | None = None,
     *,
     tile: int = TILE,
     overlap: int = OVERLAP,
@@ -82,9 +88,13 @@ def restore_picture(
     """
     pixels = np.empty_like(picture.pixels)
     height, width, channels = pixels.shape
+
+    def read(rows: slice, columns: slice) -> Tensor:
+        return to_tensor(picture.pixels[rows, columns])
+
     bands = _restored_bands(
-        lambda rows, columns: to_tensor(picture.pixels[rows, columns]),
-        _tile_restorer(denoiser, sigma, device, advance),
+        read,
+        _tile_restorer(denoiser, _level(denoiser, level, read, height, width), device, advance),
         _windows(height, denoiser.multiple, tile, overlap),
         _windows(width, denoiser.multiple, tile, overlap),
         (channels, height, width),
@@ -99,23 +109,31 @@ def count_tiles(height: int, width: int, multiple: int, tile: int = TILE, overla
     return len(_starts(height, multiple, tile, overlap)) * len(_starts(width, multiple, tile, overlap))
 
 
+def _level(denoiser: "Denoiser", level: float | None, read: Read, height: int, width: int) -> float | None:
+    """Return the noise level of the picture: one for all its tiles, estimated from its centre if at all."""
+    if level is not None and denoiser.noise.startswith("gauss") and not 0 <= level <= 1:
+        raise UserError(
+            f"sigma is {level:g}, expected a number from 0 to 1; for 25 of 255 grey levels give {25 / 255:.3f}."
+        )
+    if level is not None or not denoiser.needs_level:
+        return level
+    top, left = max(0, height - ESTIMATED) // 2, max(0, width - ESTIMATED) // 2
+    return denoiser.level_of(read(slice(top, top + ESTIMATED), slice(left, left + ESTIMATED)))
+
+
 def _tile_restorer(
-    denoiser: "Denoiser", sigma: float | None, device: torch.device | str, advance: Advance | None
+    denoiser: "Denoiser", level: float | None, device: torch.device | str, advance: Advance | None
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that restores (C, h, w) in one pass, whatever its size and channels."""
-    if sigma is not None and not 0 <= sigma <= 1:
-        raise UserError(
-            f"sigma is {sigma:g}, expected a number from 0 to 1; for 25 of 255 grey levels give {25 / 255:.3f}."
-        )
 
     def restore(noisy: Tensor) -> Tensor:
         channels, height, width = noisy.shape
         one_by_one = channels > denoiser.channels
         batch = noisy.unsqueeze(1) if one_by_one else as_channels(noisy, denoiser.channels).unsqueeze(0)
         batch = pad(batch.to(device), denoiser.multiple)
-        level = None if sigma is None else torch.full((len(batch), 1, 1, 1), sigma, device=device)
+        levels = None if level is None else torch.full((len(batch), 1, 1, 1), level, device=device)
         with torch.inference_mode():
-            restored = unpad(denoiser(batch, level), height, width).float().cpu()
+            restored = unpad(denoiser(batch, levels), height, width).float().cpu()
         if advance is not None:
             advance(1)
         return restored.squeeze(1) if one_by_one else as_channels(restored.squeeze(0), channels)

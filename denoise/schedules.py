@@ -1,33 +1,48 @@
-"""Learning-rate schedules as functions of the progress of training in [0, 1]."""
+"""Learning-rate schedules: the factor on ``train.lr`` as a function of the progress of training in [0, 1]."""
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from denoise.errors import UserError, nearest
 
-Schedule = Callable[[float, float, float], float]
+if TYPE_CHECKING:
+    from denoise.config import Train
+
+Schedule = Callable[[float, "Train"], float]
 
 
-def ramp(progress: float, rampup: float, rampdown: float) -> float:
+def ramp(progress: float, spec: "Train") -> float:
     """Rise over the first ``rampup`` share, stay at 1, fall over the last ``rampdown`` share.
 
-    The rise 0.5 - cos(pi t)/2 is not squared, the fall (0.5 + cos(pi t)/2)^2 is (Laine et al. 2019, and their code).
+    The rise 0.5 - cos(pi t)/2 is not squared, the fall (0.5 + cos(pi t)/2)^2 is (Laine et al. 2019, and their code;
+    Lehtinen et al. 2018 have the fall only).
     """
     factor = 1.0
-    if rampup > 0 and progress < rampup:
-        factor *= 0.5 - math.cos(math.pi * progress / rampup) / 2
-    if rampdown > 0 and progress > 1 - rampdown:
-        t = (progress - (1 - rampdown)) / rampdown
+    if spec.rampup > 0 and progress < spec.rampup:
+        factor *= 0.5 - math.cos(math.pi * progress / spec.rampup) / 2
+    if spec.rampdown > 0 and progress > 1 - spec.rampdown:
+        t = (progress - (1 - spec.rampdown)) / spec.rampdown
         factor *= (0.5 + math.cos(math.pi * t) / 2) ** 2
     return factor
 
 
-def fixed(progress: float, rampup: float, rampdown: float) -> float:
-    """Return 1: the learning rate never changes."""
+def fixed(progress: float, spec: "Train") -> float:
+    """Stay at 1."""
     return 1.0
 
 
-SCHEDULES: dict[str, Schedule] = {"ramp": ramp, "fixed": fixed}
+def decay(progress: float, spec: "Train") -> float:
+    """Fall as (1 + 10 r)^-0.75 (Zhao, Gao and Sun, EE-559 report on Noise2Noise)."""
+    return float((1 + 10 * progress) ** -0.75)
+
+
+def multistep(progress: float, spec: "Train") -> float:
+    """Fall by the factor ``gamma`` at each of ``milestones``, which are shares of the steps."""
+    return float(spec.gamma ** sum(progress >= milestone for milestone in spec.milestones))
+
+
+SCHEDULES: dict[str, Schedule] = {"ramp": ramp, "fixed": fixed, "decay": decay, "multistep": multistep}
 
 
 def schedule(name: str) -> Schedule:

@@ -97,6 +97,8 @@ class _Writer:
             # A lone picture is stored as KEY.jpg, which every WebDataset program expects; views of a pair by name.
             member = _extension(path) if len(source.views) == 1 else f"{view}.{_extension(path)}"
             files[member], views[view] = data, {"member": member, **_describe(data, path)}
+        if len({(view["width"], view["height"]) for view in views.values()}) > 1:
+            raise UserError(f"the pictures of {source.name} differ in size: they cannot show the same scene.")
         described = {"name": source.name, "views": views}
         if self.tar is None:
             from webdataset import TarWriter

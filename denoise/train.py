@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from denoise import distributed
-from denoise.checkpoint import Denoiser, checkpoint_name, load_checkpoint, make_card, save_checkpoint
+from denoise.checkpoint import Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
 from denoise.config import Config, to_dict
-from denoise.data import Collection, batches, positions
+from denoise.data import Batching, Collection, batches, positions
 from denoise.errors import UserError
-from denoise.images import Picture, as_channels, pad, to_pixels, to_tensor, unpad, write_picture
-from denoise.methods import Batch, Method, build_method, observe
+from denoise.images import Picture, pad, to_pixels, unpad, write_picture
+from denoise.methods import Batch, Method, build_method, with_net
 from denoise.metrics import psnr, ssim
-from denoise.nets import build_net, multiple_of
+from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
+from denoise.optimizers import make_average, make_optimizer
 from denoise.rng import batch_rng
-from denoise.schedules import schedule
+from denoise.scenes import PICTURE, as_views, open_scenes, trial
+from denoise.schedules import Schedule, schedule
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics, Path | None], None]
@@ -68,48 +70,51 @@ def train(
     Raises:
         UserError: an unknown name in the configuration, a damaged checkpoint, a loss that is not finite, a full disk.
     """
+    config = with_net(config)
     spec, rank, world = config.train, distributed.rank(), distributed.world_size()
     device = distributed.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    method, noise, rate = (
-        build_method(config.method.name, config.method.fields),
-        parse_noise(config.noise),
-        schedule(spec.schedule),
-    )
+    method, noise, rate = check(config)
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     half = resolve_precision(spec.precision, device) == "bf16"
 
     torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
-    net = build_net(config.net.name, config.data.channels, config.net.fields).to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    _check_crop(spec.crop, net)
-    optimizer = torch.optim.Adam(net.parameters(), lr=spec.lr, betas=(0.9, 0.99), eps=1e-8)
-    start, history = load_checkpoint(resume, net, optimizer) if resume else (0, [])
+    maker = NetMaker(config.net.name, config.data.channels, config.net.fields)
+    net = method.make_net(maker).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    training = Training(net, make_optimizer(net.parameters(), spec), make_average(net, spec))
+    start, history = load_checkpoint(resume, training) if resume else (0, [])
     card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
 
     objective = distributed.wrap(Objective(net, method))
     ours = positions(spec.batch_size, rank, world)
     weight = len(ours) * world / spec.batch_size  # DDP averages over ranks; the loss is a mean over the global batch
-    crops = batches(
-        pictures, config.seed, spec.batch_size, spec.crop, config.data.channels, config.data.cache_mb << 20, ours, start
-    )
+    scenes = open_scenes(config, pictures, method, noise)
+    crop = spec.crop * (noise.scale if PICTURE in scenes[0] else 1)
+    batching = Batching(config.seed, spec.batch_size, crop, config.data.channels, spec.augment)
+    samples = batches(scenes, batching, ours, start)
     sums, counted, clock = _Sums(device), start, time.perf_counter()
 
     for step in range(start, spec.steps):
         # Make the batch: the method sees the views it needs and no other.
-        clean = next(crops).to(device, non_blocking=True).contiguous(memory_format=layout)
+        crops = {
+            name: view.to(device, non_blocking=True).contiguous(memory_format=layout)
+            for name, view in next(samples).items()
+        }
         rng = batch_rng(config.seed, step, ours.to(device))
-        batch = method.make_batch(observe(clean, noise, method.needs, rng), rng.stream("method"))
+        batch = method.make_batch(as_views(crops, method, noise, rng), rng.stream("method"))
 
         # Step.
-        lr = spec.lr * rate(step / spec.steps, spec.rampup, spec.rampdown)
-        for group in optimizer.param_groups:
+        lr = spec.lr * rate(step / spec.steps, spec)
+        for group in training.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             terms = objective(batch, step / spec.steps)
         (terms["loss"] * weight).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+        if training.average is not None:
+            training.average.update_parameters(net)
         sums.add(terms, weight / world)
 
         # Measure, save and report.
@@ -123,15 +128,29 @@ def train(
         _check_finite(metrics["loss"], done, spec.lr)
         rate_now = (done - counted) * spec.batch_size / (time.perf_counter() - clock)
         if evaluating and watched is not None and rank == 0:
-            denoiser = Denoiser(net, method, card)
+            denoiser = Denoiser(training.model, method, card, passes=1)
             metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{done:06d}.png"))
         history.append(dict(metrics))  # without times: the same run always leaves the same files
         metrics["images_per_second"] = rate_now
         checkpoint = folder / "checkpoints" / checkpoint_name(done) if saving else None
         if checkpoint and rank == 0:
-            save_checkpoint(checkpoint, net, optimizer, done, history, card)
+            save_checkpoint(checkpoint, training, done, history, card)
         report(metrics, checkpoint)
         sums, counted, clock = _Sums(device), done, time.perf_counter()
+
+
+def check(config: Config) -> tuple[Method, Noise, Schedule]:
+    """Return what a configuration names; a name, field or combination that cannot be trained is a UserError."""
+    noise, rate = parse_noise(config.noise), schedule(config.train.schedule)
+    method = build_method(config.method.name, config.method.fields, noise)
+    if not method.trained:
+        use = f"denoise restore noisy.png -o restored.png --model {config.method.name}"
+        raise UserError(f"method={config.method.name} needs no training; use it as it is: {use}.")
+    choice = with_net(config).net
+    with torch.device("meta"):
+        net = method.make_net(NetMaker(choice.name, config.data.channels, choice.fields))
+    _check_crop(config.train.crop, net)
+    return method, noise, rate
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -146,19 +165,28 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.device, strip: Path) -> Metrics:
     """Score the centres of the watched pictures, and write noisy | restored | clean of the first to ``strip``.
 
-    Mean PSNR and SSIM of unrounded pictures, with the same noise at every step.
+    Mean PSNR and SSIM of unrounded pictures in one pass, with the same noise at every step; nothing where there are no
+    clean pictures to compare with.
     """
+    training = denoiser.net.training
     denoiser.net.eval()
     scores: list[tuple[float, float]] = []
     for index in range(min(len(watched), WATCHED_PICTURES)):
-        clean = as_channels(to_tensor(_centre(watched.pixels(index))), denoiser.channels)[None].to(device)
-        noisy, sigma = noise.corrupt(clean, batch_rng(0, WATCH_STEP, torch.tensor([index], device=device)))
-        restored = unpad(denoiser(pad(noisy, denoiser.multiple), sigma), *clean.shape[-2:])
-        scores.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
+        rng = batch_rng(0, WATCH_STEP, torch.tensor([index], device=device))
+        seen = trial(watched, index, noise, denoiser.channels, rng, device)
+        noisy = _centre(seen.noisy)
+        restored = unpad(denoiser(pad(noisy, denoiser.multiple), seen.level, rng), *noisy.shape[-2:])
+        shown = [noisy, restored]
+        if seen.clean is not None:
+            clean = _centre(seen.clean)
+            scores.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
+            shown.append(clean)
         if index == 0:
             strip.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(strip, Picture(to_pixels(torch.cat([noisy, restored, clean], dim=-1)[0])))
-    denoiser.net.train()
+            write_picture(strip, Picture(to_pixels(torch.cat(shown, dim=-1)[0])))
+    denoiser.net.train(training)
+    if not scores:
+        return {}
     return {"val_psnr": sum(s[0] for s in scores) / len(scores), "val_ssim": sum(s[1] for s in scores) / len(scores)}
 
 
@@ -193,7 +221,7 @@ def _check_finite(loss: float, step: int, lr: float) -> None:
         raise UserError(f"the loss is {loss} at step {step}: training has diverged; lower train.lr (it is {lr:g}).")
 
 
-def _centre(pixels: Any) -> Any:
-    height, width = pixels.shape[:2]
+def _centre(picture: Tensor) -> Tensor:
+    height, width = picture.shape[-2:]
     top, left = max(0, height - WATCHED_SIDE) // 2, max(0, width - WATCHED_SIDE) // 2
-    return pixels[top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]
+    return picture[..., top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]

@@ -9,7 +9,7 @@ import typer
 
 from denoise.errors import UsageError, UserError
 from pipelines import cli_models
-from pipelines.cli_common import AsJson, Settings, answer, configuration, find_model, tracking_uri
+from pipelines.cli_common import AsJson, Settings, answer, configuration, open_model, tracking_uri
 
 if TYPE_CHECKING:
     from denoise.config import Config
@@ -64,6 +64,7 @@ def fetch(
 
     Example: denoise fetch kodak --mirror /srv/pictures
     """
+    from pipelines.fetch import IMAGENETS
     from pipelines.fetch import fetch as fetch_set
 
     config = configuration(settings)
@@ -73,8 +74,8 @@ def fetch(
             Path(config.data.root),
             splits=chosen,
             mirror=mirror or config.data.mirror,
-            min_side=config.data.min_side if name == "imagenet" else None,
-            max_side=config.data.max_side if name == "imagenet" else None,
+            min_side=config.data.min_side if name in IMAGENETS else None,
+            max_side=config.data.max_side if name in IMAGENETS else None,
         )
         for folder in folders:
             print(folder, file=sys.stderr)
@@ -140,9 +141,13 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, or models:/NAME@ALIAS.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
+    ],
     data: Annotated[list[str] | None, typer.Option(help="Data set; repeat for several. Default: data.test.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="float or laine2019. Default: evaluate.protocol.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="float, clamped, uint8 or laine2019. Default: evaluate.protocol.")
+    ] = None,
     noise: Annotated[str | None, typer.Option(help="Noise to add. Default: what the model was trained for.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
     settings: Settings = None,
@@ -156,9 +161,9 @@ def evaluate(
     from pipelines.report import table
 
     config = configuration(settings)
-    folder = find_model(config, model)
+    denoiser = open_model(config, model, noise)
     chosen = protocol or config.evaluate.protocol
-    results = evaluate_model(config, folder, data or config.data.test, chosen, noise, out)
+    results = evaluate_model(config, denoiser, data or config.data.test, chosen, noise, out)
     answer(results, table(results), as_json)
 
 
@@ -167,8 +172,15 @@ def restore(
     inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders of pictures.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A picture for one input, else a folder.")],
     model: Annotated[
-        str, typer.Option(help="A model folder, or models:/NAME@ALIAS.")
+        str, typer.Option(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
     ] = "models:/denoise-gauss25@champion",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="The noise of the pictures, e.g. gauss15. Default: what the model was trained for."),
+    ] = None,
+    deviation: Annotated[
+        bool, typer.Option(help="Write the standard deviation of each restored value instead (ssdn models).")
+    ] = False,
     tile: Annotated[
         int, typer.Option(min=64, help="Side of the tiles that large pictures are cut into, in pixels.")
     ] = 512,
@@ -180,14 +192,16 @@ def restore(
 
     Example: denoise restore noisy.png -o restored.png --model models:/denoise-gauss25@champion
     """
+    from dataclasses import replace
+
     from denoise import distributed
-    from denoise.checkpoint import load_denoiser
+    from denoise.noise import parse_noise
     from pipelines.restore import restore_files
 
-    folder = find_model(configuration(settings), model)
-    device = distributed.device()
-    denoiser = load_denoiser(folder, device)
-    results = restore_files(inputs, out, denoiser, tile=tile, device=str(device), keep_going=keep_going)
+    denoiser = replace(open_model(configuration(settings), model, noise), deviation=deviation)
+    level = parse_noise(noise).level if noise else None
+    device = str(distributed.device())
+    results = restore_files(inputs, out, denoiser, level, tile=tile, device=device, keep_going=keep_going)
     document = [
         {"source": str(one.source), "target": str(one.target), "seconds": round(one.seconds, 2)} for one in results
     ]

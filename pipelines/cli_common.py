@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from denoise.checkpoint import Denoiser
     from denoise.config import Config
 
 PARAMS = Path("params.yaml")
@@ -16,10 +17,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON docum
 
 
 def configuration(overrides: list[str] | None) -> "Config":
-    """Return params.yaml of this folder (or the defaults) with overrides."""
+    """Return params.yaml of this folder (or the defaults), with a recipe laid over it, and then overrides."""
     from denoise.config import load_config
 
-    return load_config(PARAMS, overrides or [])
+    config = load_config(PARAMS, overrides or [])
+    if config.preset is None:
+        return config
+    from pipelines.presets import load_preset
+
+    return load_config(PARAMS, overrides or [], load_preset(config.preset).config)
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:
@@ -34,8 +40,31 @@ def tracking_uri(config: "Config") -> str:
     return resolve_uri(config.tracking.uri, Path.cwd())
 
 
-def find_model(config: "Config", reference: str) -> Path:
-    """Return the folder of a model, given as a folder or as models:/NAME@ALIAS."""
+def open_model(config: "Config", reference: str, noise_name: str | None = None) -> "Denoiser":
+    """Return the denoiser of a folder, of models:/NAME@ALIAS, or of a method that needs no training, by its name.
+
+    An untrained method is one for the given noise (by default the configuration's) and for its colours; the others know
+    what they were trained for. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged.
+    """
+    from dataclasses import replace
+
+    from denoise import distributed
+    from denoise.checkpoint import load_denoiser, untrained_denoiser
+    from denoise.methods import METHODS
+    from denoise.noise import parse_noise
+
+    device = distributed.device()
+    if reference in METHODS and not Path(reference).exists():
+        noise = parse_noise(noise_name or config.noise)
+        fields = config.method.fields if config.method.name == reference else {}
+        denoiser = untrained_denoiser(reference, fields, config.data.channels, noise, device)
+    else:
+        denoiser = load_denoiser(_model_folder(config, reference), device)
+    denoiser = replace(denoiser, passes=config.evaluate.passes)
+    return denoiser.averaging() if config.evaluate.average else denoiser
+
+
+def _model_folder(config: "Config", reference: str) -> Path:
     if not reference.startswith("models:/"):
         return Path(reference)
     from pipelines.registry import model_folder

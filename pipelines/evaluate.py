@@ -12,6 +12,7 @@ from pipelines.progress import progress
 from pipelines.sources import open_sets
 
 if TYPE_CHECKING:
+    from denoise.checkpoint import Denoiser
     from denoise.evaluate import Scored
     from denoise.shards import Shards
 
@@ -20,28 +21,31 @@ KEPT_PICTURES = 24  # of each set: enough for a report, and no folder of gigabyt
 
 
 def evaluate_model(
-    config: Config, model: Path, names: Sequence[str], protocol_name: str, noise_name: str | None, out: Path | None
+    config: Config,
+    denoiser: "Denoiser",
+    names: Sequence[str],
+    protocol_name: str,
+    noise_name: str | None,
+    out: Path | None,
 ) -> list[dict[str, Any]]:
     """Score a model on the test split of data sets and return one result a set.
 
     Args:
-        config: where the data is, and which overlaps are allowed.
-        model: the model folder.
+        config: where the data is, which overlaps are allowed, and how many passes are averaged.
+        denoiser: the model.
         names: the data sets.
         protocol_name: how to draw noise and compare pictures.
         noise_name: the noise to add; by default what the model was trained for.
         out: OUT/NAME/scores.json and OUT/NAME/pictures/ are written for each set.
 
     Raises:
-        UserError: no model there, a set that is missing or was trained on, an unknown protocol or noise.
+        UserError: a set that is missing or was trained on, an unknown protocol or noise.
     """
     from denoise import distributed
-    from denoise.checkpoint import load_denoiser
     from denoise.evaluate import evaluate, passes, protocol_named
     from denoise.noise import parse_noise
 
     protocol, device = protocol_named(protocol_name), distributed.device()
-    denoiser = load_denoiser(model, device)
     noise = parse_noise(noise_name or denoiser.noise)
     sets = open_sets(config, "test", names)
     _refuse_seen(config, denoiser.card, sets)

@@ -33,6 +33,7 @@ from pipelines.sets import DataSet, checksums, choose_splits, data_set, parse_ch
 
 ARCHIVE_LIMIT = 1 << 30  # bytes in the archive of a small set
 IMAGENET_LIMIT = 1 << 40
+IMAGENETS: dict[str, dict[str, str]] = {"imagenet": {}, "imagenet_val": {"train": "val"}}  # our split -> theirs
 ANY_SIDE = (1, 1 << 31)  # pixels
 SUFFIXES = {".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 GET_IMAGENET = (
@@ -69,13 +70,13 @@ def fetch(
     """
     known = data_set(name)
     chosen = choose_splits(known, splits)
-    if (min_side or max_side) and name != "imagenet":
+    if (min_side or max_side) and name not in IMAGENETS:
         raise UserError(f"min_side and max_side choose among the pictures of imagenet: leave them out for {name}")
     try:
-        if name != "imagenet":
+        if name not in IMAGENETS:
             return [_fetch_split(known, split, root, mirror) for split in chosen]
         sides = (min_side or ANY_SIDE[0], max_side or ANY_SIDE[1])
-        return _fetch_imagenet(root, chosen, splits is not None, mirror, sides)
+        return _fetch_imagenet(root, name, chosen, splits is not None, mirror, sides)
     except OSError as error:
         raise UserError(f"cannot bring {name} to {root} ({error}): check the disk and the rights on it") from error
 
@@ -204,31 +205,32 @@ class _Source:
 
 
 def _fetch_imagenet(
-    root: Path, splits: Sequence[str], by_name: bool, mirror: str | Path | None, sides: tuple[int, int]
+    root: Path, name: str, splits: Sequence[str], by_name: bool, mirror: str | Path | None, sides: tuple[int, int]
 ) -> list[Path]:
+    folders = {split: root / "raw" / split / name for split in splits}
     if mirror is None:
-        there = [split for split in splits if _is_as_recorded(root, split, {"sides": [*sides]})]
+        there = [raw for raw in folders.values() if _is_as_recorded(root, raw, {"sides": [*sides]})]
         if not there or (by_name and len(there) < len(splits)):
             raise UserError(GET_IMAGENET)
-        return [root / "raw" / split / "imagenet" for split in there]
-    sources = {split: _imagenet_source(mirror, split, root) for split in splits}
+        return there
+    theirs = {split: IMAGENETS[name].get(split, split) for split in splits}
+    sources = {split: _imagenet_source(mirror, theirs[split], root) for split in splits}
     for split, source in sources.items():
         if source is None and (by_name or not any(sources.values())):
             raise UserError(
-                f"{mirror} has no ImageNet {split} pictures: "
-                f"expected a folder {split}/ or ILSVRC2012_img_{split}.tar there, so check the path"
+                f"{mirror} has no ImageNet {theirs[split]} pictures: "
+                f"expected a folder {theirs[split]}/ or ILSVRC2012_img_{theirs[split]}.tar there, so check the path"
             )
-    return [_fetch_imagenet_split(root, split, source, sides) for split, source in sources.items() if source]
+    return [_fetch_imagenet_split(root, folders[split], source, sides) for split, source in sources.items() if source]
 
 
-def _fetch_imagenet_split(root: Path, split: str, source: _Source, sides: tuple[int, int]) -> Path:
-    raw = root / "raw" / split / "imagenet"
+def _fetch_imagenet_split(root: Path, raw: Path, source: _Source, sides: tuple[int, int]) -> Path:
     wanted: dict[str, object] = {"source": source.state, "sides": [*sides]}
-    if _is_as_recorded(root, split, wanted):
+    if _is_as_recorded(root, raw, wanted):
         return raw
     kept = 0
     with alone(_lock(root, "imagenet")), replaced(raw) as fresh:
-        with progress(f"fetch imagenet {split}", source.count) as advance:
+        with progress(f"fetch {raw.name} {raw.parent.name}", source.count) as advance:
             for name, picture in source.pictures():
                 if _has_sides(picture, name, sides):
                     _put(picture, fresh / name)
@@ -236,20 +238,22 @@ def _fetch_imagenet_split(root: Path, split: str, source: _Source, sides: tuple[
                 advance(1)
         if not kept:
             limits = "" if sides == ANY_SIDE else f" with sides of {sides[0]} to {sides[1]} pixels"
-            raise UserError(f"there is no picture of imagenet {split}{limits}: check the mirror and the limits")
-        write(_record(root, split), json.dumps(wanted | {"pictures": _listing(fresh)}).encode())
+            raise UserError(
+                f"there is no picture of {raw.name} {raw.parent.name}{limits}: check the mirror and the limits"
+            )
+        write(_record(root, raw), json.dumps(wanted | {"pictures": _listing(fresh)}).encode())
     return raw
 
 
-def _record(root: Path, split: str) -> Path:
-    return root / "downloads" / "imagenet" / f"{split}.json"
+def _record(root: Path, raw: Path) -> Path:
+    return root / "downloads" / "imagenet" / f"{raw.name}-{raw.parent.name}.json"
 
 
-def _is_as_recorded(root: Path, split: str, wanted: dict[str, object]) -> bool:
+def _is_as_recorded(root: Path, raw: Path, wanted: dict[str, object]) -> bool:
     """Tell whether a raw folder is untouched since it was made, and was made from what is ``wanted`` now."""
     try:
-        record = json.loads(_record(root, split).read_text(encoding="utf-8"))
-        wanted = wanted | {"pictures": _listing(root / "raw" / split / "imagenet")}
+        record = json.loads(_record(root, raw).read_text(encoding="utf-8"))
+        wanted = wanted | {"pictures": _listing(raw)}
         return all(record[key] == value for key, value in wanted.items())
     except (OSError, ValueError, TypeError, KeyError):
         return False

@@ -48,11 +48,12 @@ class TrainingInputs:
         from denoise.data import random_crop
         from denoise.noise import parse_noise
         from denoise.rng import batch_rng
+        from denoise.scenes import trial
 
-        pixels = open_collections([part.as_dict() for part in self.parts])["train"].pixels(0)
-        clean = random_crop(pixels, 64, (0.5, 0.5), config.data.channels)[None]
-        noisy, _ = parse_noise(config.noise).corrupt(clean, batch_rng(config.seed, 0, torch.tensor([0])))
-        return noisy.numpy()
+        pictures = open_collections([part.as_dict() for part in self.parts])["train"]
+        key = batch_rng(config.seed, 0, torch.tensor([0]))
+        noisy = trial(pictures, 0, parse_noise(config.noise), config.data.channels, key).noisy[0]
+        return random_crop(noisy, 64, (0.5, 0.5), config.data.channels)[None].numpy()
 
 
 def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
@@ -62,15 +63,9 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
         UserError: shards that are missing or damaged, or pictures shared with a test set.
     """
     from denoise.data import Collection, refuse_overlap
-    from denoise.methods import build_method
-    from denoise.nets import build_net
-    from denoise.noise import parse_noise
-    from denoise.schedules import schedule
+    from denoise.train import check
 
-    parse_noise(config.noise)  # a typing mistake should not cost the start of a cluster
-    build_method(config.method.name, config.method.fields)
-    build_net(config.net.name, config.data.channels, config.net.fields)
-    schedule(config.train.schedule)
+    check(config)  # a typing mistake should not cost the start of a cluster
     train = open_sets(config, "train")
     refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap)
     root = Path(config.data.root)

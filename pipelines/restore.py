@@ -29,7 +29,7 @@ def restore_files(
     inputs: Sequence[Path],
     output: Path,
     denoiser: "Denoiser",
-    sigma: float | None = None,
+    level: float | None = None,
     *,
     tile: int = 512,
     overlap: int = 64,
@@ -46,7 +46,7 @@ def restore_files(
         inputs: files and folders; in folders hidden files and what lies in ``output`` are left out.
         output: file or folder.
         denoiser: from ``load_denoiser``, on ``device``.
-        sigma: standard deviation of the noise in [0, 1], or None.
+        level: of the noise in its own unit, or None: what the denoiser was trained for, or an estimate.
         tile: side of a tile in pixels.
         overlap: overlap of neighbouring tiles in pixels.
         device: torch device of the denoiser.
@@ -76,7 +76,7 @@ def restore_files(
                 continue
             advance(0, note=source.name)
             restored = restore_picture(
-                denoiser, picture, sigma, tile=tile, overlap=overlap, device=device, advance=advance
+                denoiser, picture, level, tile=tile, overlap=overlap, device=device, advance=advance
             )
             _make_folder(target.parent)
             write_picture(target, restored)

@@ -1,5 +1,6 @@
 """The identity of a training run: the same command finds its run again, a changed one gets a run of its own."""
 
+import ast
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,25 +14,43 @@ NOT_TRAINING = ("evaluate.py", "restore.py")  # modules of the core that trainin
 
 def code_digest(config: Config) -> str:
     """Return the sha256 of the code that this training runs, so that a resumed run never mixes two versions of it."""
-    return digest({path.name: file_digest(path) for path in code_files(config)})
+    return digest({f"{path.parent.name}/{path.name}": file_digest(path) for path in code_files(config)})
 
 
 def code_files(config: Config) -> list[Path]:
     """Return the files of the core that this training runs.
 
-    Of the methods and nets only the chosen one counts: adding another leaves finished runs what they are.
+    Of the methods, nets and noise models only the chosen one counts (with the files it imports from beside it):
+    adding another leaves finished runs what they are.
     """
     import denoise
-    from denoise.methods import METHODS
-    from denoise.nets import NETS
+    from denoise.methods import METHODS, with_net
+    from denoise.nets import net_class
+    from denoise.noise import parse_noise
 
     root = Path(denoise.__file__).parent
-    files = {path for path in root.glob("*.py") if path.name not in NOT_TRAINING} | {root / "methods" / "base.py"}
-    return sorted(files | {_file_of(METHODS[config.method.name]), _file_of(NETS[config.net.name])})
+    files = {path for path in root.glob("*.py") if path.name not in NOT_TRAINING}
+    chosen = (
+        METHODS[config.method.name],
+        net_class(with_net(config).net.name),
+        type(parse_noise(config.noise)),
+    )
+    for cls in chosen:
+        files |= _with_siblings(Path(inspect.getfile(cls)))
+    return sorted(files)
 
 
-def _file_of(cls: type) -> Path:
-    return Path(inspect.getfile(cls))
+def _with_siblings(path: Path) -> set[Path]:
+    """Return a file of a package with all that it imports from the same package, directly or not."""
+    found, waiting = set(), {path}
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        package = ".".join(("denoise", path.parent.name))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{package}."):
+                waiting |= {path.with_name(f"{node.module.rpartition('.')[2]}.py")} - found
+    return found
 
 
 def run_name(config: Config, data_digest: str) -> str:
@@ -46,4 +65,4 @@ def run_name(config: Config, data_digest: str) -> str:
 
 def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: tree[key] for key in ("seed", "noise", "method", "net", "train")}
-    return {**kept, "colour": tree["data"]["colour"]}
+    return {**kept, "colour": tree["data"]["colour"], "fixed_noise": tree["data"]["fixed_noise"]}

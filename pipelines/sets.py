@@ -75,6 +75,14 @@ _ALL = (
         layout="imagenet/{split}/{file}",
     ),
     DataSet(
+        "imagenet_val",
+        ("train",),
+        "ImageNet's validation pictures as a training set, as Laine et al. 2019 use them",
+        "https://image-net.org/challenges/LSVRC/2012/",
+        "non-commercial research and education; the copyright stays with the photographers",
+        layout="imagenet/val/{file}",
+    ),
+    DataSet(
         "bsd400",
         ("train",),
         "Train400, the grayscale training crops of DnCNN",
@@ -135,7 +143,7 @@ def choose_splits(known: DataSet, wanted: Iterable[str] | None) -> tuple[str, ..
 
 @cache
 def checksums(name: str) -> dict[str, dict[str, str]]:
-    """Return split -> file name -> sha256 of each picture of a set; empty for imagenet, which everyone brings along."""
+    """Return split -> file name -> sha256 of each picture of a set; empty for ImageNet, which everyone brings along."""
     pinned = files("pipelines") / "checksums" / f"{name}.txt"
     found: dict[str, dict[str, str]] = {split: {} for split in SETS[name].splits}
     if pinned.is_file():

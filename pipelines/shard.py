@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from denoise.shards import Source
 
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
-NOISY, CLEAN = "_real", "_mean"  # the two pictures of a PolyU pair
+# What the pictures of a real pair are called: the view each is, by the end of its name. PolyU has _real and _mean.
+PAIRS = {"_noisy": "noisy", "_noisy2": "noisy2", "_clean": "clean", "_real": "noisy", "_mean": "mean"}
 
 
 def shard(
@@ -50,28 +51,24 @@ def shard(
 
 
 def find_sources(folder: Path) -> "Iterator[Source]":
-    """Yield the pictures below a folder in the order of their names, real noisy/clean pairs as one sample."""
+    """Yield the pictures below a folder in the order of their names, pictures of one scene (``PAIRS``) as one sample."""
     from denoise.shards import Source
 
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if _is_picture(path)}
-    for name in sorted(paths, key=str.encode):
-        stem = Path(name).stem
-        partner = _partner(name)
-        if partner in paths:
-            if stem.endswith(NOISY):
-                yield Source(name.replace(f"{NOISY}.", "."), {"noisy": paths[name], "clean": paths[partner]})
-            continue
-        yield Source(name, {"clean": paths[name]})
+    scenes: dict[str, dict[str, Path]] = {}
+    for path in folder.rglob("*"):
+        if _is_picture(path):
+            name = path.relative_to(folder)
+            ending = next((ending for ending in PAIRS if name.stem.endswith(ending)), "")
+            scene = name.with_stem(name.stem.removesuffix(ending)) if ending else name
+            scenes.setdefault(scene.as_posix(), {})[ending] = path
+    found = []
+    for title, pictures in scenes.items():
+        if len(pictures) > 1 and "" not in pictures:
+            found.append(Source(title, {PAIRS[ending]: path for ending, path in pictures.items()}))
+        else:
+            found += [Source(path.relative_to(folder).as_posix(), {"clean": path}) for path in pictures.values()]
+    yield from sorted(found, key=lambda source: source.name.encode())
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
-
-
-def _partner(name: str) -> str:
-    """Return the name that the other picture of a pair would have."""
-    stem, dot, extension = name.rpartition(".")
-    for ours, theirs in ((NOISY, CLEAN), (CLEAN, NOISY)):
-        if stem.endswith(ours):
-            return stem.removesuffix(ours) + theirs + dot + extension
-    return ""

@@ -49,6 +49,9 @@ def train_on_ray(config: Config, name: str | None = None, out: Path | None = Non
     Raises:
         UserError: bad input, or training failed for good.
     """
+    from denoise.methods import with_net
+
+    config = with_net(config)
     inputs = training_inputs(config, name)
     folder = out or Path("runs") / inputs.name / "model"
     uri = tracking.resolve_uri(config.tracking.uri, Path.cwd())

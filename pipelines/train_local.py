@@ -20,8 +20,10 @@ def train_locally(config: Config, name: str | None = None, out: Path | None = No
     """
     from denoise import distributed
     from denoise.checkpoint import HISTORY, newest_checkpoint
+    from denoise.methods import with_net
     from denoise.train import train
 
+    config = with_net(config)
     inputs = training_inputs(config, name)
     run = Path("runs") / inputs.name
     distributed.start_from_environment()

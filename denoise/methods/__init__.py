@@ -1,20 +1,70 @@
 """The noise2X methods by their command-line name."""
 
+import dataclasses
 from collections.abc import Mapping
 
-from denoise.config import build
+from denoise.config import Choice, Config, build
 from denoise.errors import UserError, nearest
-from denoise.methods.base import Batch, Method, View, Views, observe
+from denoise.methods.base import Batch, MakeNet, Method, View, Views, observe
+from denoise.methods.blind2unblind import Blind2Unblind
+from denoise.methods.bm3d import BM3D
+from denoise.methods.neighbor2neighbor import Neighbor2Neighbor
 from denoise.methods.noise2clean import Noise2Clean
 from denoise.methods.noise2noise import Noise2Noise
+from denoise.methods.noise2same import Noise2Same
+from denoise.methods.noise2self import Noise2Self
+from denoise.methods.noise2void import Noise2Void
+from denoise.methods.noisier2noise import Noisier2Noise
+from denoise.methods.recorrupted2recorrupted import Recorrupted2Recorrupted
+from denoise.methods.ssdn import SSDN
+from denoise.methods.sure import SURE
+from denoise.methods.zero_shot_noise2noise import ZeroShotNoise2Noise
+from denoise.noise import Noise
 
-__all__ = ["METHODS", "Batch", "Method", "View", "Views", "build_method", "observe"]
+__all__ = ["METHODS", "Batch", "MakeNet", "Method", "View", "Views", "build_method", "observe", "with_net"]
 
-METHODS: dict[str, type[Method]] = {"n2c": Noise2Clean, "n2n": Noise2Noise}
+METHODS: dict[str, type[Method]] = {
+    "n2c": Noise2Clean,
+    "n2n": Noise2Noise,
+    "ssdn": SSDN,
+    "r2r": Recorrupted2Recorrupted,
+    "noisier2noise": Noisier2Noise,
+    "sure": SURE,
+    "n2v": Noise2Void,
+    "n2s": Noise2Self,
+    "n2same": Noise2Same,
+    "nb2nb": Neighbor2Neighbor,
+    "b2u": Blind2Unblind,
+    "zs_n2n": ZeroShotNoise2Noise,
+    "bm3d": BM3D,
+}
 
 
-def build_method(name: str, fields: Mapping[str, object]) -> Method:
-    """Return the method of a name with its hyperparameters; unknown names and fields are UserErrors with a hint."""
+def build_method(name: str, fields: Mapping[str, object], noise: Noise) -> Method:
+    """Return the method of a name with its hyperparameters, for pictures with that noise.
+
+    A method that has a field ``family`` left at "auto" is told the family of the noise there.
+
+    Raises:
+        UserError: an unknown name or field (the nearest one is named), or noise that the method is not defined for.
+    """
+    method = build(_known(name), fields, where="method")
+    if method.families is not None and noise.family not in method.families:
+        known = ", ".join(method.families)
+        raise UserError(f"method={name} is not defined for noise={noise.name}; it knows noise of family {known}.")
+    if getattr(method, "family", None) == "auto":
+        return dataclasses.replace(method, family=noise.family)  # type: ignore[call-arg]
+    return method
+
+
+def with_net(config: Config) -> Config:
+    """Return the configuration with ``net=auto`` replaced by the network of the method's paper."""
+    if config.net.name != "auto":
+        return config
+    return dataclasses.replace(config, net=Choice(_known(config.method.name).net, config.net.fields))
+
+
+def _known(name: str) -> type[Method]:
     if name not in METHODS:
         raise UserError(f"method={name} is not known{nearest(name, METHODS)}; use one of {', '.join(METHODS)}.")
-    return build(METHODS[name], fields, where="method")
+    return METHODS[name]

@@ -1,56 +1,109 @@
 """What a noise2X method is: what it may see, what the net gets, how it is scored, how it restores."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from denoise.errors import UserError
 from denoise.noise import Noise
 
 if TYPE_CHECKING:
     from denoise.rng import Rng
 
-View = Literal["noisy", "noisy2", "clean", "sigma"]
-Views = Mapping[str, Tensor]  # view -> (B, C, H, W), or (B, 1, 1, 1) for sigma
+View = Literal["noisy", "noisy2", "clean", "level", "mask", "mask2"]
+Views = Mapping[str, Tensor]  # view -> (B, C, H, W), or (B, 1, 1, 1) for level and for masks that count everything
 Batch = dict[str, Tensor]
 
 
-class Method(Protocol):
+class MakeNet(Protocol):
+    """Builds the configured network, with fresh weights."""
+
+    @property
+    def channels(self) -> int:
+        """The channels of the pictures."""
+        ...
+
+    def __call__(self, *, outputs: int | None = None, blind_spot: bool = False, zero_last: bool = False) -> nn.Module:
+        """Return a network.
+
+        Args:
+            outputs: its output channels, as many as the pictures have where None.
+            blind_spot: whether an output pixel must not depend on the input pixel at its place.
+            zero_last: whether the last layer starts with zero weights.
+
+        Raises:
+            UserError: the configured network has no such form.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
     """A way to train a denoiser. Implementations are frozen dataclasses; their fields are the hyperparameters.
 
     What one phase knows and the next needs (masks, recorruption) travels in the batch, never on an object.
     """
 
-    @property
-    def needs(self) -> tuple[View, ...]:
-        """The views this method may see; it is never handed another."""
-        ...
+    needs: ClassVar[tuple[View, ...]]  # the views this method may see; it is never handed another
+    net: ClassVar[str] = "unet_n2n"  # the network that ``net=auto`` stands for
+    families: ClassVar[tuple[str, ...] | None] = None  # the noise it is defined for, by family; None: any
+    trained: ClassVar[bool] = True  # False: it restores without any training
+
+    def views(self) -> tuple[View, ...]:
+        """Return the views that training needs with these hyperparameters."""
+        return self.needs
+
+    def passes_at_test(self) -> int:
+        """Return how many passes of ``predict``, each with its own randomness, are averaged to restore a picture."""
+        return 1
+
+    def needs_level(self) -> bool:
+        """Return whether ``predict`` cannot do without the noise level."""
+        return False
+
+    def make_net(self, make: MakeNet) -> nn.Module:
+        """Return the module to train: the configured network, alone or with what the method learns beside it."""
+        return make()
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
         """Return what the net is fed (``input``), is compared with (``target``), and whatever else the loss needs."""
-        ...
+        raise NotImplementedError
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
-        """Return ``loss``, the scalar to minimise, and further terms worth logging; ``progress`` runs from 0 to 1."""
-        ...
+        """Return ``loss``, the scalar to minimise, and further terms worth logging; ``progress`` runs from 0 to 1.
 
-    def predict(self, net: nn.Module, noisy: Tensor, sigma: Tensor | None) -> Tensor:
-        """Return the restored pictures of a noisy batch (B, C, H, W), same shape."""
-        ...
+        Every term is a mean over the samples of the batch, so that ranks can average theirs.
+        """
+        raise NotImplementedError
+
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+        """Return the restored pictures of a noisy batch (B, C, H, W), same shape; by default the net's output."""
+        restored: Tensor = net(noisy)
+        return restored
+
+    def deviation(self, net: nn.Module, noisy: Tensor, level: Tensor | None) -> Tensor:
+        """Return the standard deviation of the restored values (B, C, H, W) as the method itself estimates it."""
+        raise UserError(f"{type(self).__name__} gives no standard deviation; of the methods only ssdn does.")
 
 
-def observe(clean: Tensor, noise: Noise, needs: Iterable[View], rng: "Rng") -> Views:
-    """Return the views of a clean batch that a method asked for, and no other.
+def observe(picture: Tensor, noise: Noise, needs: Iterable[View], rng: "Rng") -> Views:
+    """Return the views of a batch of pictures that a method asked for, and no other.
 
-    noisy and noisy2 are independent: noise, and sigma where it has a range, are drawn anew for each of them.
+    noisy and noisy2 are independent: noise, and its level where it has a range, are drawn anew for each of them.
+    ``level`` and ``mask`` are those of noisy, ``mask2`` is that of noisy2.
     """
     wanted = set(needs)
     views: dict[str, Tensor] = {}
-    if wanted & {"noisy", "sigma"}:
-        noisy, sigma = noise.corrupt(clean, rng.stream("noisy"))
-        views.update(noisy=noisy, sigma=sigma)
-    if "noisy2" in wanted:
-        views["noisy2"], _ = noise.corrupt(clean, rng.stream("noisy2"))
+    everything = torch.ones(len(picture), 1, 1, 1, device=picture.device)
+    if wanted & {"noisy", "level", "mask"}:
+        seen = noise.corrupt(picture, rng.stream("noisy"))
+        views.update(noisy=seen.noisy, level=seen.level, mask=everything if seen.mask is None else seen.mask)
+    if wanted & {"noisy2", "mask2"}:
+        seen = noise.corrupt(picture, rng.stream("noisy2"))
+        views.update(noisy2=seen.noisy, mask2=everything if seen.mask is None else seen.mask)
     if "clean" in wanted:
-        views["clean"] = clean
+        views["clean"] = noise.reference(picture)
     return {name: view for name, view in views.items() if name in wanted}

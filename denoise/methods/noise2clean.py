@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from denoise.losses import LossName, distance
-from denoise.methods.base import Batch, View, Views
+from denoise.methods.base import Batch, Method, View, Views
 
 if TYPE_CHECKING:
     from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
-class Noise2Clean:
+class Noise2Clean(Method):
     """Map a noisy picture to its clean one; the only method that sees clean pictures."""
 
     loss_name: LossName = "l2"
@@ -25,9 +25,4 @@ class Noise2Clean:
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
         """Return the distance of the output to the clean picture."""
-        return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"])}
-
-    def predict(self, net: nn.Module, noisy: Tensor, sigma: Tensor | None) -> Tensor:
-        """Return the net's output."""
-        restored: Tensor = net(noisy)
-        return restored
+        return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"], progress=progress)}

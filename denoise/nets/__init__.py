@@ -2,25 +2,80 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from denoise.errors import UserError, nearest
+from denoise.nets.cnn5 import CNN5
+from denoise.nets.dncnn import DnCNN
+from denoise.nets.drunet import DRUNet
+from denoise.nets.rednet import REDNet30
 from denoise.nets.unet import UNetN2N
+from denoise.nets.unet_n2v import UNetN2V, UNetN2V2
+from denoise.nets.unet_ssdn import UNetSSDN
+from denoise.nets.zsn2n import ZSN2N
 
-NETS: dict[str, type[nn.Module]] = {"unet_n2n": UNetN2N}
+NETS: dict[str, type[nn.Module]] = {
+    "unet_n2n": UNetN2N,
+    "unet_ssdn": UNetSSDN,
+    "unet_n2v": UNetN2V,
+    "unet_n2v2": UNetN2V2,
+    "dncnn": DnCNN,
+    "rednet30": REDNet30,
+    "cnn5": CNN5,
+    "drunet": DRUNet,
+    "zs_n2n": ZSN2N,
+}
+
+NOT_FIELDS = ("channels", "outputs", "blind_spot")  # what a method asks for, not the user
 
 
-def build_net(name: str, channels: int, fields: Mapping[str, object]) -> nn.Module:
-    """Return the net of a name for pictures of that many channels, with weights drawn from torch's global generator."""
+@dataclass(frozen=True)
+class NetMaker:
+    """Builds the configured network for pictures of that many channels; methods call it (``MakeNet``)."""
+
+    name: str
+    channels: int
+    fields: Mapping[str, Any]
+
+    def __call__(self, *, outputs: int | None = None, blind_spot: bool = False, zero_last: bool = False) -> nn.Module:
+        """Return a network with weights drawn from torch's global generator.
+
+        Every network has an attribute ``last``, its last layer, and may have ``multiple``, what both sides of its
+        input must be multiples of.
+        """
+        cls = net_class(self.name)
+        known = inspect.signature(cls).parameters
+        fields = [key for key in known if key not in NOT_FIELDS]
+        values = {}
+        for field, value in self.fields.items():
+            if field not in fields:
+                has = f"its fields are {', '.join(fields)}" if fields else "it has no fields"
+                raise UserError(f"net.{field} is not a field of {self.name}{nearest(field, fields)}; {has}.")
+            try:
+                values[field] = TypeAdapter(known[field].annotation).validate_python(value)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                message = f"net.{field}={value!r} does not fit: {reason[:1].lower()}{reason[1:]}."
+                raise UserError(message) from None
+        if blind_spot and "blind_spot" not in known:
+            able = [name for name, cls in NETS.items() if "blind_spot" in inspect.signature(cls).parameters]
+            raise UserError(f"net={self.name} has no form with a blind spot, which this method needs; use {able[0]}.")
+        form = {"blind_spot": True} if blind_spot else {}
+        net = cls(channels=self.channels, outputs=outputs or self.channels, **form, **values)
+        if zero_last:
+            nn.init.zeros_(net.get_parameter("last.weight"))
+        return net
+
+
+def net_class(name: str) -> type[nn.Module]:
+    """Return the network of a name."""
     if name not in NETS:
-        raise UserError(f"net={name} is not known{nearest(name, NETS)}; use one of {', '.join(NETS)}.")
-    known = [key for key in inspect.signature(NETS[name]).parameters if key != "channels"]
-    for field in fields:
-        if field not in known:
-            has = f"its fields are {', '.join(known)}" if known else "it has no fields"
-            raise UserError(f"net.{field} is not a field of {name}{nearest(field, known)}; {has}.")
-    return NETS[name](channels, **fields)
+        raise UserError(f"net={name} is not known{nearest(name, NETS)}; use auto or one of {', '.join(NETS)}.")
+    return NETS[name]
 
 
 def multiple_of(net: nn.Module) -> int:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from denoise.nets.layers import conv
+
 SLOPE = 0.1  # of every LeakyReLU
 
 
@@ -17,29 +19,34 @@ class UNetN2N(nn.Module):
 
     multiple: ClassVar[int] = 32
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
-        self.enc_conv0 = _conv(channels, 48)
-        self.enc_conv1 = _conv(48, 48)
-        self.enc_conv2 = _conv(48, 48)
-        self.enc_conv3 = _conv(48, 48)
-        self.enc_conv4 = _conv(48, 48)
-        self.enc_conv5 = _conv(48, 48)
-        self.enc_conv6 = _conv(48, 48)
-        self.dec_conv5a = _conv(48 + 48, 96)
-        self.dec_conv5b = _conv(96, 96)
-        self.dec_conv4a = _conv(96 + 48, 96)
-        self.dec_conv4b = _conv(96, 96)
-        self.dec_conv3a = _conv(96 + 48, 96)
-        self.dec_conv3b = _conv(96, 96)
-        self.dec_conv2a = _conv(96 + 48, 96)
-        self.dec_conv2b = _conv(96, 96)
-        self.dec_conv1a = _conv(96 + channels, 64)
-        self.dec_conv1b = _conv(64, 32)
-        self.dec_conv1c = _conv(32, channels, gain=1.0)
+        self.enc_conv0 = conv(channels, 48)
+        self.enc_conv1 = conv(48, 48)
+        self.enc_conv2 = conv(48, 48)
+        self.enc_conv3 = conv(48, 48)
+        self.enc_conv4 = conv(48, 48)
+        self.enc_conv5 = conv(48, 48)
+        self.enc_conv6 = conv(48, 48)
+        self.dec_conv5a = conv(48 + 48, 96)
+        self.dec_conv5b = conv(96, 96)
+        self.dec_conv4a = conv(96 + 48, 96)
+        self.dec_conv4b = conv(96, 96)
+        self.dec_conv3a = conv(96 + 48, 96)
+        self.dec_conv3b = conv(96, 96)
+        self.dec_conv2a = conv(96 + 48, 96)
+        self.dec_conv2b = conv(96, 96)
+        self.dec_conv1a = conv(96 + channels, 64)
+        self.dec_conv1b = conv(64, 32)
+        self.dec_conv1c = conv(32, outputs, gain=1.0)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.dec_conv1c
 
     def forward(self, noisy: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
+        """Map (B, channels, H, W) to (B, outputs, H, W)."""
         x = _relu(self.enc_conv0(noisy))
         pool1 = F.max_pool2d(_relu(self.enc_conv1(x)), 2)
         pool2 = F.max_pool2d(_relu(self.enc_conv2(pool1)), 2)
@@ -54,15 +61,6 @@ class UNetN2N(nn.Module):
         x = _relu(self.dec_conv1b(_relu(self.dec_conv1a(_up(x, noisy)))))
         restored: Tensor = self.dec_conv1c(x)
         return restored
-
-
-def _conv(inputs: int, outputs: int, gain: float = 2**0.5) -> nn.Conv2d:
-    """3x3 convolution, He normal with fan-in (gain sqrt 2 whatever the slope, 1 for a linear last layer), zero bias."""
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-    nn.init.normal_(conv.weight, std=gain / (inputs * 9) ** 0.5)
-    assert conv.bias is not None  # noqa: S101 - for the type checker
-    nn.init.zeros_(conv.bias)
-    return conv
 
 
 def _relu(x: Tensor) -> Tensor:

@@ -5,20 +5,21 @@ from pathlib import Path
 
 import torch
 
-from denoise.checkpoint import make_card, newest_checkpoint, save_checkpoint
+from denoise.checkpoint import Training, make_card, newest_checkpoint, save_checkpoint
 from denoise.config import Config, to_dict
 from denoise.errors import UserError
-from denoise.nets import build_net
+from denoise.nets import NetMaker
 
 folder = Path(sys.argv[1])
-net = build_net("unet_n2n", 3, {})
+net = NetMaker("unet_n2n", 3, {})()
 optimizer = torch.optim.Adam(net.parameters())
 net(torch.rand(1, 3, 32, 32)).mean().backward()
 optimizer.step()
 card = make_card(to_dict(Config()), channels=3)
-save_checkpoint(folder / "step-00000001", net, optimizer, 1, [], card)  # 12 MB: a second one does not fit
+training = Training(net, optimizer)
+save_checkpoint(folder / "step-00000001", training, 1, [], card)  # 12 MB: a second one does not fit
 try:
-    save_checkpoint(folder / "step-00000002", net, optimizer, 2, [], card)
+    save_checkpoint(folder / "step-00000002", training, 2, [], card)
 except UserError as error:
     print(str(error)[:16])
 newest = newest_checkpoint(folder)

@@ -2,12 +2,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from denoise.checkpoint import (
+    Training,
     damage,
     keep_newest,
     load_checkpoint,
@@ -17,57 +19,75 @@ from denoise.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from denoise.config import Config, to_dict
+from denoise.config import Config, Train, to_dict
 from denoise.errors import UserError
-from denoise.nets import build_net
+from denoise.methods import with_net
+from denoise.nets import NetMaker
+from denoise.optimizers import make_average
 
-CARD = make_card(to_dict(Config()), channels=3, run="a-run")
+CARD = make_card(to_dict(with_net(Config())), channels=3, run="a-run")
 
 
 def trained(steps=2):
     torch.manual_seed(0)
-    net = build_net("unet_n2n", 3, {})
+    net = NetMaker("unet_n2n", 3, {})()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
     for _ in range(steps):
         net(torch.rand(1, 3, 32, 32)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return net, optimizer
+    return Training(net, optimizer)
 
 
 def test_everything_comes_back_exactly(tmp_path):
-    net, optimizer = trained()
-    save_checkpoint(tmp_path / "step-2", net, optimizer, 2, [{"step": 2.0, "loss": 0.5}], CARD)
-    other, fresh = trained(0)
-    assert load_checkpoint(tmp_path / "step-2", other, fresh) == (2, [{"step": 2.0, "loss": 0.5}])
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
-    states = [each.state_dict()["state"] for each in (optimizer, fresh)]
+    training = trained()
+    save_checkpoint(tmp_path / "step-2", training, 2, [{"step": 2.0, "loss": 0.5}], CARD)
+    fresh = trained(0)
+    assert load_checkpoint(tmp_path / "step-2", fresh) == (2, [{"step": 2.0, "loss": 0.5}])
+    assert all(torch.equal(a, b) for a, b in zip(training.net.parameters(), fresh.net.parameters(), strict=True))
+    states = [each.state_dict()["state"] for each in (training.optimizer, fresh.optimizer)]
     assert states[0].keys() == states[1].keys()
     for index, entries in states[0].items():
         for name, value in entries.items():
             assert torch.equal(torch.as_tensor(value), states[1][index][name])
 
 
+def test_an_average_is_the_model_and_the_weights_come_back_too(tmp_path):
+    training = trained()
+    training = replace(training, average=make_average(training.net, Train(ema=0.9)))
+    with torch.no_grad():
+        training.net.dec_conv1c.bias += 1
+    training.average.update_parameters(training.net)
+    save_checkpoint(tmp_path / "step-3", training, 3, [], CARD)
+    fresh = trained(0)
+    fresh = replace(fresh, average=make_average(fresh.net, Train(ema=0.9)))
+    load_checkpoint(tmp_path / "step-3", fresh)
+    assert torch.equal(fresh.net.dec_conv1c.bias, training.net.dec_conv1c.bias)
+    assert torch.equal(fresh.model.dec_conv1c.bias, training.model.dec_conv1c.bias)
+    model = load_denoiser(tmp_path / "step-3").net.dec_conv1c.bias
+    assert torch.allclose(model, training.net.dec_conv1c.bias - 0.9)
+
+
 def test_a_checkpoint_is_a_model(tmp_path):
-    net, optimizer = trained()
-    save_checkpoint(tmp_path / "step-2", net, optimizer, 2, [], CARD)
+    training = trained()
+    save_checkpoint(tmp_path / "step-2", training, 2, [], CARD)
     denoiser = load_denoiser(tmp_path / "step-2")
     picture = torch.rand(1, 3, 64, 32)
     assert (denoiser.name, denoiser.noise, denoiser.channels, denoiser.multiple) == ("n2n", "gauss25", 3, 32)
-    assert torch.equal(denoiser(picture), net(picture).detach())
+    assert torch.equal(denoiser(picture), training.net(picture).detach())
 
 
 def test_nothing_on_disk_is_a_pickle(tmp_path):
-    net, optimizer = trained()
-    save_checkpoint(tmp_path / "step-2", net, optimizer, 2, [], CARD)
+    training = trained()
+    save_checkpoint(tmp_path / "step-2", training, 2, [], CARD)
     assert {path.suffix for path in (tmp_path / "step-2").iterdir()} == {".json", ".jsonl", ".safetensors"}
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
 def test_damage_is_seen_and_the_older_checkpoint_taken(tmp_path, harm):
-    net, optimizer = trained()
+    training = trained()
     for step in (1, 2):
-        save_checkpoint(tmp_path / f"step-{step:08d}", net, optimizer, step, [], CARD)
+        save_checkpoint(tmp_path / f"step-{step:08d}", training, step, [], CARD)
     newest, victim = tmp_path / "step-00000002", tmp_path / "step-00000002" / "net.safetensors"
     if harm == "cut":
         victim.write_bytes(victim.read_bytes()[:-1])
@@ -80,7 +100,7 @@ def test_damage_is_seen_and_the_older_checkpoint_taken(tmp_path, harm):
     assert damage(newest)
     assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
     with pytest.raises(UserError, match="is damaged"):
-        load_checkpoint(newest, *trained(0))
+        load_checkpoint(newest, trained(0))
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -113,11 +133,11 @@ def test_a_folder_that_is_no_model_is_told(tmp_path):
 
 def test_a_full_disk_leaves_the_previous_checkpoint_good(tmp_path):
     """A real full disk: a tmpfs of 16 MB in a mount namespace of its own."""
-    net, _ = trained(0)
+    training = trained(0)
     probe = ["unshare", "--mount", "true"]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system (root)")
-    save_model(tmp_path / "size", net, CARD)
+    save_model(tmp_path / "size", training.net, CARD)
     assert (tmp_path / "size" / "net.safetensors").stat().st_size > 3_000_000
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -12,7 +12,8 @@ from denoise.shards import Shards
 
 
 def denoiser(net: nn.Module) -> Denoiser:
-    return Denoiser(net.eval(), build_method("n2n", {}), make_card(to_dict(Config()), channels=3))
+    method = build_method("n2n", {}, parse_noise("gauss25"))
+    return Denoiser(net.eval(), method, make_card(to_dict(Config()), channels=3))
 
 
 class Smooth(nn.AvgPool2d):

@@ -29,6 +29,10 @@ class NetDenoiser:
     name: str = "n2n"
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     sigmas: list[Tensor | None] = field(default_factory=list)
+    needs_level: bool = False
+
+    def level_of(self, noisy: Tensor) -> float:
+        return float(noisy.mean())
 
     def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
         assert noisy.shape[1] == self.channels

@@ -19,11 +19,11 @@ def make_model(folder: Path, noise: str, seed: int = 0) -> Path:
     import torch
 
     from denoise.checkpoint import make_card, save_model
-    from denoise.nets import build_net
+    from denoise.nets import NetMaker
 
     torch.manual_seed(seed)
     config = {"method": {"name": "n2n", "fields": {}}, "net": {"name": "unet_n2n", "fields": {}}, "noise": noise}
-    save_model(folder, build_net("unet_n2n", 3, {}), make_card(config, 3, steps=10))
+    save_model(folder, NetMaker("unet_n2n", 3, {})(), make_card(config, 3, steps=10))
     return folder
 
 

@@ -23,6 +23,7 @@ class Darker:
     multiple: int = 32
     noise: str = "gauss25"
     name: str = "n2n"
+    needs_level: bool = False
 
     def __post_init__(self) -> None:
         self.net = nn.Conv2d(self.channels, self.channels, 1, bias=False)
@@ -149,7 +150,7 @@ def test_keep_going_restores_the_others_and_fails_at_the_end(folder: Path, tmp_p
 
 
 def test_wrong_options_are_no_broken_pictures(folder: Path, tmp_path: Path) -> None:
-    for options in ({"sigma": 25.0}, {"tile": 32, "overlap": 64}):
+    for options in ({"level": 25.0}, {"tile": 32, "overlap": 64}):
         with pytest.raises(UserError, match="expected"):
             restore_files([folder], tmp_path / "out", Darker(), keep_going=True, **options)
         assert not (tmp_path / "out").exists()

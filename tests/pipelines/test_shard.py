@@ -49,5 +49,5 @@ def test_named_sets_from_a_mirror(mirror, tmp_path, name):
     shards = Shards.open(shard(name, "test", tmp_path, shard_mb=2))
     assert len(shards) == counts[name]
     views = {view for index in (0, len(shards) - 1) for view in shards.describe(index)["views"]}
-    assert views == ({"noisy", "clean"} if name == "polyu" else {"clean"})
+    assert views == ({"noisy", "mean"} if name == "polyu" else {"clean"})
     shards.pixels(0)

@@ -1,0 +1,91 @@
+"""Neighbor2Neighbor: pairs of neighbouring pixels as two noisy pictures (Huang et al., CVPR 2021)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from denoise.images import pad, unpad
+from denoise.losses import masked_mean
+from denoise.methods.base import Batch, Method, View, Views
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+# The ordered pairs of pixels of a 2 x 2 cell that share an edge; 0 1 above 2 3.
+PAIRS = ((0, 1), (0, 2), (1, 3), (2, 3), (1, 0), (2, 0), (3, 1), (3, 2))
+
+
+@dataclass(frozen=True)
+class Neighbor2Neighbor(Method):
+    """Map one pixel of every 2 x 2 cell to a neighbour in the same cell, drawn anew for every cell.
+
+    With g1, g2 the two sub-pictures, f the net and y the noisy picture the loss is
+
+        mean (f(g1 y) - g2 y)^2 + lambda mean (f(g1 y) - g2 y - (g1 f(y) - g2 f(y)))^2
+
+    where f(y) takes no gradient and lambda = gamma progress. Sub-pictures have half the side: the net sees them padded
+    by reflection where they do not suit its multiple. Pixels that noise is known to have destroyed do not count as
+    targets.
+    """
+
+    gamma: Annotated[float, Field(ge=0)] = 2.0  # weight of the regularisation
+    ramp: bool = True  # the weight grows from 0 to gamma over training; False: it is gamma throughout
+    needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")
+
+    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+        """Return the sub-pictures as input and target, the noisy picture, and which pair was drawn in each cell."""
+        height, width = (side // 2 * 2 for side in sample["noisy"].shape[-2:])
+        noisy = unpad(sample["noisy"], height, width)
+        pair = rng.stream("pairs").integers(len(PAIRS), height // 2, width // 2)
+        mask = unpad(sample["mask"].expand(-1, -1, *sample["noisy"].shape[-2:]), height, width)
+        return {
+            "input": sub_picture(noisy, pair, 0),
+            "target": sub_picture(noisy, pair, 1),
+            "target_mask": sub_picture(mask, pair, 1),
+            "noisy": noisy,
+            "pair": pair,
+        }
+
+    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+        """Return the loss, its reconstruction term and its regularisation (unweighted)."""
+        difference = _through(net, batch["input"]) - batch["target"]
+        reconstruction = masked_mean(difference.square(), batch["target_mask"])
+        if self.gamma == 0:
+            return {"loss": reconstruction}
+        with torch.no_grad():
+            restored = _through(net, batch["noisy"])
+        gap = sub_picture(restored, batch["pair"], 0) - sub_picture(restored, batch["pair"], 1)
+        regularisation = masked_mean((difference - gap).square(), batch["target_mask"])
+        weight = self.gamma * (progress if self.ramp else 1)
+        return {
+            "loss": reconstruction + weight * regularisation,
+            "reconstruction": reconstruction.detach(),
+            "regularisation": regularisation.detach(),
+        }
+
+
+def sub_picture(picture: Tensor, pair: Tensor, side: int) -> Tensor:
+    """Return the first (side 0) or second (1) pixel of the pair drawn in every cell.
+
+    Args:
+        picture: (B, C, H, W), even sides.
+        pair: (B, H/2, W/2), index into ``PAIRS``.
+        side: which of the two.
+
+    Returns:
+        (B, C, H/2, W/2).
+    """
+    batch, channels, height, width = picture.shape
+    cells = F.pixel_unshuffle(picture, 2).view(batch, channels, 4, height // 2, width // 2)
+    place = torch.tensor(PAIRS, device=pair.device)[:, side][pair]
+    return torch.gather(cells, 2, place[:, None, None].expand(-1, channels, -1, -1, -1)).squeeze(2)
+
+
+def _through(net: nn.Module, picture: Tensor) -> Tensor:
+    """Return the net's output for a picture of any size, float32."""
+    height, width = picture.shape[-2:]
+    return unpad(net(pad(picture, int(getattr(net, "multiple", 1)))).float(), height, width)

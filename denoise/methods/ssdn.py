@@ -1,0 +1,164 @@
+"""SSDN: a blind-spot network predicts a distribution, which the noisy pixel narrows (Laine et al., NeurIPS 2019)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from denoise.losses import distance
+from denoise.methods import ssdn_posterior as posterior
+from denoise.methods.base import Batch, MakeNet, Method, View, Views
+from denoise.methods.level import known
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+Family = Literal["auto", "gauss", "poisson", "impulse", "none"]
+SigmaKind = Literal["known", "constant", "variable"]
+
+SMALLEST = 1e-3  # of sigma, of a share of lost pixels, and of the signal that Poisson noise is computed from
+OFFSET = 4.0  # a learnt parameter starts at softplus(-4) + 1e-3 = 0.0191
+REGULARISATION = 0.1  # how much a large learnt sigma is favoured over a large prior variance
+FINAL_EXPONENT = 0.5  # of the annealed loss of ``mu_only`` for impulse noise
+
+
+class BlindSpotNet(nn.Module):
+    """The blind-spot network and, where the noise is not known, what learns its parameter."""
+
+    def __init__(self, blind: nn.Module, sigma: SigmaKind, sigma_net: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blind = blind
+        self.multiple = int(getattr(blind, "multiple", 1))
+        self.theta = nn.Parameter(torch.zeros(())) if sigma == "constant" else None
+        self.sigma_net = sigma_net
+
+    def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the raw outputs (B, outputs, H, W), and the noise parameter (B, 1, 1, 1) or None where it is known."""
+        raw: Tensor = self.blind(noisy)
+        if self.theta is not None:
+            theta = self.theta.float().expand(len(noisy), 1, 1, 1)
+        elif self.sigma_net is not None:
+            theta = self.sigma_net(noisy).float().mean((1, 2, 3), keepdim=True)
+        else:
+            return raw, None
+        return raw, F.softplus(theta - OFFSET) + SMALLEST
+
+
+@dataclass(frozen=True)
+class SSDN(Method):
+    """Predict a pixel's mean and covariance from its neighbours, and combine it with the pixel by Bayes' rule.
+
+    The loss is the negative log-likelihood of the noisy pixel (section 3.1), a mean over pixels: halved for several
+    channels and not halved for one, as in the paper's code, so that the 0.1 of the regularisation weighs relatively
+    half there. Impulse noise has neither the half nor the regularisation. Noise of family none is taken for Gaussian.
+
+    A learnt parameter (``constant``, ``variable``) is sigma for Gaussian noise, the share of lost pixels for impulse
+    noise, and 1/peak for Poisson noise.
+    """
+
+    family: Family = "auto"  # of the noise; auto: as the pictures have it
+    sigma: SigmaKind = "known"  # the noise parameter: given, one number for all pictures, or a number a picture
+    mu_only: bool = False  # the plain blind-spot network of table 1: the mean is the result, learnt by L2
+    covariance: posterior.Covariance = "full"
+    needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
+    net: ClassVar[str] = "unet_ssdn"
+    families: ClassVar[tuple[str, ...] | None] = ("gauss", "poisson", "impulse", "none")
+
+    def views(self) -> tuple[View, ...]:
+        """Return noisy, and its level where that is known and used."""
+        return self.needs if self.needs_level() else ("noisy",)
+
+    def needs_level(self) -> bool:
+        """Return whether the posterior is computed with a known level."""
+        return self.sigma == "known" and not self.mu_only
+
+    def make_net(self, make: MakeNet) -> nn.Module:
+        """Return the blind-spot network with what learns the noise parameter.
+
+        The network of ``variable`` sees the pixel itself, and its last layer starts at zero: without that, training was
+        reported not to converge.
+        """
+        if self.mu_only:
+            return BlindSpotNet(make(blind_spot=True), "known")
+        blind = make(outputs=posterior.outputs(make.channels, self.covariance), blind_spot=True)
+        sigma_net = make(outputs=1, zero_last=True) if self.sigma == "variable" else None
+        return BlindSpotNet(blind, self.sigma, sigma_net)
+
+    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+        """Return the noisy picture, which the blind-spot network is fed and compared with."""
+        return {"input": sample["noisy"], **({"level": sample["level"]} if self.needs_level() else {})}
+
+    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+        """Return the negative log-likelihood, regularised where the noise is learnt; logs the learnt parameter.
+
+        With ``mu_only`` the mean squared difference to the noisy picture; for impulse noise its exponent falls from 2
+        to 0.5, because the mean of the lost pixels is not what is wanted.
+        """
+        noisy = batch["input"]
+        raw, theta = net(noisy)
+        if self.mu_only and self._kind == "impulse":
+            return {"loss": distance("l0", raw, noisy, progress=progress, final_exponent=FINAL_EXPONENT)}
+        if self.mu_only:
+            return {"loss": distance("l2", raw, noisy)}
+        mean, prior = posterior.moments(raw, noisy.shape[1], self.covariance)
+        terms = {} if theta is None else {"theta": theta.detach().mean()}
+        if self._kind == "impulse":
+            marginal = posterior.impulse_marginal(mean, prior, self._share(theta, batch.get("level")))
+            return {"loss": posterior.surprise(noisy, *marginal).mean().float(), **terms}
+        variance = self._variance(mean, theta, batch.get("level"))
+        loss = posterior.surprise(noisy, mean, prior + posterior.diagonal(variance)).mean()
+        if noisy.shape[1] > 1:
+            loss = 0.5 * loss
+        if theta is not None:
+            loss = loss - REGULARISATION * variance.sqrt().mean()
+        return {"loss": loss.float(), **terms}
+
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+        """Return the posterior mean, or with ``mu_only`` the mean of the prior."""
+        raw, theta = net(noisy)
+        if self.mu_only:
+            prior_mean: Tensor = raw.to(noisy.dtype)
+            return prior_mean
+        mean, prior = posterior.moments(raw, noisy.shape[1], self.covariance)
+        if self._kind == "impulse":
+            restored, _ = posterior.impulse_posterior(noisy, mean, prior, self._share(theta, level))
+        else:
+            restored = posterior.posterior_mean(
+                noisy, mean, prior, posterior.diagonal(self._variance(mean, theta, level))
+            )
+        return restored.to(noisy.dtype)
+
+    def deviation(self, net: nn.Module, noisy: Tensor, level: Tensor | None) -> Tensor:
+        """Return the posterior standard deviation of every value (B, C, H, W), which trusts the network's prior."""
+        if self.mu_only:
+            return super().deviation(net, noisy, level)
+        raw, theta = net(noisy)
+        mean, prior = posterior.moments(raw, noisy.shape[1], self.covariance)
+        if self._kind == "impulse":
+            _, covariance = posterior.impulse_posterior(noisy, mean, prior, self._share(theta, level))
+        else:
+            covariance = posterior.posterior_covariance(prior, posterior.diagonal(self._variance(mean, theta, level)))
+        variance = covariance.diagonal(dim1=1, dim2=2).movedim(-1, 1).clamp_min(0)  # rounding may leave -1e-18
+        return variance.sqrt().to(noisy.dtype)
+
+    @property
+    def _kind(self) -> str:
+        return "gauss" if self.family in ("auto", "none") else self.family
+
+    def _variance(self, mean: Tensor, theta: Tensor | None, level: Tensor | None) -> Tensor:
+        """Return the variance of the noise (B, C, H, W): sigma^2, or for Poisson noise signal / peak.
+
+        The signal is the predicted mean, and the gradient reaches it (section 3.2).
+        """
+        if self._kind == "poisson":
+            signal = mean.clamp_min(SMALLEST)
+            return signal / known(level, "ssdn").double() if theta is None else signal * theta.double()
+        sigma = known(level, "ssdn").clamp_min(SMALLEST) if theta is None else theta
+        return sigma.double().square().expand_as(mean)
+
+    def _share(self, theta: Tensor | None, level: Tensor | None) -> Tensor:
+        """Return the share of lost pixels (B, 1, 1, 1), kept off 0 and 1."""
+        share = known(level, "ssdn") if theta is None else theta
+        return share.clamp(SMALLEST, 1 - SMALLEST)

@@ -1,0 +1,91 @@
+"""Zero-Shot Noise2Noise: learn from the one picture that is to be restored (Mansour and Heckel, CVPR 2023)."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from denoise.config import Positive
+from denoise.images import unpad
+from denoise.losses import distance
+from denoise.methods.base import Batch, Method, View, Views
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+
+@dataclass(frozen=True)
+class ZeroShotNoise2Noise(Method):
+    """Train a small net on each picture alone, to map one half of its pixels to the other.
+
+    ``predict`` trains: a copy of the net, from the weights that it is handed, anew for every picture of the batch (for
+    every tile of a large one), with Adam and a step size halved every ``decay_every`` steps. These are 2000 passes
+    forth and back of one and a half pictures. Of the authors' notebook two versions are about: 2000 steps, halved
+    after 1500, as here; and 3000 steps, halved every 1000.
+
+    ``make_batch`` and ``loss`` are that same loss for a batch of many pictures.
+    The net predicts the noise. Noise must have mean zero and be independent from pixel to pixel.
+    """
+
+    steps: Positive = 2000
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    decay_every: Positive = 1500  # steps after which the step size is halved
+    needs: ClassVar[tuple[View, ...]] = ("noisy",)
+    net: ClassVar[str] = "zs_n2n"
+    trained: ClassVar[bool] = False
+
+    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+        """Return the noisy picture, of even sides, as input. Nothing is drawn."""
+        return {"input": _even(sample["noisy"])}
+
+    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+        """Return the loss and its two terms: residual and consistency."""
+        noisy = batch["input"]
+        halves = pair_downsample(noisy)
+        restored = [half - net(half).float() for half in halves]
+        consistent = pair_downsample(noisy - net(noisy).float())
+        residual = 0.5 * (distance("l2", restored[0], halves[1]) + distance("l2", restored[1], halves[0]))
+        consistency = 0.5 * sum(distance("l2", *pair) for pair in zip(restored, consistent, strict=True))
+        return {
+            "loss": residual + consistency,
+            "residual": residual.detach(),
+            "consistency": torch.as_tensor(consistency).detach(),
+        }
+
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+        """Return the noisy batch less what the net, trained on each picture alone, takes for its noise."""
+        return torch.stack([self._restore(net, picture) for picture in torch.split(noisy, 1)]).flatten(0, 1)
+
+    def _restore(self, net: nn.Module, noisy: Tensor) -> Tensor:
+        # Restoring runs in inference mode, whose tensors no gradient can pass.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(noisy.device.type, enabled=False):
+            noisy, net = noisy.float().clone(), deepcopy(net).train().requires_grad_(True)
+            optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
+            schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5)
+            for step in range(self.steps):
+                optimizer.zero_grad()
+                torch.autograd.backward(self.loss(net, {"input": _even(noisy)}, step / self.steps)["loss"])
+                optimizer.step()
+                schedule.step()
+            with torch.no_grad():
+                restored: Tensor = noisy - net.eval()(noisy)
+            return restored
+
+
+def pair_downsample(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means of the two diagonals of every 2 x 2 cell, each (B, C, H/2, W/2).
+
+    The first is of upper right and lower left, the second of upper left and lower right.
+    """
+    top, bottom = picture[..., 0::2, :], picture[..., 1::2, :]
+    rising = 0.5 * (top[..., 1::2] + bottom[..., 0::2])
+    falling = 0.5 * (top[..., 0::2] + bottom[..., 1::2])
+    return rising, falling
+
+
+def _even(picture: Tensor) -> Tensor:
+    height, width = picture.shape[-2:]
+    return unpad(picture, height // 2 * 2, width // 2 * 2)

@@ -1,0 +1,59 @@
+"""DnCNN (Zhang et al. 2017, "Beyond a Gaussian denoiser")."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from denoise.nets.layers import Size, conv
+
+SMALLEST = 0.025  # magnitude that the scale of a normalisation starts with
+
+
+class DnCNN(nn.Module):
+    """3x3 convolutions with batch normalisation that find the noise: the output is the input minus what they return.
+
+    Depth 17 is DnCNN-S (556,097 parameters for grey pictures), 20 is DnCNN-B. As in the authors' training code weights
+    start He normal, the scales of the normalisations start normal with variance 2 / (9 features) and a magnitude of at
+    least 0.025, and eps is 1e-4; the first and last layer have a bias (the paper's; R2R's port has none). Running
+    statistics follow at PyTorch's rate 0.1: the 0.9 of a widely copied port is Keras's number in PyTorch's inverse
+    sense, and keeps little but the last batch.
+
+    Args:
+        channels: of the pictures.
+        outputs: channels to return. As many as the pictures have: input minus residual; else plain numbers.
+        depth: number of convolutions.
+        features: feature maps between them.
+        batch_norm: whether to normalise; without it every convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        depth: Annotated[int, Field(ge=2)] = 17,
+        features: Size = 64,
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.picture = outputs == channels
+        self.first = conv(channels, features)
+        self.hidden = nn.Sequential(*(layer for _ in range(depth - 2) for layer in _block(features, batch_norm)))
+        self.last = conv(features, outputs, gain=1.0)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to (B, outputs, H, W)."""
+        answer: Tensor = self.last(self.hidden(F.relu(self.first(noisy), inplace=True)))
+        return noisy - answer if self.picture else answer
+
+
+def _block(features: int, batch_norm: bool) -> list[nn.Module]:
+    layer = conv(features, features, bias=not batch_norm)
+    if not batch_norm:
+        return [layer, nn.ReLU(inplace=True)]
+    normalise = nn.BatchNorm2d(features, eps=1e-4)
+    nn.init.normal_(normalise.weight, std=(2 / (9 * features)) ** 0.5)
+    scale = normalise.weight.data
+    scale.copy_(scale.abs().clamp_min(SMALLEST).copysign(scale))
+    return [layer, normalise, nn.ReLU(inplace=True)]

@@ -1,0 +1,29 @@
+"""How weights start."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+Size = Annotated[int, Field(ge=1)]  # a number of layers or of feature maps
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, gain: float = 2**0.5, bias: bool = True) -> nn.Conv2d:
+    """Return a convolution that keeps the size: He normal with fan-in, zero bias.
+
+    The gain is sqrt 2 whatever the slope of the activation, 1 for a linear last layer (the code of Laine et al. 2019).
+    """
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+    nn.init.normal_(layer.weight, std=gain / (inputs * kernel * kernel) ** 0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def deconv(inputs: int, outputs: int, kernel: int = 3, gain: float = 2**0.5) -> nn.ConvTranspose2d:
+    """Return a transposed convolution of stride 1 that keeps the size, with weights that start as those of ``conv``."""
+    layer = nn.ConvTranspose2d(inputs, outputs, kernel, padding=kernel // 2)
+    nn.init.normal_(layer.weight, std=gain / (inputs * kernel * kernel) ** 0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

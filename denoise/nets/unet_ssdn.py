@@ -1,0 +1,124 @@
+"""The U-Net of Laine et al. 2019, with and without a blind spot (appendix; section 2 for the blind spot)."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from denoise.nets.layers import conv
+
+SLOPE = 0.1  # of every LeakyReLU
+TURNS = 4  # by 90 degrees
+
+
+class UNetSSDN(nn.Module):
+    """Five levels, 48 feature maps down and 96 up, then three 1x1 convolutions.
+
+    1,102,371 parameters for 3 channels in and out. In the form with a blind spot (1,268,547 parameters, about 4.4 times
+    the arithmetic) an output pixel depends on everything around the input pixel at its place and not on that pixel:
+    the U-Net sees the picture in four rotations, and in each of them only the rows above, because
+
+    - a 3x3 convolution has its two rows of padding on top, so that it reaches its own row and the two above;
+    - a pool is preceded by a shift down by one row, so that a row of the coarser map never holds a later row;
+    - one last shift down by one row leaves a row's own values out.
+
+    Turned back and stacked, the four half planes are all of the picture but the pixel, which 1x1 convolutions keep so.
+    Sides must be multiples of ``multiple``.
+    """
+
+    multiple: ClassVar[int] = 32
+
+    def __init__(self, channels: int, outputs: int, blind_spot: bool = False) -> None:
+        super().__init__()
+        self.blind_spot = blind_spot
+        self.enc_conv0 = conv(channels, 48)
+        self.enc_conv1 = conv(48, 48)
+        self.enc_conv2 = conv(48, 48)
+        self.enc_conv3 = conv(48, 48)
+        self.enc_conv4 = conv(48, 48)
+        self.enc_conv5 = conv(48, 48)
+        self.enc_conv6 = conv(48, 48)
+        self.dec_conv5a = conv(48 + 48, 96)
+        self.dec_conv5b = conv(96, 96)
+        self.dec_conv4a = conv(96 + 48, 96)
+        self.dec_conv4b = conv(96, 96)
+        self.dec_conv3a = conv(96 + 48, 96)
+        self.dec_conv3b = conv(96, 96)
+        self.dec_conv2a = conv(96 + 48, 96)
+        self.dec_conv2b = conv(96, 96)
+        self.dec_conv1a = conv(96 + channels, 96)
+        self.dec_conv1b = conv(96, 96)
+        width = TURNS * 96 if blind_spot else 96
+        self.nin_a = conv(width, width, kernel=1)
+        self.nin_b = conv(width, 96, kernel=1)
+        self.nin_c = conv(96, outputs, kernel=1, gain=1.0)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.nin_c
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to (B, outputs, H, W)."""
+        square = noisy.shape[-2] == noisy.shape[-1]
+        x = self._around(noisy, together=square) if self.blind_spot else self._maps(noisy)
+        x = _relu(self.nin_b(_relu(self.nin_a(x))))
+        answer: Tensor = self.nin_c(x)
+        return answer
+
+    def _around(self, noisy: Tensor, together: bool) -> Tensor:
+        """Return (B, 4 * 96, H, W), what lies above, right of, below and left of each pixel.
+
+        The rotations run as one batch where they are of one shape (``together``), else as two.
+        """
+        turned = [torch.rot90(noisy, turn, (2, 3)) for turn in range(TURNS)]
+        if together:
+            above = self._maps(torch.cat(turned)).chunk(TURNS)
+        else:
+            upright, sideways = (self._maps(torch.cat(turned[start::2])).chunk(2) for start in (0, 1))
+            above = (upright[0], sideways[0], upright[1], sideways[1])
+        pixels = [_shift(x).permute(0, 2, 3, 1) for x in above]  # channels last, as 1x1 convolutions are fastest
+        stacked = torch.cat([torch.rot90(x, -turn, (1, 2)) for turn, x in enumerate(pixels)], dim=3)
+        return stacked.permute(0, 3, 1, 2)
+
+    def _maps(self, noisy: Tensor) -> Tensor:
+        """Return (B, 96, H, W), what the convolutions before the 1x1 ones make of a picture."""
+        x = self._conv(self.enc_conv0, noisy)
+        pool1 = self._pool(self._conv(self.enc_conv1, x))
+        pool2 = self._pool(self._conv(self.enc_conv2, pool1))
+        pool3 = self._pool(self._conv(self.enc_conv3, pool2))
+        pool4 = self._pool(self._conv(self.enc_conv4, pool3))
+        pool5 = self._pool(self._conv(self.enc_conv5, pool4))
+        x = self._conv(self.enc_conv6, pool5)
+        x = self._conv(self.dec_conv5b, self._conv(self.dec_conv5a, _up(x, pool4)))
+        x = self._conv(self.dec_conv4b, self._conv(self.dec_conv4a, _up(x, pool3)))
+        x = self._conv(self.dec_conv3b, self._conv(self.dec_conv3a, _up(x, pool2)))
+        x = self._conv(self.dec_conv2b, self._conv(self.dec_conv2a, _up(x, pool1)))
+        return self._conv(self.dec_conv1b, self._conv(self.dec_conv1a, _up(x, noisy)))
+
+    def _conv(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        if not self.blind_spot:
+            return _relu(layer(x))
+        return _relu(F.conv2d(_below(x, 2), layer.weight, layer.bias, padding=(0, 1)))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(_shift(x) if self.blind_spot else x, 2)
+
+
+def _shift(x: Tensor) -> Tensor:
+    """Move every row down by one: zeros come in on top, the last row goes."""
+    return _below(x[:, :, :-1], 1)
+
+
+def _below(x: Tensor, rows: int) -> Tensor:
+    """Put rows of zeros on top; unlike F.pad this writes once and its gradient is a view."""
+    return torch.cat([x.new_zeros(*x.shape[:2], rows, x.shape[3]), x], dim=2)
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE, inplace=True)
+
+
+def _up(x: Tensor, skip: Tensor) -> Tensor:
+    return torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip.to(x.dtype)], dim=1)

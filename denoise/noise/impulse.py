@@ -1,0 +1,32 @@
+"""Random-valued impulse noise."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from denoise.noise.base import Noise, Observed
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+
+@dataclass(frozen=True)
+class Impulse(Noise):
+    """Replaces pixels by random colours; ``impulse0.5`` replaces each with probability 0.5, and does not say which.
+
+    A pixel changes as a whole, to a colour uniform in [0, 1]^C (Lehtinen et al. 2018, section 3.3). The level is the
+    probability: U(0, 0.95) there, U(0, 1) in Laine et al. 2019.
+    """
+
+    family: ClassVar[str] = "impulse"
+    limits: ClassVar[tuple[float, float]] = (0, 1)
+    example: ClassVar[str] = "impulse0.5 (share of replaced pixels) or impulse0_1 (a range)"
+
+    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
+        """Return the picture with some of its pixels replaced."""
+        share = self.draw_level(rng)
+        replaced = rng.stream("replaced").uniform(1, *picture.shape[2:]) < share
+        colour = rng.stream("colour").uniform(*picture.shape[1:]).to(picture.dtype)
+        return Observed(torch.where(replaced, colour, picture), share)

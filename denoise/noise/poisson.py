@@ -1,0 +1,111 @@
+"""Poisson noise: the counts of a photon detector."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from denoise.noise.base import Noise, Observed
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+# A rate is 64 a + b + f: a table each for the rates 64 a and b, inversion for the fraction f. The counts that a table
+# leaves out have less than 1e-50 of the probability, those beyond TERMS less than 2^-53.
+WHOLE, WHOLE_COUNTS = 64, 256
+COARSE, COARSE_COUNTS = 17, 2048
+TERMS = 18
+
+
+@dataclass(frozen=True)
+class Poisson(Noise):
+    """Counts photons: Poisson(peak clean) / peak, of variance clean / peak; ``poisson30`` has peak 30.
+
+    The level is the peak, the mean count at white; Lehtinen et al. 2018 (section 3.2) train with U(0.001, 50). Values
+    outside [0, 1] count as black or white.
+    """
+
+    family: ClassVar[str] = "poisson"
+    limits: ClassVar[tuple[float, float]] = (0.001, 1000)
+    example: ClassVar[str] = "poisson30 (photons at white) or poisson0.001_50 (a range)"
+
+    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
+        """Return Poisson(peak picture) / peak."""
+        peak = self.draw_level(rng)
+        counts = poisson(picture.clamp(0, 1) * peak, self.high, rng.stream("noise"))
+        return Observed(counts.to(picture.dtype) / peak, peak)
+
+
+def poisson(rate: Tensor, most: float, rng: "Rng") -> Tensor:
+    """Return independent Poisson counts, float64, of ``rate`` (B, ...) from 0 to ``most`` (1000 or less).
+
+    A sum of independent counts is exact, because rates add up; so are the tables, to the 53 bits of their uniforms.
+    """
+    whole = rate.to(torch.int64)
+    counts = _inverted((rate - whole).double(), rng.stream("fraction"))
+    if most > WHOLE - 1:
+        counts += _looked_up(whole // WHOLE, (WHOLE, COARSE, COARSE_COUNTS), rng.stream("coarse"))
+        whole %= WHOLE
+    if most >= 1:
+        counts += _looked_up(whole, (1, WHOLE, WHOLE_COUNTS), rng.stream("whole"))
+    return counts.view_as(rate)
+
+
+def _inverted(rate: Tensor, rng: "Rng") -> Tensor:
+    """Return counts, flat, of rates in [0, 1): how many terms of the distribution fit below a uniform number."""
+    left, term, rate = _uniform53(rng.bits(rate[0].numel())).flatten(), torch.exp(-rate).flatten(), rate.flatten()
+    counts = torch.zeros_like(rate)
+    some = (left >= term).nonzero()[:, 0]  # most rates are small: few pixels need a second term
+    left, term, rate_of_some, found = left[some], term[some], rate[some], torch.ones_like(rate[some])
+    for count in range(1, TERMS):
+        left -= term
+        term *= rate_of_some / count
+        found += left >= term  # once it is below it stays there: it falls below 0
+    return counts.index_copy_(0, some, found)
+
+
+def _looked_up(row: Tensor, table: tuple[int, int, int], rng: "Rng") -> Tensor:
+    """Return counts, flat, of the rates of the rows: a column at random, or its alias (Walker 1977)."""
+    keep, alias = _alias_table(*table, row.device)
+    bits = rng.bits(row[0].numel())
+    column = bits & (table[2] - 1)
+    place = (row.flatten(1) * table[2] + column).flatten()
+    kept = _uniform53(bits).flatten() < keep.index_select(0, place)
+    return torch.where(kept, column.flatten(), alias.index_select(0, place)).double()
+
+
+def _uniform53(bits: Tensor) -> Tensor:
+    """Return float64 uniform in [0, 1), of the upper 53 of 64 bits; a table's column is of the lower 11."""
+    return ((bits >> 11) & ((1 << 53) - 1)).double().mul_(2.0**-53)
+
+
+@lru_cache(maxsize=4)
+def _alias_table(step: int, rows: int, counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, for Poisson rates 0, step .. step (rows - 1), what Walker's alias method needs, flat.
+
+    Of each column (a count): the probability to keep it, and the count to take instead.
+    """
+    rate = torch.arange(rows, dtype=torch.float64)[:, None] * step
+    count = torch.arange(counts, dtype=torch.float64)
+    logarithm = torch.special.xlogy(count, rate) - rate - torch.lgamma(count + 1)
+    tables = [_alias(row) for row in logarithm.exp().mul(counts).tolist()]
+    keep = torch.tensor([value for table in tables for value in table[0]], dtype=torch.float64, device=device)
+    alias = torch.tensor([value for table in tables for value in table[1]], dtype=torch.int64, device=device)
+    return keep, alias
+
+
+def _alias(shares: list[float]) -> tuple[list[float], list[int]]:
+    """Fill every column that holds less than 1 from one that holds more (Vose 1991)."""
+    alias = list(range(len(shares)))
+    small = [column for column in alias if shares[column] < 1]
+    large = [column for column in alias if shares[column] >= 1]
+    shares = shares.copy()
+    while small and large:
+        column = small.pop()
+        alias[column] = large[-1]
+        shares[large[-1]] -= 1 - shares[column]
+        if shares[large[-1]] < 1:
+            small.append(large.pop())
+    return [1.0 if alias[column] == column else share for column, share in enumerate(shares)], alias

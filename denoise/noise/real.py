@@ -1,0 +1,39 @@
+"""Pictures that are noisy already."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from denoise.noise.base import Noise, Observed
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+
+@dataclass(frozen=True)
+class Real(Noise):
+    """Adds nothing: the pictures come with the noise of a camera. ``none`` takes no number.
+
+    Its level is a property of each picture (denoise.noise_level estimates it), so it is not known here.
+    """
+
+    low: float = 0
+    high: float = 0
+    family: ClassVar[str] = "none"
+    limits: ClassVar[tuple[float, float]] = (0, 0)
+    example: ClassVar[str] = "none (real noise, nothing is added)"
+
+    @property
+    def name(self) -> str:
+        """The name that ``parse_noise`` understands: none."""
+        return self.family
+
+    @property
+    def level(self) -> float | None:
+        """None: it differs from picture to picture."""
+        return None
+
+    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
+        """Return the picture as it is, and zeros where the estimated level has to be put."""
+        return Observed(picture, picture.new_zeros(len(picture), 1, 1, 1))

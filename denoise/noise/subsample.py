@@ -1,0 +1,72 @@
+"""Pixel pictures: one pixel stands for a block, as a renderer's single sample does."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from denoise.errors import UserError
+from denoise.noise.base import Noise, Observed
+
+if TYPE_CHECKING:
+    from denoise.rng import Rng
+
+
+@dataclass(frozen=True)
+class Subsample(Noise):
+    """Takes one random pixel of every k x k block; ``subsample8`` makes 32x32 of 256x256. The clean one is the mean.
+
+    This is how the EE-559 pairs were made. The pixel is the same for all channels. Sides that are no multiples of k
+    are cut at the bottom and right. The noise depends on the picture alone: its level is 0.
+    """
+
+    family: ClassVar[str] = "subsample"
+    limits: ClassVar[tuple[float, float]] = (2, 64)
+    example: ClassVar[str] = "subsample8 (side of the blocks, one whole number)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low != self.high or self.low % 1:
+            raise UserError(f"noise={self.name}: expected one whole number, the side of the blocks; write subsample8.")
+
+    @property
+    def level(self) -> float | None:
+        """Zero: there is no strength."""
+        return 0.0
+
+    @property
+    def scale(self) -> int:
+        """The side of a block."""
+        return int(self.low)
+
+    def reference(self, picture: Tensor) -> Tensor:
+        """Return the means of the blocks, (B, C, H // k, W // k).
+
+        Raises:
+            UserError: a side of the picture is shorter than a block.
+        """
+        return self._blocks(picture).mean(-1)
+
+    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
+        """Return one pixel of each block, (B, C, H // k, W // k).
+
+        Raises:
+            UserError: a side of the picture is shorter than a block.
+        """
+        blocks = self._blocks(picture)
+        chosen = rng.stream("chosen").integers(self.scale**2, 1, *blocks.shape[2:4], 1)
+        noisy = blocks.gather(-1, chosen.expand(*blocks.shape[:4], 1)).squeeze(-1)
+        return Observed(noisy, picture.new_zeros(len(picture), 1, 1, 1))
+
+    def _blocks(self, picture: Tensor) -> Tensor:
+        """Return the pixels of each block, (B, C, H // k, W // k, k^2)."""
+        k = self.scale
+        batch, channels, height, width = picture.shape
+        rows, columns = height // k, width // k
+        if not rows * columns:
+            raise UserError(
+                f"noise={self.name} needs pictures of {k}x{k} pixels or more, got {width}x{height}; "
+                "take larger pictures or smaller blocks."
+            )
+        cut = picture[..., : rows * k, : columns * k].reshape(batch, channels, rows, k, columns, k)
+        return cut.transpose(3, 4).reshape(batch, channels, rows, columns, k * k)

@@ -1,0 +1,143 @@
+"""What holds for every noise."""
+
+import pytest
+import torch
+
+from denoise.errors import UserError
+from denoise.images import read_picture, to_tensor
+from denoise.noise import NOISES, parse_noise
+from denoise.rng import batch_rng
+
+NAMES = ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8", "none"]
+RANDOM = NAMES[:-1]
+RANGES = ["gauss5_50", "poisson0.001_50", "bernoulli0_0.95", "impulse0_1", "text0_0.5"]
+
+
+def rng(samples, seed=0):
+    return batch_rng(seed, 0, torch.arange(samples))
+
+
+@pytest.fixture(scope="module")
+def picture(photographs):
+    """Two different crops of a real photograph."""
+    pixels = to_tensor(read_picture(photographs / "coffee.png").pixels)
+    return torch.stack([pixels[:, 100:148, 200:264], pixels[:, 200:248, 100:164]])
+
+
+def test_every_noise_is_tested():
+    assert {parse_noise(name).family for name in NAMES} == set(NOISES)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *RANGES, "gauss12.5", "gauss0.5_3", "poisson5_50", "impulse0_0.95"])
+def test_a_name_survives_parsing(name):
+    assert parse_noise(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gaus25", r"did you mean gauss\?.*gauss25.*poisson30.*none"),
+        ("poison30", r"did you mean poisson\?"),
+        ("gauss", "lacks its number; write gauss25"),
+        ("poisson", "lacks its number; write poisson30"),
+        ("gauss-5", "did you mean gauss"),
+        ("gauss50_5", "the smaller one first; write gauss25"),
+        ("gauss0", "from 0.01 to 255"),
+        ("25", "not a known noise; write gauss25"),
+        ("gauss25 ", "not a known noise"),
+        ("gauss25_", "not a known noise"),
+        ("gauss٢٥", "not a known noise"),
+        ("poisson0", "from 0.001 to 1000"),
+        ("poisson2000", "from 0.001 to 1000"),
+        ("bernoulli1", "from 0 to 0.99"),
+        ("impulse1.5", "from 0 to 1"),
+        ("text0.95", "from 0 to 0.9"),
+        ("subsample", "lacks its number"),
+        ("subsample1", "from 2 to 64"),
+        ("subsample2.5", "one whole number"),
+        ("subsample2_8", "one whole number"),
+        ("none5", "has a number"),
+        ("none0", "has a number"),
+        ("", "not a known noise"),
+    ],
+)
+def test_a_wrong_name_is_told(name, told):
+    with pytest.raises(UserError, match=f"noise={name}.*{told}"):
+        parse_noise(name)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("name", [*NAMES, *RANGES])
+def test_what_is_observed_has_the_stated_shapes(name, grey, picture):
+    clean = picture[:, :1] if grey else picture
+    before = clean.clone()
+    noise = parse_noise(name)
+    seen = noise.corrupt(clean, rng(2))
+    assert seen.noisy.shape == noise.reference(clean).shape
+    assert seen.noisy.dtype == seen.level.dtype == torch.float32
+    assert seen.level.shape == (2, 1, 1, 1)
+    assert (seen.mask is not None) == (noise.family == "bernoulli")
+    assert torch.equal(clean, before)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *RANGES])
+def test_the_same_keys_make_the_same_noise(name, picture):
+    first, again = (parse_noise(name).corrupt(picture, rng(2)) for _ in range(2))
+    assert torch.equal(first.noisy, again.noisy)
+    assert torch.equal(first.level, again.level)
+
+
+@pytest.mark.parametrize("name", [*RANDOM, *RANGES])
+def test_a_sample_is_the_same_alone_as_in_a_batch(name, picture):
+    both = parse_noise(name).corrupt(picture, rng(2))
+    second = parse_noise(name).corrupt(picture[1:], batch_rng(0, 0, torch.tensor([1])))
+    assert torch.equal(both.noisy[1:], second.noisy)
+    assert torch.equal(both.level[1:], second.level)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_other_keys_make_other_noise(name, picture):
+    first, second = (parse_noise(name).corrupt(picture, rng(2, seed)).noisy for seed in (0, 1))
+    assert (first != second).any(1).float().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "subsample2"])
+def test_two_samples_have_independent_noise(name):
+    texture = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    same = (texture if name == "subsample2" else torch.full_like(texture, 0.4)).expand(2, -1, -1, -1)
+    noise = parse_noise(name)
+    error = (noise.corrupt(same, rng(2)).noisy - noise.reference(same)).flatten(1)
+    assert abs(torch.corrcoef(error)[0, 1]) < 5 / error.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_draws_one_level_a_sample_uniformly(name):
+    from scipy.stats import kstest
+
+    noise = parse_noise(name)
+    level = noise.corrupt(torch.full((500, 1, 8, 8), 0.5), rng(500)).level.flatten().numpy()
+    assert kstest(level / noise.unit, "uniform", (noise.low, noise.high - noise.low)).pvalue > 1e-6
+    assert noise.level is None
+
+
+@pytest.mark.parametrize("name", ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8"])
+def test_one_level_is_stated_before_any_picture_is_seen(name, picture):
+    noise = parse_noise(name)
+    assert torch.allclose(noise.corrupt(picture, rng(2)).level, torch.tensor(noise.level), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *RANGES])
+def test_the_level_does_not_depend_on_the_picture(name, picture):
+    levels = [parse_noise(name).corrupt(clean, rng(2)).level for clean in (picture, torch.zeros_like(picture))]
+    assert torch.equal(*levels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*NAMES, *RANGES])
+def test_a_gpu_makes_the_same_noise(name, picture):
+    device = torch.device("cuda")
+    host = parse_noise(name).corrupt(picture, rng(2))
+    there = parse_noise(name).corrupt(picture.to(device), batch_rng(0, 0, torch.arange(2, device=device)))
+    assert there.noisy.is_cuda
+    assert torch.allclose(host.noisy, there.noisy.cpu(), atol=1e-5)
+    assert torch.equal(host.level, there.level.cpu())
