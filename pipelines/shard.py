@@ -51,7 +51,7 @@ def shard(
 
 
 def find_sources(folder: Path) -> "Iterator[Source]":
-    """Yield the pictures below a folder in the order of their names, pictures of one scene (``PAIRS``) as one sample."""
+    """Yield the pictures below a folder in the order of their names; those of one scene (``PAIRS``) are one sample."""
     from denoise.shards import Source
 
     scenes: dict[str, dict[str, Path]] = {}

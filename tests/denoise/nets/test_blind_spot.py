@@ -82,16 +82,15 @@ def test_the_blind_spot_survives_padding_of_odd_sizes(size):
     assert_blind(influence(through_padding, 3, size, at), at)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 64)])
-def test_the_blind_spot_is_exact_under_autocast(size):
-    net, at = make(), places(*size)
+def test_the_blind_spot_is_exact_under_autocast():
+    net, at = make(), [(0, 5), (14, 17)]  # few: bfloat16 is slow where the processor has none
 
     def rounded(noisy):
         with torch.autocast("cpu", torch.bfloat16):
             return net(noisy)
 
-    assert rounded(torch.rand(1, 3, *size)).dtype == torch.bfloat16
-    assert_blind(influence(rounded, 3, size, at), at)
+    assert rounded(torch.rand(1, 3, 32, 32)).dtype == torch.bfloat16
+    assert_blind(influence(rounded, 3, (32, 32), at), at)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
@@ -128,7 +127,7 @@ def test_the_plain_form_sees_every_pixel():
 
 def test_the_captured_graph_has_the_blind_spot():
     net, at = make(channels=1, outputs=1), places(32, 32)
-    assert_blind(influence(torch.compile(net, backend="eager", fullgraph=True), 1, (32, 32), at), at)
+    assert_blind(influence(torch.compile(net, backend="aot_eager", fullgraph=True), 1, (32, 32), at), at)
 
 
 @pytest.mark.slow

@@ -1,0 +1,167 @@
+"""How close training within a given time comes to the published figures.
+
+Trains each recipe for the given number of minutes (the number of steps follows from a measured rate), scores it on
+test sets under a named protocol, and prints PSNR and SSIM beside the published PSNR. Run it in a project folder whose
+data is sharded. Where several runs of the same recipe are wanted, give seeds.
+
+    python benchmarks/quality.py bsd68 --minutes 15 --out quality     # grey, bsd400 -> BSD68, sigma 25: two cores do
+    python benchmarks/quality.py laine2019 --minutes 60 --out quality # colour, -> Kodak and BSD300 test: a GPU
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from denoise.config import Config, load_config
+
+STEP_PROBE = 30  # steps that the rate is measured over, after as many to warm up
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe, and what was published for it, by test set (../docs/methods.md names the sources)."""
+
+    name: str
+    overrides: Sequence[str]
+    published: dict[str, float] = field(default_factory=dict)
+    evaluations: Sequence[tuple[str, ...]] = ((),)  # overrides of one evaluation each
+
+
+@dataclass(frozen=True)
+class Table:
+    """Recipes that are comparable: same pictures, same protocol."""
+
+    overrides: Sequence[str]
+    tests: Sequence[str]
+    protocol: str
+    rows: Sequence[Row]
+
+
+R2R_PASSES = (("evaluate.passes=1",), ("evaluate.passes=50",))
+
+TABLES = {
+    "bsd68": Table(
+        (
+            "noise=gauss25", "data.colour=grey", "data.train=[bsd400]", "data.val=[samples]", "data.test=[bsd68]",
+            "train.batch_size=8", "train.crop=64", "train.lr=1e-3", "train.rampup=0.02", "train.rampdown=0.5",
+            "train.augment=[flip, rotate]",
+        ),
+        ("bsd68",),
+        "float",
+        (
+            Row("n2c", ("method=n2c",), {"bsd68": 29.23}),
+            Row("n2n", ("method=n2n",)),
+            Row("n2v", ("method=n2v", "method.mask_ratio=0.02"), {"bsd68": 27.71}),
+            Row("ssdn", ("method=ssdn",), {"bsd68": 28.84}),
+            Row("mu-only", ("method=ssdn", "method.mu_only=true")),
+            Row("r2r", ("method=r2r", "net=unet_n2n"), {"bsd68": 29.14}, R2R_PASSES),
+        ),
+    ),
+    "laine2019": Table(
+        (
+            "noise=gauss25", "data.colour=rgb", "data.train=[bsds300, imagenet]", "data.val=[samples]",
+            "data.test=[kodak, bsds300]", "train.batch_size=4", "train.crop=256", "train.lr=3e-4",
+            "train.rampup=0.1", "train.rampdown=0.3",
+        ),
+        ("kodak", "bsds300"),
+        "laine2019",
+        (
+            Row("n2c", ("method=n2c", "net=unet_ssdn"), {"kodak": 32.46, "bsds300": 31.08}),
+            Row("n2n", ("method=n2n", "net=unet_ssdn"), {"kodak": 32.45, "bsds300": 31.07}),
+            Row("n2v", ("method=n2v",), {"kodak": 30.32, "bsds300": 29.34}),
+            Row("ssdn known", ("method=ssdn",), {"kodak": 32.45, "bsds300": 31.03}),
+            Row("ssdn constant", ("method=ssdn", "method.sigma=constant"), {"kodak": 32.44, "bsds300": 31.02}),
+            Row("mu-only", ("method=ssdn", "method.mu_only=true"), {"kodak": 30.64, "bsds300": 28.65}),
+            Row("r2r", ("method=r2r",), {}, R2R_PASSES),
+        ),
+    ),
+}  # fmt: skip
+
+
+def configuration(table: Table, row: Row, steps: int, extra: Sequence[str] = ()) -> Config:
+    """Return the configuration of a recipe for that many steps; validation and checkpoints five times a run."""
+    every = max(1, steps // 5)
+    lengths = [f"train.{key}={value}" for key, value in (("steps", steps), ("eval_every", every), ("log_every", every))]
+    return load_config(
+        Path("params.yaml"), [*table.overrides, *row.overrides, *lengths, f"train.checkpoint_every={every}", *extra]
+    )
+
+
+def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
+    """Return how many steps fit into that time, from the rate of a short run (no validation, no checkpoints)."""
+    from denoise.data import Collection
+    from denoise.train import train
+    from pipelines.sources import open_sets
+
+    config = configuration(table, row, 2 * STEP_PROBE, (f"train.log_every={STEP_PROBE}", "train.eval_every=100000"))
+    pictures = Collection([shards for _, shards in open_sets(config, "train")])
+    rates: list[float] = []
+    train(config, pictures, None, folder, lambda metrics, _: rates.append(metrics["images_per_second"]))
+    return max(1, int(rates[-1] / config.train.batch_size * 60 * minutes))
+
+
+def run(table: Table, row: Row, steps: int, seed: int, out: Path) -> list[dict[str, object]]:
+    """Train a recipe and return one result for each evaluation and test set."""
+    from pipelines.cli_common import open_model
+    from pipelines.evaluate import evaluate_model
+    from pipelines.train_local import train_locally
+
+    config = configuration(table, row, steps, (f"seed={seed}",))
+    started = time.perf_counter()
+    model = train_locally(config, out=out / f"{row.name.replace(' ', '-')}-{seed}")
+    seconds = time.perf_counter() - started
+    results = []
+    for overrides in row.evaluations:
+        scored = configuration(table, row, steps, overrides)
+        denoiser = open_model(scored, str(model))
+        for result in evaluate_model(scored, denoiser, table.tests, table.protocol, None, None):
+            kept = {key: result[key] for key in ("data", "protocol", "passes", "noisy_psnr", "psnr", "ssim")}
+            published = row.published.get(str(result["data"]))
+            results.append(
+                {"recipe": row.name, "seed": seed, "steps": steps, "train_seconds": round(seconds), **kept}
+                | {"published": published}
+            )
+    return results
+
+
+def line(result: dict[str, object]) -> str:
+    """Return one line of the table."""
+    published = f"{result['published']:.2f}" if result["published"] else "-"
+    return (
+        f"| {result['recipe']} | {result['passes']} | {result['data']} | {result['steps']} "
+        f"| {result['train_seconds']} | {result['psnr']:.2f} | {result['ssim']:.4f} | {published} |"
+    )
+
+
+def main() -> None:
+    """Train, score, and print a table and JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--steps", type=int, help="instead of minutes")
+    parser.add_argument("--recipes", nargs="*", help="some of the table's rows")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("quality"))
+    chosen = parser.parse_args()
+    table = TABLES[chosen.table]
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    print(f"| recipe | passes | test set | steps | train s | PSNR {table.protocol} | SSIM | published |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in table.rows:
+        if chosen.recipes and row.name not in chosen.recipes:
+            continue
+        steps = chosen.steps or steps_in(table, row, chosen.minutes, chosen.out / "probe")
+        for seed in chosen.seeds:
+            results = run(table, row, steps, seed, chosen.out)
+            for result in results:
+                print(line(result), flush=True)
+            with (chosen.out / "results.jsonl").open("a") as file:
+                file.writelines(json.dumps(result) + "\n" for result in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
