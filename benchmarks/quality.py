@@ -4,11 +4,13 @@ Trains each recipe for the given number of minutes (the number of steps follows 
 test sets under a named protocol, and prints PSNR and SSIM beside the published PSNR. Run it in a project folder whose
 data is sharded. Where several runs of the same recipe are wanted, give seeds.
 
+    python benchmarks/quality.py samples --minutes 1 --out quality    # every method, for a minute each
     python benchmarks/quality.py bsd68 --minutes 15 --out quality     # grey, bsd400 -> BSD68, sigma 25: two cores do
     python benchmarks/quality.py laine2019 --minutes 60 --out quality # colour, -> Kodak and BSD300 test: a GPU
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from denoise.config import Config, load_config
 
-STEP_PROBE = 30  # steps that the rate is measured over, after as many to warm up
+PROBE_SECONDS = 10.0  # that the rate is measured over
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,18 @@ class Table:
 
 R2R_PASSES = (("evaluate.passes=1",), ("evaluate.passes=50",))
 
+# Every trained method as `denoise train method=NAME` has it; r2r's 50 passes are left out, its net is the others'.
+METHOD_ROWS = [
+    Row(name, (f"method={name}", *extra), {}, (("evaluate.passes=1",),))
+    for name, extra in (
+        ("n2c", ()), ("n2n", ()), ("n2v", ()), ("n2s", ()), ("n2same", ()), ("ssdn", ()), ("r2r", ("net=unet_n2n",)),
+        ("nb2nb", ()), ("noisier2noise", ()), ("b2u", ()), ("sure", ()),
+    )
+]  # fmt: skip
+
 TABLES = {
+    "samples": Table(("data.train=[samples]", "data.test=[samples]"), ("samples",), "float", METHOD_ROWS),
+    "bsds300": Table(("data.train=[bsds300]", "data.test=[samples]"), ("samples",), "float", METHOD_ROWS),
     "bsd68": Table(
         (
             "noise=gauss25", "data.colour=grey", "data.train=[bsd400]", "data.val=[samples]", "data.test=[bsd68]",
@@ -97,11 +110,18 @@ def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
     from denoise.train import train
     from pipelines.sources import open_sets
 
-    config = configuration(table, row, 2 * STEP_PROBE, (f"train.log_every={STEP_PROBE}", "train.eval_every=100000"))
+    config = configuration(table, row, 10_000, ("train.log_every=1",))
     pictures = Collection([shards for _, shards in open_sets(config, "train")])
-    rates: list[float] = []
-    train(config, pictures, None, folder, lambda metrics, _: rates.append(metrics["images_per_second"]))
-    return max(1, int(rates[-1] / config.train.batch_size * 60 * minutes))
+    times: list[float] = []
+
+    def clock(metrics: dict[str, float], checkpoint: Path | None) -> None:
+        times.append(time.perf_counter())
+        if len(times) > 2 and times[-1] - times[0] > PROBE_SECONDS:
+            raise StopIteration
+
+    with contextlib.suppress(StopIteration):
+        train(config, pictures, None, folder, clock)
+    return max(1, int(60 * minutes * (len(times) - 1) / (times[-1] - times[0])))
 
 
 def run(table: Table, row: Row, steps: int, seed: int, out: Path) -> list[dict[str, object]]:

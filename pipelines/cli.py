@@ -116,9 +116,11 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The model folder to write; runs/NAME/model by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a method. The same command resumes an interrupted run, and returns a finished one.
+    """Train a method, or a published recipe. The same command resumes an interrupted run, and returns a finished one.
 
     Example: denoise train method=n2n noise=gauss25 train.steps=3000
+
+    Example: denoise train preset=laine2019-gauss25-ssdn-known
     """
     config = configuration(overrides)
     if local or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun would take --local for an option of its own
@@ -137,6 +139,32 @@ def train(
         raise typer.Exit(130) from None
     document = {"name": done.name, "model": str(done.folder), "run_id": done.run_id, **done.metrics}
     answer(document, f"model: {done.folder} (MLflow run {done.run_id})", as_json)
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="One recipe, to see what it sets.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the published recipes that `denoise train preset=NAME` knows, or show one.
+
+    Example: denoise presets laine2019-gauss25-ssdn-known
+    """
+    from dataclasses import asdict
+
+    from pipelines import presets as recipes
+
+    if name is None:
+        known = recipes.presets()
+        width = max(map(len, known))
+        answer(
+            {key: one.title for key, one in known.items()},
+            "\n".join(f"{key:{width}}  {one.title}" for key, one in known.items()),
+            as_json,
+        )
+        return
+    recipe = recipes.load_preset(name)
+    answer(asdict(recipe), recipes.described(recipe), as_json)
 
 
 @app.command()

@@ -49,6 +49,16 @@ def load_preset(name: str) -> Preset:
     return _read(name)
 
 
+def described(preset: Preset) -> str:
+    """Return a recipe as text for people: where it comes from, and the keys that it sets."""
+    import yaml
+
+    about = [preset.title, "", preset.source.strip()]
+    if preset.note:
+        about += ["", preset.note.strip()]
+    return "\n".join([*about, "", yaml.safe_dump(preset.config, sort_keys=False).strip()])
+
+
 def _folder() -> Traversable:
     return files("pipelines") / "presets"
 

@@ -1,0 +1,92 @@
+"""What a denoiser does beyond one pass of its net: levels, passes, symmetries, no training at all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from denoise.augment import symmetries
+from denoise.checkpoint import Denoiser, make_card, untrained_denoiser
+from denoise.config import load_config, to_dict
+from denoise.errors import UserError
+from denoise.methods import build_method, with_net
+from denoise.noise import parse_noise
+from denoise.rng import batch_rng
+
+SIGMA = 25 / 255
+
+
+def denoiser(net, method="n2n", noise="gauss25", *overrides):
+    config = with_net(load_config(None, [f"noise={noise}", f"method={method}", *overrides]))
+    built = build_method(method, config.method.fields, parse_noise(noise))
+    return Denoiser(net.eval(), built, make_card(to_dict(config), channels=3))
+
+
+class Lopsided(nn.Module):
+    """Shifts and darkens: it knows left from right and up from down."""
+
+    def forward(self, noisy):
+        return 0.5 * noisy + 0.5 * noisy.roll((1, 2), (-2, -1)) ** 2
+
+
+def test_passes_are_averaged_each_with_its_own_randomness():
+    recorrupting = denoiser(nn.Identity(), "r2r")
+    noisy = torch.rand(1, 3, 64, 64)
+    deviations = {passes: (replace(recorrupting, passes=passes)(noisy) - noisy).std().item() for passes in (1, 4, None)}
+    assert deviations[1] == pytest.approx(0.5 * SIGMA, rel=0.03)
+    assert deviations[4] == pytest.approx(0.5 * SIGMA / 2, rel=0.03)
+    assert deviations[None] == pytest.approx(0.5 * SIGMA / 50**0.5, rel=0.03)  # as many as the paper
+
+
+def test_the_same_keys_restore_the_same_and_others_do_not():
+    recorrupting = replace(denoiser(nn.Identity(), "r2r"), passes=1)
+    noisy = torch.rand(1, 3, 16, 16)
+    key, other = (batch_rng(0, step, torch.arange(1)) for step in (0, 1))
+    assert torch.equal(recorrupting(noisy, None, key), recorrupting(noisy, None, key))
+    assert not torch.equal(recorrupting(noisy, None, key), recorrupting(noisy, None, other))
+
+
+def test_averaging_follows_the_training_augmentation():
+    net, noisy = Lopsided(), torch.rand(1, 3, 8, 12)
+    plain = denoiser(net)
+    averaging = denoiser(net, "n2n", "gauss25", "train.augment=[flip, rotate]").averaging()
+    assert (len(plain.averaging().over), len(averaging.over)) == (1, 8)
+    assert torch.equal(plain.averaging()(noisy), plain(noisy))
+    for symmetry in symmetries(("flip", "rotate")):
+        torch.testing.assert_close(averaging(symmetry.apply(noisy)), symmetry.apply(averaging(noisy)))
+        assert symmetry == symmetries(())[0] or not torch.allclose(
+            plain(symmetry.apply(noisy)), symmetry.apply(plain(noisy))
+        )
+
+
+def test_the_level_is_what_it_was_trained_for_or_estimated():
+    flat = 0.5 + SIGMA * batch_rng(0, 0, torch.arange(1)).normal(3, 128, 128)[0]
+    assert denoiser(nn.Identity(), "r2r").level_of(flat) == pytest.approx(SIGMA)
+    for noise in ("gauss5_50", "none"):
+        assert denoiser(nn.Identity(), "r2r", noise).level_of(flat) == pytest.approx(SIGMA, rel=0.1)
+    assert denoiser(nn.Identity(), "r2r").needs_level
+    assert not denoiser(nn.Identity()).needs_level
+
+
+def test_a_method_that_is_not_trained_restores_by_its_name(photographs):
+    from denoise.images import read_picture, to_tensor
+
+    noise = parse_noise("gauss25")
+    clean = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
+    seen = noise.corrupt(clean, batch_rng(0, 0, torch.arange(1)))
+    untrained = untrained_denoiser("zs_n2n", {"steps": 150}, 3, noise)
+    restored = untrained(seen.noisy, seen.level)
+    assert (untrained.name, untrained.noise, untrained.channels) == ("zs_n2n", "gauss25", 3)
+    assert (restored - clean).square().mean() < 0.6 * (seen.noisy - clean).square().mean()
+    assert torch.equal(restored, untrained_denoiser("zs_n2n", {"steps": 150}, 3, noise)(seen.noisy, seen.level))
+
+
+def test_a_method_that_is_trained_cannot_do_without():
+    with pytest.raises(UserError, match="n2n has to be trained first .* without training: zs_n2n, bm3d"):
+        untrained_denoiser("n2n", {}, 3, parse_noise("gauss25"))
+
+
+def test_the_deviation_is_asked_of_the_method():
+    with pytest.raises(UserError, match="no standard deviation"):
+        replace(denoiser(nn.Identity()), deviation=True)(torch.rand(1, 3, 8, 8))
