@@ -114,7 +114,7 @@ def evaluate(
         each: called with every restored picture, for progress and for keeping some.
 
     Returns:
-        method, noise, data, protocol, how passes were averaged and how the training noise was drawn, the means noisy_psnr,
+        method, noise, data, protocol, how passes were averaged, how the training noise was drawn, the means noisy_psnr,
         psnr, noisy_ssim, ssim, and the same for each picture.
     """
     rows: dict[str, list[Mapping[str, float]]] = {}

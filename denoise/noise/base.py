@@ -46,7 +46,8 @@ class Noise:
     @property
     def name(self) -> str:
         """The name that ``parse_noise`` understands: ``gauss25`` for one level, ``gauss5_50`` for a range."""
-        return f"{self.family}{self.low:g}" if self.low == self.high else f"{self.family}{self.low:g}_{self.high:g}"
+        numbers = [f"{number:.6f}".rstrip("0").rstrip(".") for number in sorted({self.low, self.high})]
+        return self.family + "_".join(numbers)
 
     @property
     def level(self) -> float | None:

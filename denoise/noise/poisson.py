@@ -41,7 +41,7 @@ class Poisson(Noise):
 def poisson(rate: Tensor, most: float, rng: "Rng") -> Tensor:
     """Return independent Poisson counts, float64, of ``rate`` (B, ...) from 0 to ``most`` (1000 or less).
 
-    A sum of independent counts is exact, because rates add up; so are the tables, to the 53 bits of their uniforms.
+    Rates of independent counts add up, so the sum is exact; the tables are to 1e-13, uniforms have 53 bits.
     """
     whole = rate.to(torch.int64)
     counts = _inverted((rate - whole).double(), rng.stream("fraction"))

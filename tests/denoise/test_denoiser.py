@@ -11,7 +11,9 @@ from denoise.checkpoint import Denoiser, make_card, untrained_denoiser
 from denoise.config import load_config, to_dict
 from denoise.errors import UserError
 from denoise.methods import build_method, with_net
+from denoise.nets import NetMaker
 from denoise.noise import parse_noise
+from denoise.restore import restore_tensor
 from denoise.rng import batch_rng
 
 SIGMA = 25 / 255
@@ -90,3 +92,18 @@ def test_a_method_that_is_trained_cannot_do_without():
 def test_the_deviation_is_asked_of_the_method():
     with pytest.raises(UserError, match="no standard deviation"):
         replace(denoiser(nn.Identity()), deviation=True)(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("at", [(40, 40), (31, 64), (63, 63), (5, 90)])  # in the middle, and where tiles meet
+def test_a_blind_spot_stays_blind_when_a_picture_is_restored_by_tiles(at):
+    method = build_method("ssdn", {"mu_only": True}, parse_noise("gauss25"))
+    torch.manual_seed(0)
+    net = method.make_net(NetMaker("unet_ssdn", 1, {})).eval()
+    card = make_card(to_dict(with_net(load_config(None, ["method=ssdn"]))), channels=1)
+    noisy = torch.rand(1, 96, 96)
+    changed = noisy.clone()
+    changed[:, *at] += 10
+    before, after = (restore_tensor(Denoiser(net, method, card), one, tile=64, overlap=32) for one in (noisy, changed))
+    difference = (after - before).abs()[0]
+    assert difference[at] < 1e-6  # rounding
+    assert difference[at[0] - 1 : at[0] + 2, at[1] - 1 : at[1] + 2].flatten().sort().values[1] > 1e-4

@@ -4,7 +4,7 @@ import torch
 from denoise.errors import UserError
 from denoise.images import read_picture, to_tensor
 from denoise.noise import parse_noise
-from denoise.noise_level import _layout, _noise_variance, estimate_sigma
+from denoise.noise_level import _covariance, _layout, _noise_variance, estimate_sigma
 from denoise.rng import batch_rng
 
 
@@ -60,6 +60,14 @@ def test_level_and_brightness_scale_as_the_picture_does(photographs):
 )
 def test_patches_are_as_published_where_the_picture_allows(shape, layout):
     assert _layout(*shape) == layout
+
+
+def test_the_covariance_is_that_of_all_patches():
+    picture = torch.rand(2, 40, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    picture[1] += torch.linspace(0, 1, 40)[:, None]
+    vectors = torch.nn.functional.unfold(picture[None], 5, stride=2)[0]
+    expected = torch.cov(vectors, correction=0)
+    assert torch.allclose(_covariance(picture, 5, 2), expected, atol=1e-12)
 
 
 def test_a_large_picture_has_no_more_patches_than_stated():

@@ -17,7 +17,7 @@ def count(channels, outputs):
 
 @pytest.mark.parametrize(("channels", "outputs", "total"), [(3, 3, 32_640_384), (4, 3, 32_640_960), (2, 1, 32_638_656)])
 def test_there_are_as_many_parameters_as_in_the_paper(channels, outputs, total):
-    """32,640,960 and 32,638,656 are the published colour and grey networks, with their map of the noise level."""
+    """With the map of the noise level, which is left out here, 32,638,656 is the published grey network."""
     with torch.device("meta"):
         net = DRUNet(channels, outputs)
     assert sum(p.numel() for p in net.parameters()) == count(channels, outputs) == total
@@ -67,3 +67,10 @@ def test_scales_are_joined_by_sums():
         torch.testing.assert_close(seen[1][0], seen[2][1] + maps[2])
         torch.testing.assert_close(seen[0][0], seen[1][1] + maps[1])
         torch.testing.assert_close(net(noisy), net.last(seen[0][1] + first))
+
+
+def test_a_block_adds_to_its_input():
+    block, x = ResidualBlock(4), torch.randn(1, 4, 5, 6)
+    assert not torch.equal(block(x), x)
+    torch.nn.init.zeros_(block.conv2.weight)
+    assert torch.equal(block(x), x)

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from denoise.errors import UserError
 from denoise.noise import glyphs, parse_noise
+from denoise.noise.text import _visible
 from denoise.rng import batch_rng
 
 OUTSIDE = -5.0  # no blend of it with a colour gives it back: a pixel that has it was not touched
@@ -36,7 +38,7 @@ def test_edges_are_smooth_and_letters_are_solid_and_in_range():
     on_white = noise.corrupt(clean + 1, batch_rng(0, 0, torch.arange(1))).noisy
     alpha = 1 - (on_white - on_black)
     assert on_black.min() >= 0
-    assert on_white.max() <= 1 + 1e-6
+    assert max(on_black.max(), on_white.max(), alpha.max()) <= 1 + 1e-6
     touched = alpha[alpha > 1e-6]
     assert (touched > 0.99).float().mean() > 0.3
     assert ((touched > 0.1) & (touched < 0.9)).float().mean() > 0.1
@@ -61,6 +63,19 @@ def test_a_picture_smaller_than_a_letter_ends():
     seen, touched = written("text0.5", height=2, width=3)
     assert seen.noisy.shape == (2, 3, 2, 3)
     assert touched.float().mean() <= 1
+
+
+@pytest.mark.parametrize(("x", "y"), [(4, 5), (-9, 3), (6, -11), (20, 8), (3, 22), (-12, -12), (-60, 4), (4, 90)])
+def test_a_letter_across_an_edge_shows_the_part_inside(x, y):
+    glyph = glyphs.atlas()[4][glyphs.LETTERS.index("W")]
+    wide = np.zeros((1, 300, 300), dtype=np.float32)
+    all_of_it, alpha = _visible(wide, glyph, x + 100, y + 100)
+    all_of_it[:] = alpha
+    cut = np.zeros((1, 30, 40), dtype=np.float32)
+    part, alpha = _visible(cut, glyph, x, y)
+    part[:] = alpha
+    assert wide.sum() == pytest.approx(glyph.alpha.sum())
+    assert np.array_equal(cut, wide[:, 100:130, 100:140])
 
 
 def test_every_letter_is_rendered_at_every_size():
