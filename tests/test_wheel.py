@@ -18,6 +18,7 @@ def test_a_wheel_builds_installs_and_runs(tmp_path):
     subprocess.run(install, check=True, capture_output=True)
     assert (target / "pipelines/templates/report.html.jinja").is_file()
     assert (target / "pipelines/checksums/kodak.txt").is_file()
+    assert len(list((target / "pipelines/presets").glob("*.yaml"))) == len(list((ROOT / "pipelines/presets").iterdir()))
     elsewhere = {
         "cwd": tmp_path,
         "env": {**os.environ, "PYTHONPATH": str(target)},
