@@ -185,12 +185,13 @@ def evaluate(
 
     Example: denoise evaluate models:/denoise-gauss25@champion --data kodak --protocol laine2019
     """
+    from denoise.evaluate import protocol_named
     from pipelines.evaluate import evaluate_model
     from pipelines.report import table
 
     config = configuration(settings)
+    chosen = protocol_named(protocol or config.evaluate.protocol).name
     denoiser = open_model(config, model, noise)
-    chosen = protocol or config.evaluate.protocol
     results = evaluate_model(config, denoiser, data or config.data.test, chosen, noise, out)
     answer(results, table(results), as_json)
 

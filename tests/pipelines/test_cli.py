@@ -36,6 +36,11 @@ def test_version(denoise):
         (["train", "noise=gaus25"], 1, "gauss25"),
         (["train", "data.train=smal"], 1, "denoise shard smal"),
         (["train", "tracking.uri=file:mlruns"], 1, "sqlite"),
+        (["train", "preset=laine2019"], 2, "denoise presets"),
+        (["train", "method=r2r", "noise=impulse0.5"], 1, "not defined for noise=impulse0.5"),
+        (["train", "method=ssdn", "net=dncnn"], 1, "use unet_ssdn"),
+        (["train", "method=bm3d"], 1, "needs no training"),
+        (["evaluate", "n2v"], 1, "has to be trained first"),
         (["fetch", "kodac"], 1, "did you mean kodak"),
         (["fetch", "kodak", "--split", "tset"], 2, "did you mean test"),
         (["fetch", "kodak", "--mirror", "nowhere"], 1, "nowhere"),
@@ -80,6 +85,42 @@ def test_train_evaluate_and_restore_without_services(project, denoise, small_pic
     answer = json.loads(run(denoise, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
     assert Path(answer[0]["target"]) == Path("restored.png")
     assert (project / "restored.png").is_file()
+
+
+def test_real_noisy_pictures_from_training_to_a_map_of_the_deviation(project, denoise, photographs):
+    from denoise.images import Picture, read_picture, write_picture
+
+    pixels = read_picture(photographs / "coffee.png").pixels[:100, :90]
+    (project / "own").mkdir()
+    for name, dark in (("cup_noisy", 2), ("cup_clean", 1)):  # the noise of a dark picture is not the point here
+        write_picture(project / "own" / f"{name}.png", Picture(pixels // dark))
+    for split in ("train", "test"):
+        run(denoise, "shard", "own", "--from", "own", "--split", split)
+    real = ["noise=none", "data.train=own", "data.allow_overlap=own", "data.val=own"]
+    shutil.copytree(project / "data/shards/train/own", project / "data/shards/val/own")
+    model = json.loads(run(denoise, "train", "--local", "--json", *real, "method=ssdn", "train.steps=2"))["model"]
+    (result,) = json.loads(run(denoise, "evaluate", model, "--data", "own", "-S", "data.allow_overlap=own", "--json"))
+    assert (result["noise"], result["training_noise"], result["passes"]) == ("none", "real", 1)
+    run(denoise, "restore", "own/cup_noisy.png", "-o", "restored.png", "--model", model, "--noise", "gauss20")
+    run(denoise, "restore", "own/cup_noisy.png", "-o", "deviation.png", "--model", model, "--deviation")
+    restored, deviation = (read_picture(project / f"{name}.png").pixels for name in ("restored", "deviation"))
+    assert restored.shape == deviation.shape == pixels.shape
+    assert deviation.mean() < 0.5 * restored.mean()
+
+
+def test_a_method_without_training_is_a_model(project, denoise, small_pictures):
+    few = ["-S", "method=zs_n2n", "-S", "method.steps=3"]
+    noisy = small_pictures / "1-rocket.jpg"
+    run(denoise, "restore", noisy, "-o", "restored.png", "--model", "zs_n2n", *few)
+    assert (project / "restored.png").is_file()
+
+
+def test_recipes_are_listed_and_shown(project, denoise):
+    listed = json.loads(run(denoise, "presets", "--json"))
+    assert "laine2019-gauss25-ssdn-known" in listed
+    shown = json.loads(run(denoise, "presets", "r2r-bsd68-sigma25", "--json"))
+    assert shown["config"]["train"]["steps"] == 93_125
+    assert "29.14" in run(denoise, "presets", "r2r-bsd68-sigma25")
 
 
 def test_training_on_the_test_pictures_is_refused(project, denoise):

@@ -17,7 +17,7 @@ from pipelines import download
 from pipelines.fetch import fetch
 from pipelines.sets import SETS, checksums
 
-PINNED = sorted(set(SETS) - {"samples", "imagenet"})
+PINNED = sorted(set(SETS) - {"samples", "imagenet", "imagenet_val"})
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -279,6 +279,15 @@ def test_imagenet_of_a_mirror_is_verified_linked_and_kept(small, tmp_path):
         fetch("imagenet", tmp_path, splits=["train"])
     fetch("imagenet", tmp_path, mirror=small)
     assert digests(folders[0]) == imagenet_of(small)["train"]
+
+
+def test_the_validation_pictures_of_imagenet_as_a_training_set(small, tmp_path):
+    (folder,) = fetch("imagenet_val", tmp_path, mirror=small)
+    assert folder == tmp_path / "raw" / "train" / "imagenet_val"
+    assert digests(folder) == imagenet_of(small)["val"]
+    assert fetch("imagenet_val", tmp_path) == [folder]  # without the mirror: it is there
+    fetch("imagenet", tmp_path, mirror=small)  # another set, which leaves it alone
+    assert fetch("imagenet_val", tmp_path) == [folder]
 
 
 def test_a_flipped_byte_in_an_imagenet_mirror(small, tmp_path, serve):

@@ -10,6 +10,7 @@ COUNTS = {
     "kodak": {"test": 24},
     "bsds300": {"train": 200, "test": 100},
     "imagenet": {"train": 0, "val": 0},
+    "imagenet_val": {"train": 0},
     "bsd400": {"train": 400},
     "bsd68": {"test": 68},
     "cbsd68": {"test": 68},

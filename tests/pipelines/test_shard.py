@@ -22,6 +22,22 @@ def test_a_folder_of_ones_own_in_a_stable_order(small_pictures, tmp_path):
     assert [Shards.open(folder).describe(index)["name"] for index in (0, 1)] == ["a/2.JPG", "b/1.png"]
 
 
+def test_pictures_of_one_scene_are_one_sample(small_pictures, tmp_path):
+    picture = next(small_pictures.glob("*.png"))
+    names = ["a_noisy", "a_noisy2", "a_clean", "deep/b_real", "deep/b_mean", "c", "c_clean", "d_noisy"]
+    for name in names:
+        (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
+        shutil.copy(picture, tmp_path / f"{name}.png")
+    found = {source.name: {view: path.stem for view, path in source.views.items()} for source in find_sources(tmp_path)}
+    assert found == {
+        "a.png": {"noisy": "a_noisy", "noisy2": "a_noisy2", "clean": "a_clean"},
+        "c.png": {"clean": "c"},  # a name that says nothing makes no pair
+        "c_clean.png": {"clean": "c_clean"},
+        "d_noisy.png": {"clean": "d_noisy"},  # a lone picture
+        "deep/b.png": {"noisy": "b_real", "mean": "b_mean"},
+    }
+
+
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="denoise fetch kodak"):
         shard("kodak", "test", tmp_path)
@@ -50,4 +66,4 @@ def test_named_sets_from_a_mirror(mirror, tmp_path, name):
     assert len(shards) == counts[name]
     views = {view for index in (0, len(shards) - 1) for view in shards.describe(index)["views"]}
     assert views == ({"noisy", "mean"} if name == "polyu" else {"clean"})
-    shards.pixels(0)
+    assert all(shards.pixels(0, view).size for view in views)
