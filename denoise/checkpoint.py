@@ -44,7 +44,7 @@ class Denoiser:
     card: Card
     passes: int | None = None  # averaged a picture; None: as many as the method's paper averages
     over: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
-    deviation: bool = False  # return the standard deviation of the restored values in their place
+    deviation: float = 0.0  # return the standard deviation of the restored values, times this, in their place
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class Denoiser:
             level = torch.stack([torch.full((1, 1, 1), self.level_of(one), device=noisy.device) for one in noisy])
         with torch.inference_mode():
             if self.deviation:
-                return self.method.deviation(self.net, noisy, level).float()
+                return self.deviation * self.method.deviation(self.net, noisy, level).float()
             passes = self.passes or self.method.passes_at_test()
             restored = torch.zeros_like(noisy, dtype=torch.float32)
             for number in range(passes):

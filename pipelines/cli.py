@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 
+DEVIATION_SHOWN = 4.0  # a standard deviation of 1/4 is white: those of sigma 25 are in the middle of the greys
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; without, those of params.yaml.")
@@ -208,7 +210,7 @@ def restore(
         typer.Option(help="The noise of the pictures, e.g. gauss15. Default: what the model was trained for."),
     ] = None,
     deviation: Annotated[
-        bool, typer.Option(help="Write the standard deviation of each restored value instead (ssdn models).")
+        bool, typer.Option(help="Write 4 x the standard deviation of each restored value instead (ssdn models).")
     ] = False,
     tile: Annotated[
         int, typer.Option(min=64, help="Side of the tiles that large pictures are cut into, in pixels.")
@@ -227,7 +229,7 @@ def restore(
     from denoise.noise import parse_noise
     from pipelines.restore import restore_files
 
-    denoiser = replace(open_model(configuration(settings), model, noise), deviation=deviation)
+    denoiser = replace(open_model(configuration(settings), model, noise), deviation=DEVIATION_SHOWN * deviation)
     level = parse_noise(noise).level if noise else None
     device = str(distributed.device())
     results = restore_files(inputs, out, denoiser, level, tile=tile, device=device, keep_going=keep_going)

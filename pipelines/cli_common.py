@@ -49,12 +49,12 @@ def open_model(config: "Config", reference: str, noise_name: str | None = None) 
     from dataclasses import replace
 
     from denoise import distributed
-    from denoise.checkpoint import load_denoiser, untrained_denoiser
+    from denoise.checkpoint import CARD, load_denoiser, untrained_denoiser
     from denoise.methods import METHODS
     from denoise.noise import parse_noise
 
     device = distributed.device()
-    if reference in METHODS and not Path(reference).exists():
+    if reference in METHODS and not (Path(reference) / CARD).exists():
         noise = parse_noise(noise_name or config.noise)
         fields = config.method.fields if config.method.name == reference else {}
         denoiser = untrained_denoiser(reference, fields, config.data.channels, noise, device)

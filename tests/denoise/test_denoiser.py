@@ -91,7 +91,7 @@ def test_a_method_that_is_trained_cannot_do_without():
 
 def test_the_deviation_is_asked_of_the_method():
     with pytest.raises(UserError, match="no standard deviation"):
-        replace(denoiser(nn.Identity()), deviation=True)(torch.rand(1, 3, 8, 8))
+        replace(denoiser(nn.Identity()), deviation=1.0)(torch.rand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("at", [(40, 40), (31, 64), (63, 63), (5, 90)])  # in the middle, and where tiles meet
