@@ -48,9 +48,7 @@ class Noise2Noise(Method):
 
         def one_way(source: str, target: str) -> Tensor:
             restored = net(batch[source])
-            return distance(
-                self.loss_name, restored, batch[target], progress=progress, mask=batch[f"{target}_mask"]
-            )
+            return distance(self.loss_name, restored, batch[target], progress=progress, mask=batch[f"{target}_mask"])
 
         forth = one_way("input", "target")
         return {"loss": 0.5 * (forth + one_way("target", "input")) if self.bidirectional else forth}
