@@ -46,7 +46,7 @@ class Noise:
     @property
     def name(self) -> str:
         """The name that ``parse_noise`` understands: ``gauss25`` for one level, ``gauss5_50`` for a range."""
-        numbers = [f"{number:.6f}".rstrip("0").rstrip(".") for number in sorted({self.low, self.high})]
+        numbers = [f"{number:.6f}".rstrip("0").rstrip(".") for number in dict.fromkeys((self.low, self.high))]
         return self.family + "_".join(numbers)
 
     @property
