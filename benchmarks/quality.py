@@ -106,7 +106,7 @@ def configuration(table: Table, row: Row, steps: int, extra: Sequence[str] = ())
 
 def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
     """Return how many steps fit into that time, from the rate of a short run (no validation, no checkpoints)."""
-    from denoise.data import Collection
+    from denoise.collection import Collection
     from denoise.train import train
     from pipelines.sources import open_sets
 

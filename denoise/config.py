@@ -49,7 +49,14 @@ class Data:
     min_side: Positive | None = None  # imagenet only: keep pictures with both sides in min_side..max_side
     max_side: Positive | None = None
     shard_mb: Positive = 256  # a shard is closed when it has grown to this size
-    cache_mb: Count = 2048  # decoded pictures kept in memory by each rank
+    url: str | None = None  # where shards are read from: s3://BUCKET/PREFIX, http(s)://..., a folder; None: root
+    disk_gb: Annotated[float, Field(gt=0)] = 50  # shards from a url that a machine keeps on its disk
+    cache_mb: Count = 2048  # decoded pictures that the workers of a machine share in memory
+    streams: Positive = 64  # canonical streams of shards that are read side by side
+    window: Positive = 4  # successive shards of a stream that samples are drawn from
+    crops_per_picture: Positive = 1  # successive samples of a batch that are cut from one picture
+    threads: Positive = 2  # that decode, in each worker
+    quarantine: Count = 0  # samples that may be left out because their bytes are damaged; 0: any one ends the run
     fixed_noise: bool = False  # one noisy realisation of each picture, drawn once, instead of fresh noise every step
     allow_overlap: Names = ()  # test sets that may share pictures with the training sets
 

@@ -1,15 +1,14 @@
-"""From shards to the batches of this rank: a global order, random crops, prefetched.
+"""From pictures to the batches of this rank: crops in the global order, decoded ahead by threads.
 
 Which picture stands at which position of which global batch, and which crop of it, is a function of (seed, step,
 position) and of the data alone; rank and world size only say which positions are ours.
 """
 
-import hashlib
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +18,12 @@ from torch import Tensor
 from denoise.augment import symmetries
 from denoise.errors import UserError
 from denoise.images import as_channels, pad, to_tensor
+from denoise.order import Integers, Order
 from denoise.rng import batch_rng
-from denoise.shards import Shards
+from denoise.shards import DamagedError
 
-ROUNDS = 6
 PREFETCH = 4  # batches decoded ahead of the step that uses them
+AHEAD = 16  # steps, spread over a window, whose shards are asked for in advance
 
 Scene = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as they were stored, or (C, H, W) floats
 
@@ -40,159 +40,215 @@ class Scenes(Protocol):
         ...
 
 
-def permuted(index: int, count: int, key: str) -> int:
-    """Return where a keyed permutation of range(count) sends ``index``, in constant time and memory.
-
-    A Feistel network on the next even power of two, walked until it lands inside the range (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", CT-RSA 2002): nothing of the size of the data set is ever shuffled.
-    """
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for turn in range(ROUNDS):
-            text = f"{key}:{turn}:{right}".encode()
-            left, right = right, left ^ (int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") & mask)
-        index = left << half | right
-        if index < count:
-            return index
-
-
-@dataclass(frozen=True)
-class Order:
-    """The global order of samples: every epoch visits each sample once, in an order of its own."""
-
-    seed: int
-    count: int
-
-    def sample(self, number: int) -> int:
-        """Return the sample that is the ``number``-th to be read since the start of training."""
-        epoch, place = divmod(number, self.count)
-        return permuted(place, self.count, f"{self.seed}:{epoch}")
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Several sets of shards read as one."""
-
-    parts: Sequence[Shards]
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return sum(map(len, self.parts))
-
-    @property
-    def digest(self) -> str:
-        """The identity of the data: sha256 over the digests of the parts."""
-        return hashlib.sha256("".join(part.digest for part in self.parts).encode()).hexdigest()
-
-    def views(self, index: int) -> tuple[str, ...]:
-        """Return the names of the pictures of a sample: one of a lone picture, several of a real pair."""
-        shards, place = self._locate(index)
-        return tuple(shards.describe(place)["views"])
-
-    def pixels(self, index: int, view: str) -> np.ndarray:
-        """Return one decoded picture (H, W, C) of a sample."""
-        shards, place = self._locate(index)
-        return shards.pixels(place, view)
-
-    def name(self, index: int) -> str:
-        """Return the name of a sample."""
-        shards, place = self._locate(index)
-        return str(shards.describe(place)["name"])
-
-    def _locate(self, index: int) -> tuple[Shards, int]:
-        ends = list(accumulate(map(len, self.parts)))
-        number = bisect_right(ends, index)
-        return self.parts[number], index - (ends[number - 1] if number else 0)
-
-
-def positions(batch_size: int, rank: int, world_size: int) -> Tensor:
-    """Return a rank's positions of the global batch: a contiguous slice, sizes differing by one at most."""
-    if world_size > batch_size:
-        raise UserError(
-            f"train.batch_size={batch_size} cannot be shared by {world_size} workers; raise it or use fewer workers."
-        )
-    return torch.arange(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
-
-
-def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float], channels: int) -> Tensor:
-    """Return a crop (C, size, size) of pixels (H, W, C), or of floats (C, H, W); one value a picture stays as it is.
-
-    ``at`` says where in the free range, as two numbers in [0, 1). Pictures smaller than the crop are padded by
-    reflection.
-    """
-    height, width = view.shape[:2] if isinstance(view, np.ndarray) else view.shape[-2:]
-    if isinstance(view, Tensor) and view.numel() == 1:
-        return view
-    top = int(at[0] * max(1, height - size + 1))
-    left = int(at[1] * max(1, width - size + 1))
-    rows, columns = slice(top, top + size), slice(left, left + size)
-    crop = to_tensor(view[rows, columns]) if isinstance(view, np.ndarray) else view[:, rows, columns]
-    crop = as_channels(crop, channels)
-    return crop if crop.shape[-2:] == (size, size) else pad(crop[None], size)[0]
-
-
 @dataclass(frozen=True)
 class Batching:
-    """How crops become batches."""
+    """How samples become batches."""
 
     seed: int
     batch_size: int  # of all ranks together
     crop: int  # side of the crops, in pixels of the views
     channels: int
     augment: tuple[str, ...] = ()  # of "flip" and "rotate"
+    crops_per_picture: int = 1  # successive positions that show crops of one picture
+    threads: int = 1  # that decode
 
 
-def batches(scenes: Scenes, spec: Batching, ours: Tensor, start: int) -> Iterator[dict[str, Tensor]]:
-    """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever: (b, C, crop, crop) for every view.
+@dataclass
+class Quarantine:
+    """Samples that were left out because their bytes are damaged.
 
-    The views of a sample are cropped, flipped and turned alike. Decoding runs in a thread, a few batches ahead.
+    What is read in the place of such a sample follows from its number alone, so every world size trains on the same.
     """
-    order = Order(spec.seed, len(scenes))
-    group = symmetries(spec.augment)
 
-    def batch(step: int) -> dict[str, Tensor]:
-        rng = batch_rng(spec.seed, step, ours)
-        where = rng.stream("crop").uniform(2).tolist()
-        turns = rng.stream("augment").integers(len(group), 1).flatten().tolist()
-        samples = []
-        for position, at, turn in zip(ours.tolist(), where, turns, strict=True):
-            scene = scenes[order.sample(step * spec.batch_size + position)]
-            crops = {name: random_crop(view, spec.crop, at, spec.channels) for name, view in scene.items()}
-            samples.append({name: group[turn].apply(crop) for name, crop in crops.items()})
-        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    limit: int = 0  # how many may be; none: the first one ends the run
+    found: dict[int, str] = field(default_factory=dict)  # sample -> what is wrong with it
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
-        ahead = [thread.submit(batch, step) for step in range(start, start + PREFETCH)]
-        step = start + PREFETCH
-        try:
-            while True:
-                yield ahead.pop(0).result()
-                ahead.append(thread.submit(batch, step))
-                step += 1
-        finally:
-            for future in ahead:
-                future.cancel()
+    def add(self, sample: int, error: DamagedError) -> None:
+        """Note a damaged sample.
+
+        Raises:
+            DamagedError: there are more than allowed.
+        """
+        self.found[sample] = str(error)
+        if len(self.found) > self.limit:
+            raise error
 
 
-def refuse_overlap(
-    train: Sequence[tuple[str, Shards]], test: Sequence[tuple[str, Shards]], allowed: Sequence[str]
-) -> None:
-    """Refuse to train on pictures that are in a test set, compared by the hash of their pixels.
+@dataclass(frozen=True)
+class Batch:
+    """The crops of this rank: (b, C, crop, crop) for every view, bytes where all were stored so, else floats."""
+
+    positions: Tensor  # (b,) of the global batch
+    views: dict[str, Tensor]
+
+
+def batches(
+    scenes: Scenes,
+    order: Order,
+    spec: Batching,
+    rank: int,
+    world_size: int,
+    start: int,
+    quarantine: Quarantine | None = None,
+    expect: Callable[[Sequence[int]], None] = lambda shards: None,
+) -> Iterator[Batch]:
+    """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever.
+
+    Args:
+        scenes: the samples.
+        order: in which they are read.
+        spec: how they become batches.
+        rank: of this process.
+        world_size: how many share each batch.
+        start: the first step.
+        quarantine: where damaged samples are noted; by default the first one raises.
+        expect: told the shards that will be read from soon, the most urgent first.
 
     Raises:
-        UserError: a shared picture, unless its test set is ``allowed`` by name.
+        UserError: more ranks than positions in a batch.
+        DamagedError: damaged samples, more than the quarantine allows.
     """
-    seen = {value: (name, picture) for name, shards in train for value, picture in shards.pixel_hashes().items()}
-    for name, shards in test:
-        if name in allowed:
-            continue
-        shared = [(seen[value], picture) for value, picture in shards.pixel_hashes().items() if value in seen]
-        if shared:
-            (train_name, train_picture), picture = shared[0]
-            raise UserError(
-                f"{len(shared)} pictures of the test set {name} are in the training set {train_name} "
-                f"(for example {picture} = {train_picture}): scores on it would mean nothing; train on another set, "
-                f"or allow it by name with data.allow_overlap={name}."
-            )
+    if world_size > spec.batch_size:
+        raise UserError(
+            f"train.batch_size={spec.batch_size} cannot be shared by {world_size} workers; raise it or use fewer workers."
+        )
+    maker = _Maker(scenes, order, spec, quarantine or Quarantine())
+    horizon = _Horizon(maker, rank, world_size, expect)
+    with ThreadPoolExecutor(spec.threads, thread_name_prefix="decode") as threads:
+        ahead: deque[tuple[Tensor, list[Future[list[dict[str, Tensor]]]]]] = deque()
+        try:
+            for step in count(start):
+                horizon.look(step)
+                numbers = maker.numbers(step)
+                positions = order.share(numbers, rank, world_size)
+                jobs = maker.jobs(step, positions, numbers[positions])
+                ahead.append((torch.from_numpy(positions), [threads.submit(maker.crops, job) for job in jobs]))
+                if len(ahead) > PREFETCH:
+                    ours, parts = ahead.popleft()
+                    yield Batch(ours, collate([crop for part in parts for crop in part.result()], spec.channels))
+        finally:
+            for _, parts in ahead:
+                for part in parts:
+                    part.cancel()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Some successive crops of a batch: the numbers of their samples in the order, where to cut, how to turn."""
+
+    numbers: Sequence[int]
+    samples: Sequence[int]
+    places: Sequence[Sequence[float]]
+    turns: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes crops."""
+
+    scenes: Scenes
+    order: Order
+    spec: Batching
+    quarantine: Quarantine
+
+    def numbers(self, step: int) -> Integers:
+        """Return which samples of the order stand in the global batch of a step."""
+        return (step * self.spec.batch_size + np.arange(self.spec.batch_size)) // self.spec.crops_per_picture
+
+    def jobs(self, step: int, positions: Integers, numbers: Integers) -> list[_Job]:
+        """Return the work of some positions of a batch, a part for each thread."""
+        rng = batch_rng(self.spec.seed, step, torch.from_numpy(positions))
+        places = rng.stream("crop").uniform(2).tolist()
+        turns = rng.stream("augment").integers(len(symmetries(self.spec.augment)), 1).flatten().tolist()
+        samples = self.order.samples(numbers).tolist()
+        cuts = [len(positions) * part // self.spec.threads for part in range(self.spec.threads + 1)]
+        return [
+            _Job(numbers[a:b].tolist(), samples[a:b], places[a:b], turns[a:b])
+            for a, b in zip(cuts, cuts[1:], strict=False)
+            if b > a
+        ]
+
+    def crops(self, job: _Job) -> list[dict[str, Tensor]]:
+        """Return the crops of a job, view by view cut, flipped and turned alike."""
+        group = symmetries(self.spec.augment)
+        found = []
+        for number, sample, place, turn in zip(job.numbers, job.samples, job.places, job.turns, strict=True):
+            scene = self.scene(number, sample)
+            crops = {name: random_crop(view, self.spec.crop, place) for name, view in scene.items()}
+            found.append({name: group[turn].apply(crop) for name, crop in crops.items()})
+        return found
+
+    def scene(self, number: int, sample: int) -> Scene:
+        """Return a sample, or the next one in the order whose bytes are sound."""
+        while True:
+            if sample not in self.quarantine.found:
+                try:
+                    return self.scenes[sample]
+                except DamagedError as error:
+                    self.quarantine.add(sample, error)
+            number += 1
+            sample = int(self.order.samples(np.array([number]))[0])
+
+
+@dataclass
+class _Horizon:
+    """Tells which shards will be read from soon: those of some steps spread over the length of a window."""
+
+    maker: _Maker
+    rank: int
+    world_size: int
+    expect: Callable[[Sequence[int]], None]
+    next: int = -1
+
+    def look(self, step: int) -> None:
+        """Tell the shards ahead of ``step``, unless they were told not long ago."""
+        if step < self.next:
+            return
+        order, spec = self.maker.order, self.maker.spec
+        in_window = len(order) * order.window * order.canonical_streams / max(1, len(order.counts))
+        stride = max(1, int(in_window * spec.crops_per_picture / spec.batch_size / (AHEAD // 2)))
+        self.next = step + stride
+        shards: dict[int, None] = {}
+        for later in range(step, step + AHEAD * stride, stride):
+            numbers = self.maker.numbers(later)
+            ours = numbers[order.share(numbers, self.rank, self.world_size)]
+            shards.update(dict.fromkeys(order.shards(order.samples(ours)).tolist()))
+        self.expect(list(shards))
+
+
+def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> Tensor:
+    """Return a crop (C, size, size) of pixels (H, W, C), or of floats (C, H, W); one value a picture stays as it is.
+
+    ``at`` says where in the free range, as two numbers in [0, 1). Pictures smaller than the crop are padded by
+    reflection. Bytes stay bytes, 16 bits become floats.
+    """
+    if isinstance(view, Tensor) and view.numel() == 1:
+        return view
+    height, width = view.shape[:2] if isinstance(view, np.ndarray) else view.shape[-2:]
+    top = int(at[0] * max(1, height - size + 1))
+    left = int(at[1] * max(1, width - size + 1))
+    rows, columns = slice(top, top + size), slice(left, left + size)
+    if isinstance(view, Tensor):
+        crop = view[:, rows, columns]
+    elif view.dtype == np.uint8:
+        crop = torch.from_numpy(view[rows, columns].transpose(2, 0, 1).copy())
+    else:
+        crop = to_tensor(view[rows, columns])
+    return crop if crop.shape[-2:] == (size, size) else pad(crop[None], size)[0]
+
+
+def collate(crops: Sequence[Mapping[str, Tensor]], channels: int) -> dict[str, Tensor]:
+    """Stack the crops of a batch, view by view: (b, C, H, W) in bytes where that loses nothing, else in floats."""
+    return {name: _stacked([crop[name] for crop in crops], channels) for name in crops[0]}
+
+
+def as_floats(view: Tensor) -> Tensor:
+    """Turn bytes into floats in [0, 1]."""
+    return view.float().div_(255) if view.dtype == torch.uint8 else view
+
+
+def _stacked(crops: Sequence[Tensor], channels: int) -> Tensor:
+    if all(crop.dtype == torch.uint8 and crop.shape[0] <= channels for crop in crops):
+        return torch.stack([as_channels(crop, channels) for crop in crops])
+    single = all(crop.numel() == 1 for crop in crops)
+    return torch.stack([crop if single else as_channels(as_floats(crop), channels) for crop in crops])

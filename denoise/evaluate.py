@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from denoise.checkpoint import Card, Denoiser
-from denoise.data import Collection
+from denoise.collection import Collection
 from denoise.errors import UserError, nearest
 from denoise.images import pad, unpad
 from denoise.metrics import psnr, ssim

@@ -1,12 +1,13 @@
 """Files and folders that appear whole or not at all, and their checksums."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from denoise.errors import UserError
@@ -38,20 +39,51 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         UserError: the disk is full or the place may not be written; nothing is left behind, what was there stays.
     """
     work = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        work.mkdir(parents=True)
-        write(work)
+        with put_in_place(work, folder):
+            write(work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def put_in_place(work: Path, folder: Path) -> Iterator[None]:
+    """Put the folder ``work``, when the block has filled it, in the place of ``folder``; after an error it stays.
+
+    Raises:
+        UserError: the disk is full or the place may not be written; what was there stays.
+    """
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield
         _sync(work)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             folder.rename(old)
         work.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _told(error, folder) from None
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder, made where there is none, against other processes.
+
+    Raises:
+        UserError: another process holds it; ``doing`` says what it does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another process is {doing} {folder.parent}; wait for it to end.") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        os.close(handle)
 
 
 def _told(error: OSError, path: Path) -> UserError:

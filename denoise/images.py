@@ -79,6 +79,22 @@ def read_picture(source: Path | bytes) -> Picture:
         return Picture(_turn(pixels, orientation), upright, icc, exif)
 
 
+def decode_pixels(data: bytes) -> Pixels:
+    """Decode the bytes of a picture that ``read_picture`` has read before, to the same (H, W, C), faster where it can.
+
+    OpenCV takes half of Pillow's time for a JPEG. It says nothing where bytes are broken, so they must be known to be
+    sound.
+    """
+    import cv2
+
+    with _opened(data) as (image, name):
+        plain = image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and _depth(image, data[:26], name) == 8
+        if not plain or _exif(image)[0] != 1:
+            return read_picture(data).pixels
+        kind = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return _with_channels(cv2.imdecode(np.frombuffer(data, np.uint8), kind))
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """Return (height, width) of the upright picture, from the head of its file only.
 

@@ -1,5 +1,6 @@
 """What a sample is: a clean picture that is corrupted anew every step, one noisy realisation of it, or a real pair."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection as Names
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from denoise.config import Config
-from denoise.data import Collection, Scene, Scenes
+from denoise.collection import Collection
+from denoise.data import Scene, Scenes
 from denoise.errors import UserError
 from denoise.images import as_channels, to_tensor
 from denoise.methods import Method, Views, observe
@@ -24,16 +26,14 @@ SECOND = ("noisy2", "mean")  # views that are a second observation; the mean of 
 
 
 def open_scenes(config: Config, pictures: Collection, method: Method, noise: Noise) -> Scenes:
-    """Return the samples that ``method`` learns from, decoded pictures kept in memory within ``data.cache_mb``."""
-    views = method.views()
-    scenes: Scenes
+    """Return the samples that ``method`` learns from; what costs more than decoding is kept within ``data.cache_mb``."""
+    views, budget = method.views(), config.data.cache_mb << 20
     if noise.family == "none":
-        scenes = RealScenes(pictures, views)
-    elif config.data.fixed_noise:
-        scenes = FixedScenes(pictures, views, noise, config.data.channels, config.seed)
-    else:
-        scenes = FreshScenes(pictures)
-    return Cached(scenes, config.data.cache_mb << 20)
+        real = RealScenes(pictures, views)
+        return Cached(real, budget) if "level" in views else real  # estimating a level takes long
+    if config.data.fixed_noise:
+        return Cached(FixedScenes(pictures, views, noise, config.data.channels, config.seed), budget)
+    return FreshScenes(pictures)
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,12 @@ class RealScenes:
 
 
 class Cached:
-    """Scenes, the least recently used dropped when they outgrow a budget."""
+    """Scenes, the least recently used dropped when they outgrow a budget; several threads may ask at once."""
 
     def __init__(self, scenes: Scenes, budget: int) -> None:
         self.scenes, self.budget, self.size = scenes, budget, 0
         self.kept: OrderedDict[int, Scene] = OrderedDict()
+        self.lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -115,13 +116,17 @@ class Cached:
 
     def __getitem__(self, index: int) -> Scene:
         """Return the views of a sample."""
-        if index in self.kept:
-            self.kept.move_to_end(index)
-            return self.kept[index]
-        scene = self.kept[index] = self.scenes[index]
-        self.size += _bytes(scene)
-        while self.size > self.budget and self.kept:
-            self.size -= _bytes(self.kept.popitem(last=False)[1])
+        with self.lock:
+            if index in self.kept:
+                self.kept.move_to_end(index)
+                return self.kept[index]
+        scene = self.scenes[index]
+        with self.lock:
+            if index not in self.kept:
+                self.kept[index] = scene
+                self.size += _bytes(scene)
+            while self.size > self.budget and self.kept:
+                self.size -= _bytes(self.kept.popitem(last=False)[1])
         return scene
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from denoise import distributed
 from denoise.checkpoint import Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
 from denoise.config import Config, to_dict
-from denoise.data import Batching, Collection, batches, positions
+from denoise.collection import Collection
+from denoise.data import Batching, Quarantine, as_floats, batches
 from denoise.errors import UserError
 from denoise.images import Picture, pad, to_pixels, unpad, write_picture
 from denoise.methods import Batch, Method, build_method, with_net
@@ -20,8 +21,9 @@ from denoise.metrics import psnr, ssim
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
 from denoise.optimizers import make_average, make_optimizer
+from denoise.order import Order
 from denoise.rng import batch_rng
-from denoise.scenes import PICTURE, as_views, open_scenes, trial
+from denoise.scenes import FreshScenes, as_views, open_scenes, trial
 from denoise.schedules import Schedule, schedule
 
 Metrics = dict[str, float]
@@ -87,21 +89,31 @@ def train(
     card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
 
     objective = distributed.wrap(Objective(net, method))
-    ours = positions(spec.batch_size, rank, world)
-    weight = len(ours) * world / spec.batch_size  # DDP averages over ranks; the loss is a mean over the global batch
     scenes = open_scenes(config, pictures, method, noise)
-    crop = spec.crop * (noise.scale if PICTURE in scenes[0] else 1)
-    batching = Batching(config.seed, spec.batch_size, crop, config.data.channels, spec.augment)
-    samples = batches(scenes, batching, ours, start)
+    order = Order(config.seed, pictures.counts, pictures.digest, config.data.streams, config.data.window)
+    quarantine = Quarantine(config.data.quarantine)
+    crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
+    batching = Batching(
+        config.seed,
+        spec.batch_size,
+        crop,
+        config.data.channels,
+        spec.augment,
+        config.data.crops_per_picture,
+        config.data.threads,
+    )
+    samples = batches(scenes, order, batching, rank, world, start, quarantine, pictures.expect)
     sums, counted, clock = _Sums(device), start, time.perf_counter()
 
     for step in range(start, spec.steps):
         # Make the batch: the method sees the views it needs and no other.
+        ours = next(samples)
         crops = {
-            name: view.to(device, non_blocking=True).contiguous(memory_format=layout)
-            for name, view in next(samples).items()
+            name: as_floats(view.to(device, non_blocking=True)).contiguous(memory_format=layout)
+            for name, view in ours.views.items()
         }
-        rng = batch_rng(config.seed, step, ours.to(device))
+        rng = batch_rng(config.seed, step, ours.positions.to(device))
+        weight = len(ours.positions) * world / spec.batch_size  # DDP averages over ranks, the loss over the batch
         batch = method.make_batch(as_views(crops, method, noise, rng), rng.stream("method"))
 
         # Step.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from denoise.errors import UsageError, UserError
-from pipelines import cli_models
+from pipelines import cli_data, cli_models
 from pipelines.cli_common import AsJson, Settings, answer, configuration, open_model, tracking_uri
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_data.app, name="data")
 
 DEVIATION_SHOWN = 4.0  # a standard deviation of 1/4 is white: those of sigma 25 are in the middle of the greys
 
@@ -88,14 +89,25 @@ def shard(
     names: Names = None,
     split: Split = None,
     source: Annotated[Path | None, typer.Option("--from", help="A folder of pictures of your own.")] = None,
-    skip_broken: Annotated[bool, typer.Option(help="Leave out pictures that do not decode.")] = False,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out pictures that do not decode, and name them.")] = False,
+    min_side: Annotated[int | None, typer.Option(help="Leave out pictures with a shorter side.", min=1)] = None,
+    max_side: Annotated[int | None, typer.Option(help="Leave out pictures with a longer side.", min=1)] = None,
+    only: Annotated[str | None, typer.Option(help="grey or colour: leave out the others.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that work side by side; they change no byte.", min=1)] = 1,
     settings: Settings = None,
 ) -> None:
-    """Write data sets as WebDataset shards to data/shards.
+    """Write data sets as WebDataset shards to data/shards. The same command goes on with an interrupted one.
 
     Example: denoise shard holiday --from ~/pictures/holiday --split train
+
+    Example: denoise shard imagenet --split train --jobs 16
     """
+    from denoise.shard_writer import Rules
     from pipelines.shard import shard as shard_split
+
+    if only not in (None, "grey", "colour"):
+        raise UsageError(f"--only {only} is not known; use grey or colour.")
+    rules = Rules(min_side, max_side, only, skip_broken)
 
     config = configuration(settings)
     root = Path(config.data.root)
@@ -105,7 +117,7 @@ def shard(
         )
     for name, chosen in _sets_and_splits(config, names, split or ("train" if source else None)):
         for one in chosen or _fetched_splits(root, name):
-            print(shard_split(name, one, root, source, config.data.shard_mb, skip_broken), file=sys.stderr)
+            print(shard_split(name, one, root, source, config.data.shard_mb, rules, jobs), file=sys.stderr)
 
 
 @app.command()

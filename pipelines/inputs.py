@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config
+from denoise.errors import UserError
 from denoise.files import write_folder
 from pipelines.runs import code_digest, run_name
-from pipelines.sources import open_sets, shard_folder
+from pipelines.sources import data_place, open_set, open_sets, with_place
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from denoise.data import Collection
+    from denoise.collection import Collection
+    from denoise.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Part:
     name: str
     split: str
     digest: str
-    folder: Path
+    place: str  # the absolute data.url that the shards are read from, or the absolute data.root
 
     def as_dict(self) -> dict[str, str]:
         """Return it as plain data."""
@@ -50,10 +52,10 @@ class TrainingInputs:
         from denoise.rng import batch_rng
         from denoise.scenes import trial
 
-        pictures = open_collections([part.as_dict() for part in self.parts])["train"]
+        pictures = open_collections(config, [part.as_dict() for part in self.parts])["train"]
         key = batch_rng(config.seed, 0, torch.tensor([0]))
         noisy = trial(pictures, 0, parse_noise(config.noise), config.data.channels, key).noisy[0]
-        return random_crop(noisy, 64, (0.5, 0.5), config.data.channels)[None].numpy()
+        return random_crop(noisy, 64, (0.5, 0.5))[None].numpy()
 
 
 def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
@@ -62,15 +64,16 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
     Raises:
         UserError: shards that are missing or damaged, or pictures shared with a test set.
     """
-    from denoise.data import Collection, refuse_overlap
+    from denoise.collection import Collection
+    from denoise.leakage import refuse_overlap
     from denoise.train import check
 
     check(config)  # a typing mistake should not cost the start of a cluster
     train = open_sets(config, "train")
     refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap)
-    root = Path(config.data.root)
+    place = data_place(config)
     parts = [
-        Part(set_name, split, shards.digest, shard_folder(root, split, set_name).resolve())
+        Part(set_name, split, shards.digest, place)
         for split, sets in (("train", train), ("val", open_sets(config, "val")))
         for set_name, shards in sets
     ]
@@ -78,21 +81,19 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
     return TrainingInputs(name or run_name(config, digest), parts, {"data_digest": digest, **versions(config)})
 
 
-def open_collections(parts: Sequence[Mapping[str, str]]) -> "dict[str, Collection]":
+def open_collections(config: Config, parts: Sequence[Mapping[str, str]]) -> "dict[str, Collection]":
     """Open the parts of a run by split, and check that they are what the driver saw.
 
     Raises:
         UserError: shards are missing, damaged, or others than those the run was started on.
     """
-    from denoise.data import Collection
-    from denoise.errors import UserError
-    from denoise.shards import Shards
+    from denoise.collection import Collection
 
     splits: dict[str, list[Shards]] = {}
     for part in parts:
-        shards = Shards.open(Path(part["folder"]))
+        shards = open_set(with_place(config, part["place"]), part["split"], part["name"])
         if shards.digest != part["digest"]:
-            raise UserError(f"the shards in {part['folder']} are not those this run was started on; shard them again.")
+            raise UserError(f"the shards at {shards.name} are not those this run was started on; shard them again.")
         splits.setdefault(part["split"], []).append(shards)
     return {split: Collection(sets) for split, sets in splits.items()}
 

@@ -89,3 +89,8 @@ def _lines(title: str, total: float | None, unit: str, done: float) -> Iterator[
 
     yield advance
     print(line(), file=sys.stderr, flush=True)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence about what is going on, on standard error."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -9,7 +9,8 @@ from typing import Any
 from denoise.config import Config, digest, to_dict
 from denoise.files import file_digest
 
-NOT_TRAINING = ("evaluate.py", "restore.py")  # modules of the core that training never runs
+DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_picture")
+NOT_TRAINING = ("evaluate.py", "restore.py", "shard_writer.py", "leakage.py", "fingerprints.py")  # modules of the core that training never runs
 
 
 def code_digest(config: Config) -> str:
@@ -65,4 +66,4 @@ def run_name(config: Config, data_digest: str) -> str:
 
 def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: tree[key] for key in ("seed", "noise", "method", "net", "train")}
-    return {**kept, "colour": tree["data"]["colour"], "fixed_noise": tree["data"]["fixed_noise"]}
+    return {**kept, **{key: tree["data"][key] for key in DECISIVE_DATA}}

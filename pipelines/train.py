@@ -67,7 +67,7 @@ def train_on_ray(config: Config, name: str | None = None, out: Path | None = Non
             **inputs.versions,
         },
         params=flatten(to_dict(config)),
-        datasets=[(part.name, part.split, part.digest, str(part.folder)) for part in inputs.parts],
+        datasets=[(part.name, part.split, part.digest, part.place) for part in inputs.parts],
     )
     with _final_status(uri, run_id):
         last = _finished(config, inputs.name)
@@ -164,7 +164,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     writer = RankZero(settings) if distributed.rank() == 0 else None
     with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
         try:
-            sets = open_collections(settings["parts"])
+            sets = open_collections(config, settings["parts"])
             report = _reporter(writer, Path(folder))
             with _as_folder(resume) as checkpoint:
                 train(config, sets["train"], sets.get("val"), Path(folder), report, checkpoint, settings["provenance"])

@@ -29,7 +29,7 @@ def train_locally(config: Config, name: str | None = None, out: Path | None = No
     distributed.start_from_environment()
     try:
         resume = newest_checkpoint(run / "checkpoints")
-        sets = open_collections([part.as_dict() for part in inputs.parts])
+        sets = open_collections(config, [part.as_dict() for part in inputs.parts])
         if resume:
             done = int(resume.name.removeprefix("step-"))
             if distributed.rank() == 0:

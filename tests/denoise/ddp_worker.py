@@ -6,7 +6,7 @@ from pathlib import Path
 
 from denoise import distributed
 from denoise.config import load_config
-from denoise.data import Collection
+from denoise.collection import Collection
 from denoise.shards import Shards
 from denoise.train import train
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from denoise.config import load_config
-from denoise.data import Collection
+from denoise.collection import Collection
 from denoise.errors import UserError
 from denoise.shards import Shards
 from denoise.train import train

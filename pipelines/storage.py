@@ -1,0 +1,239 @@
+"""Shards elsewhere: an S3 bucket, a web site, or another folder, behind one small interface.
+
+The only file that imports boto3. Credentials, region and endpoint come from where boto3 looks for them: the environment
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), ~/.aws, or the machine's role.
+"""
+
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from denoise.errors import UserError
+from pipelines.progress import say
+
+T = TypeVar("T")
+PATIENCE = 600.0  # seconds that an unreachable server is waited for
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between attempts, doubled each time
+CHUNK = 1 << 20
+TIMEOUT = 20.0  # seconds to connect, and between two packets
+GONE = {"404", "NoSuchKey", "NotFound"}
+REFUSED = {
+    "403": "access is denied",
+    "AccessDenied": "access is denied",
+    "InvalidAccessKeyId": "the access key is not known",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key",
+    "ExpiredToken": "the session token has expired",
+    "NoSuchBucket": "there is no such bucket",
+}
+
+
+class NotThereError(UserError):
+    """The place can be reached, but has no such file."""
+
+
+class BrokenError(Exception):
+    """An attempt that failed in a way that the next one may not."""
+
+
+class Remote(Protocol):
+    """Files under one address."""
+
+    address: str
+
+    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+        """Append the bytes of a file from ``start`` on; BrokenError where that may work later."""
+        ...
+
+    def send(self, source: Path, path: str) -> None:
+        """Store a file, whole or not at all; BrokenError where that may work later."""
+        ...
+
+
+def remote(url: str) -> Remote:
+    """Return the place that an address names: ``s3://BUCKET/PREFIX``, ``http(s)://...``, or a folder.
+
+    Raises:
+        UserError: another kind of address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise UserError(f"data.url={url} names no bucket; write s3://BUCKET/PREFIX.")
+        return S3(url.rstrip("/"), parts.netloc, parts.path.strip("/"))
+    if parts.scheme in ("http", "https"):
+        return Site(url.rstrip("/"))
+    if parts.scheme in ("", "file"):
+        return Elsewhere(url, Path(parts.path))
+    raise UserError(f"data.url={url} is not understood; write s3://BUCKET/PREFIX, http(s)://..., or a folder.")
+
+
+def fetch_bytes(place: Remote, path: str) -> bytes:
+    """Return a small file; NotThereError where there is none."""
+    def attempt() -> bytes:
+        file = io.BytesIO()
+        place.receive(path, file, 0)
+        return file.getvalue()
+
+    return patiently(f"{place.address}/{path}", attempt)
+
+
+def patiently(what: str, attempt: Callable[[], T]) -> T:
+    """Return what ``attempt`` returns, trying again, ever more slowly, while it is broken.
+
+    Raises:
+        UserError: it was broken for ten minutes.
+    """
+    deadline, pause = time.monotonic() + PATIENCE, FIRST_PAUSE
+    while True:
+        try:
+            return attempt()
+        except BrokenError as error:
+            if time.monotonic() + pause > deadline:
+                raise UserError(
+                    f"{what} could not be transferred for {PATIENCE / 60:.0f} minutes ({error}); check the server and "
+                    "the network, and run the same command again."
+                ) from None
+            say(f"{what}: {error}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class S3:
+    """A prefix of a bucket on S3 or a server that speaks its protocol."""
+
+    def __init__(self, address: str, bucket: str, prefix: str) -> None:
+        self.address, self.bucket, self.prefix = address, bucket, prefix
+        self._local = threading.local()
+
+    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+        """Append an object from byte ``start`` on."""
+        span = {"Range": f"bytes={start}-"} if start else {}
+        with self._translated(path):
+            body = self._client().get_object(Bucket=self.bucket, Key=self._key(path), **span)["Body"]
+            with body:
+                for chunk in body.iter_chunks(CHUNK):
+                    file.write(chunk)
+
+    def send(self, source: Path, path: str) -> None:
+        """Store an object; S3 shows it whole or not at all, also one that is sent in parts."""
+        with self._translated(path):
+            self._client().upload_file(str(source), self.bucket, self._key(path))
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def _client(self) -> Any:
+        """Return this thread's client: boto3's sessions are not to be shared between threads that create clients."""
+        if not hasattr(self._local, "client"):
+            import boto3
+            from botocore.config import Config
+
+            self._local.client = boto3.session.Session().client(
+                "s3",
+                config=Config(
+                    connect_timeout=TIMEOUT,
+                    read_timeout=TIMEOUT,
+                    retries={"total_max_attempts": 1},  # ``patiently`` tries again, and says so
+                    # Servers that only speak S3's protocol do not all know the newer checksums; ours are in the index.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+        return self._local.client
+
+    @contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        """Turn boto3's exceptions into ours."""
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise UserError(
+                f"{self.address} needs credentials ({_sentence(error)}); set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials."
+            ) from None
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in GONE:
+                raise NotThereError(f"{self.address}/{path} does not exist.") from None
+            if code in REFUSED:
+                raise UserError(f"{self.address}/{path}: {REFUSED[code]}; check data.url and the credentials.") from None
+            raise BrokenError(f"the server answered {code}") from None
+        except S3UploadFailedError as error:
+            raise BrokenError(_sentence(error)) from None
+        except (BotoCoreError, HTTPError, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+                raise  # the disk, not the network
+            raise BrokenError(_sentence(error)) from None
+
+
+class Site:
+    """Files under an address of a web server; read only."""
+
+    def __init__(self, address: str) -> None:
+        import requests
+
+        self.address, self.session = address, requests.Session()
+
+    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+        """Append a file from byte ``start`` on."""
+        import requests
+        import urllib3
+
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+        try:
+            with self.session.get(f"{self.address}/{path}", headers=headers, stream=True, timeout=TIMEOUT) as answer:
+                if answer.status_code in (404, 410):
+                    raise NotThereError(f"{self.address}/{path} does not exist.")
+                if answer.status_code in (401, 403):
+                    raise UserError(f"{self.address}/{path}: access is denied; check data.url.")
+                if answer.status_code not in (200, 206):
+                    raise BrokenError(f"the server answered {answer.status_code} {answer.reason}")
+                if start and answer.status_code == 200:  # a server without ranges sends all of it again
+                    file.seek(0)
+                    file.truncate()
+                for chunk in answer.raw.stream(CHUNK, decode_content=False):
+                    file.write(chunk)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise BrokenError(_sentence(error)) from None
+
+    def send(self, source: Path, path: str) -> None:
+        """Refuse: there is no one way to write to a web server."""
+        raise UserError(f"{self.address} is a web address, which can only be read; push to s3://BUCKET/PREFIX or a folder.")
+
+
+class Elsewhere:
+    """A folder, for example on a network disk."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self.address, self.folder = address.rstrip("/"), folder
+
+    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+        """Append a file from byte ``start`` on."""
+        try:
+            with (self.folder / path).open("rb") as source:
+                source.seek(start)
+                shutil.copyfileobj(source, file, CHUNK)
+        except FileNotFoundError:
+            raise NotThereError(f"{self.address}/{path} does not exist.") from None
+
+    def send(self, source: Path, path: str) -> None:
+        """Store a file, whole or not at all."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(target)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
