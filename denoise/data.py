@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -110,7 +110,8 @@ def batches(
     """
     if world_size > spec.batch_size:
         raise UserError(
-            f"train.batch_size={spec.batch_size} cannot be shared by {world_size} workers; raise it or use fewer workers."
+            f"train.batch_size={spec.batch_size} cannot be shared by {world_size} workers; raise it or use fewer "
+            "workers."
         )
     maker = _Maker(scenes, order, spec, quarantine or Quarantine())
     horizon = _Horizon(maker, rank, world_size, expect)
@@ -162,11 +163,7 @@ class _Maker:
         turns = rng.stream("augment").integers(len(symmetries(self.spec.augment)), 1).flatten().tolist()
         samples = self.order.samples(numbers).tolist()
         cuts = [len(positions) * part // self.spec.threads for part in range(self.spec.threads + 1)]
-        return [
-            _Job(numbers[a:b].tolist(), samples[a:b], places[a:b], turns[a:b])
-            for a, b in zip(cuts, cuts[1:], strict=False)
-            if b > a
-        ]
+        return [_Job(numbers[a:b].tolist(), samples[a:b], places[a:b], turns[a:b]) for a, b in pairwise(cuts) if b > a]
 
     def crops(self, job: _Job) -> list[dict[str, Tensor]]:
         """Return the crops of a job, view by view cut, flipped and turned alike."""

@@ -4,7 +4,6 @@ They stop a test picture from being trained on, also as PNG of a JPEG, in grey w
 pictures of the BSDS300 test set so), resized, or compressed once more.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

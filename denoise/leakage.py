@@ -46,7 +46,7 @@ def _compare(name: str, known: Known, train_name: str, pictures: Shards) -> None
     if alike:
         pairs = ", ".join(f"{picture} ~ {other}" for picture, other in alike[:SHOWN])
         print(
-            f"warning: {len(alike)} pictures of the training set {train_name} look like pictures of the test set {name} "
-            f"({pairs}); if they show the same photographs, scores on {name} are too good.",
+            f"warning: {len(alike)} pictures of the training set {train_name} look like pictures of the test set "
+            f"{name} ({pairs}); if they show the same photographs, scores on {name} are too good.",
             file=sys.stderr,
         )

@@ -158,4 +158,3 @@ class _Epoch:
 
     def _shard(self, place: Integers) -> Integers:
         return np.searchsorted(self.ends, place, side="right")
-

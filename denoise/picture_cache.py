@@ -20,7 +20,7 @@ from denoise.images import Pixels
 
 Shape = tuple[int, int, int, str]  # height, width, channels, dtype
 
-PLACES = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # containers often have a small /dev/shm; files do as well
+PLACES = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - names of our own, mode 600; where /dev/shm is small a file does as well
 
 
 def nbytes(shape: Shape) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoise.config import Config
 from denoise.collection import Collection
+from denoise.config import Config
 from denoise.data import Scene, Scenes
 from denoise.errors import UserError
 from denoise.images import as_channels, to_tensor
@@ -26,7 +26,7 @@ SECOND = ("noisy2", "mean")  # views that are a second observation; the mean of 
 
 
 def open_scenes(config: Config, pictures: Collection, method: Method, noise: Noise) -> Scenes:
-    """Return the samples that ``method`` learns from; what costs more than decoding is kept within ``data.cache_mb``."""
+    """Return the samples that ``method`` learns from; what costs more than decoding is kept (``data.cache_mb``)."""
     views, budget = method.views(), config.data.cache_mb << 20
     if noise.family == "none":
         real = RealScenes(pictures, views)

@@ -7,12 +7,13 @@ A folder of shards holds
     000000.json ...    the samples of one shard: names, offsets, checksums, picture sizes, hashes of the pixels
 
 The index identifies the data, and nothing is used unchecked: a file's sha256 when it is first opened, and the checksum
-of a picture's bytes each time. A ``Store`` says where the files are: in a folder, or brought from elsewhere when needed.
+of a picture's bytes each time. A ``Store`` says where the files are: in a folder, or brought from elsewhere.
 """
 
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from denoise.images import Pixels, decode_pixels
 from denoise.shard_writer import FORMAT, INDEX, list_name
 
 LISTS_KEPT = 512  # lists of samples that a process keeps in memory: more than a batch's windows hold
+ENTRY = {"file": str, "bytes": int, "sha256": str, "samples": int, "samples_bytes": int, "samples_sha256": str}
 AGAIN = "make the shards again with `denoise shard NAME`"
 
 
@@ -121,9 +123,11 @@ class Shards:
             tree = json.loads(index)
             version, entries = tree["format"], tuple(tree["shards"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{name}/{INDEX} is not an index of shards; {AGAIN}.") from None
+            raise DamagedError(f"{name}/{INDEX} is not an index of shards; {AGAIN}.") from None
         if version != FORMAT:
             raise UserError(f"{name}/{INDEX} is an index of format {version}, expected {FORMAT}; {AGAIN}.")
+        if not entries or not all(_is_entry(entry) for entry in entries):
+            raise DamagedError(f"{name}/{INDEX} has lines that describe no shard: its bytes changed; {AGAIN}.")
         return cls(name, entries, hashlib.sha256(index).hexdigest(), store)
 
     @cached_property
@@ -183,7 +187,13 @@ class Shards:
         if kept is None:
             entry = self.entries[number]
             with self.store.open(list_name(entry["file"]), entry["samples_sha256"]) as file:
-                kept = self._lists[number] = json.load(file)
+                kept = json.load(file)
+            if len(kept) != entry["samples"]:
+                raise DamagedError(
+                    f"{self.name}/{INDEX} says that {entry['file']} has {entry['samples']} samples, its list has "
+                    f"{len(kept)}: its bytes changed; {AGAIN}."
+                )
+            self._lists[number] = kept
             while len(self._lists) > LISTS_KEPT:
                 self._lists.popitem(last=False)
         return kept
@@ -211,3 +221,14 @@ class Shards:
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return number, index - int(self.starts[number])
+
+
+def _is_entry(entry: Any) -> bool:
+    """Say whether a line of an index has what it must have; its file cannot lead out of the folder."""
+    return (
+        isinstance(entry, Mapping)
+        and entry.keys() >= ENTRY.keys()
+        and all(isinstance(entry[key], kind) for key, kind in ENTRY.items())
+        and re.fullmatch(r"\d{6,}\.tar", entry["file"]) is not None
+        and entry["samples"] > 0
+    )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from denoise import distributed
 from denoise.checkpoint import Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
-from denoise.config import Config, to_dict
 from denoise.collection import Collection
+from denoise.config import Config, to_dict
 from denoise.data import Batching, Quarantine, as_floats, batches
 from denoise.errors import UserError
 from denoise.images import Picture, pad, to_pixels, unpad, write_picture

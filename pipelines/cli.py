@@ -10,6 +10,7 @@ import typer
 from denoise.errors import UsageError, UserError
 from pipelines import cli_data, cli_models
 from pipelines.cli_common import AsJson, Settings, answer, configuration, open_model, tracking_uri
+from pipelines.stage_guard import dependencies_unchanged
 
 if TYPE_CHECKING:
     from denoise.config import Config
@@ -37,12 +38,22 @@ Split = Annotated[str | None, typer.Option(help="train, val or test; without, ev
 def main() -> None:
     """Run the command line; a UserError becomes one sentence and exit code 1 (2 for wrong usage)."""
     try:
-        app()
+        with dependencies_unchanged():
+            _run()
     except UserError as error:
         if os.environ.get("DENOISE_DEBUG"):
             raise
         print(f"error: {str(error).removesuffix('.')}.", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _run() -> None:
+    """Run the command; typer ends every one, also a successful one, with SystemExit."""
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 @app.callback(invoke_without_command=True)

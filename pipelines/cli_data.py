@@ -46,7 +46,7 @@ def show(
 
 @app.command()
 def verify(name: Name, split: Split = None, as_json: AsJson = False, settings: Settings = None) -> None:
-    """Read every byte of a set's shards, here or at data.url, and compare them with the index; exit code 1 if one is off.
+    """Read every byte of a set's shards, here or at data.url, and compare with the index; exit code 1 if one is off.
 
     Example: denoise data verify kodak -S data.url=s3://bucket/shards
     """
@@ -115,7 +115,9 @@ def _splits_here(config: "Config", name: str, split: str | None) -> list[str]:
     root = Path(config.data.root)
     found = [one for one in SPLITS if shard_folder(root, one, name).is_dir()]
     if not found:
-        raise UserError(f"{name} is not in {root / 'shards'}; make it with `denoise fetch {name} && denoise shard {name}`.")
+        raise UserError(
+            f"{name} is not in {root / 'shards'}; make it with `denoise fetch {name} && denoise shard {name}`."
+        )
     return found
 
 

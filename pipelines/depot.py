@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,7 +103,9 @@ class Depot:
                         part.replace(path)
                         return
                 part.unlink()
-            raise DamagedError(f"{address} has another sha256 than the index says, {ATTEMPTS} times; push the set again.")
+            raise DamagedError(
+                f"{address} has another sha256 than the index says, {ATTEMPTS} times; push the set again."
+            )
 
     def _receive(self, name: str, part: Path, size: int) -> None:
         """Bring what is missing of a file; BrokenError if it is still not whole, DamagedError if it does not exist."""
@@ -122,8 +123,8 @@ class Depot:
         """Reserve the room of a file, removing what was not used for the longest time."""
         if size > self.budget:
             raise UserError(
-                f"{address} has {size} bytes, more than the {self.budget} that data.disk_gb allows; raise data.disk_gb, "
-                "or make smaller shards (data.shard_mb)."
+                f"{address} has {size} bytes, more than the {self.budget} that data.disk_gb allows; raise "
+                "data.disk_gb, or make smaller shards (data.shard_mb)."
             )
         with _locked(self.folder / "room.lock"):
             part.touch()  # reserves the size in its name

@@ -10,7 +10,8 @@ from denoise.config import Config, digest, to_dict
 from denoise.files import file_digest
 
 DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_picture")
-NOT_TRAINING = ("evaluate.py", "restore.py", "shard_writer.py", "leakage.py", "fingerprints.py")  # modules of the core that training never runs
+# Modules of the core that no training step depends on.
+NOT_TRAINING = ("evaluate.py", "restore.py", "shard_writer.py", "leakage.py", "fingerprints.py")
 
 
 def code_digest(config: Config) -> str:

@@ -81,7 +81,7 @@ def _walk(folder: Path, prefix: str) -> "Iterator[Source]":
             elif Path(entry.name).suffix.lower() in PICTURES and entry.is_file():
                 pictures.append(Path(entry.path))
     # A folder's slash takes part in the order, so that it is that of the whole names.
-    found: "list[tuple[bytes, Source | str]]" = [(f"{name}/".encode(), name) for name in folders]
+    found: list[tuple[bytes, Source | str]] = [(f"{name}/".encode(), name) for name in folders]
     found += [(source.name.encode(), source) for source in _scenes(pictures)]
     for _, one in sorted(found, key=lambda pair: pair[0]):
         if isinstance(one, str):

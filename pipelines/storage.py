@@ -75,6 +75,7 @@ def remote(url: str) -> Remote:
 
 def fetch_bytes(place: Remote, path: str) -> bytes:
     """Return a small file; NotThereError where there is none."""
+
     def attempt() -> bytes:
         file = io.BytesIO()
         place.receive(path, file, 0)
@@ -166,7 +167,9 @@ class S3:
             if code in GONE:
                 raise NotThereError(f"{self.address}/{path} does not exist.") from None
             if code in REFUSED:
-                raise UserError(f"{self.address}/{path}: {REFUSED[code]}; check data.url and the credentials.") from None
+                raise UserError(
+                    f"{self.address}/{path}: {REFUSED[code]}; check data.url and the credentials."
+                ) from None
             raise BrokenError(f"the server answered {code}") from None
         except S3UploadFailedError as error:
             raise BrokenError(_sentence(error)) from None
@@ -208,7 +211,9 @@ class Site:
 
     def send(self, source: Path, path: str) -> None:
         """Refuse: there is no one way to write to a web server."""
-        raise UserError(f"{self.address} is a web address, which can only be read; push to s3://BUCKET/PREFIX or a folder.")
+        raise UserError(
+            f"{self.address} is a web address, which can only be read; push to s3://BUCKET/PREFIX or a folder."
+        )
 
 
 class Elsewhere:

@@ -1,0 +1,178 @@
+"""How fast crops are read, against what else people use, in one run.
+
+Ours (verified, in the global order) with and without decoded pictures kept in memory, beside plain webdataset (shuffle and
+decode), a torch Dataset that opens files with Pillow (what KAIR and most reports do), and the limit: the decoder alone
+in a bare loop, on as many threads as ours has.
+
+    python benchmarks/loader.py PICTURES [PICTURES ...] --crops 64 256 --seconds 5
+"""
+
+import argparse
+import io
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from denoise.collection import Collection
+from denoise.data import Batching, batches
+from denoise.images import decode_pixels
+from denoise.order import Order
+from denoise.scenes import FreshScenes
+from denoise.shard_writer import write_shards
+from denoise.shards import Shards
+from pipelines.shard import find_sources
+
+BATCH = 16
+
+
+class Files(Dataset):  # type: ignore[type-arg]
+    """A folder of pictures, opened with Pillow and cropped at random."""
+
+    def __init__(self, paths: list[Path], crop: int) -> None:
+        self.paths, self.crop = paths, crop
+
+    def __len__(self) -> int:
+        """Return a number that no measurement reaches."""
+        return 10**9
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return a crop of a random picture."""
+        with Image.open(random.choice(self.paths)) as image:  # noqa: S311 - no secret
+            return cropped(np.asarray(image.convert("RGB")), self.crop)
+
+
+def cropped(pixels: np.ndarray, crop: int) -> torch.Tensor:
+    """Return a random crop as floats, as everybody writes it."""
+    top = random.randrange(max(1, pixels.shape[0] - crop + 1))  # noqa: S311
+    left = random.randrange(max(1, pixels.shape[1] - crop + 1))  # noqa: S311
+    part = np.ascontiguousarray(pixels[top : top + crop, left : left + crop].transpose(2, 0, 1))
+    return torch.from_numpy(part).float().div_(255)
+
+
+def rate(stream: Iterator[int], seconds: float) -> float:
+    """Return how many a second a stream of counts yields, after a second of warming up."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < 1:
+        next(stream)
+    counted, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        counted += next(stream)
+    return counted / (time.perf_counter() - started)
+
+
+def ours(pictures: Collection, crop: int, threads: int) -> Iterator[int]:
+    """Yield the sizes of our batches."""
+    order = Order(0, pictures.counts, pictures.digest)
+    spec = Batching(0, BATCH, crop, 3, threads=threads)
+    for batch in batches(FreshScenes(pictures), order, spec, 0, 1, 0):
+        yield len(batch.views["picture"].float().div_(255))
+
+
+def webdataset_plain(folder: Path, crop: int, workers: int) -> Iterator[int]:
+    """Yield the sizes of batches of plain webdataset."""
+    import webdataset
+
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))] * 100
+
+    def crop_one(sample: dict[str, np.ndarray]) -> torch.Tensor:
+        pixels = next(value for key, value in sample.items() if key in ("jpg", "jpeg", "png"))
+        return cropped((pixels * 255).astype(np.uint8) if pixels.dtype != np.uint8 else pixels, crop)
+
+    data = webdataset.WebDataset(urls, shardshuffle=100, empty_check=False).shuffle(100).decode("rgb8").map(crop_one)
+    yield from map(len, DataLoader(data, BATCH, num_workers=workers))
+
+
+def files_with_pillow(paths: list[Path], crop: int, workers: int) -> Iterator[int]:
+    """Yield the sizes of batches of a Dataset over files."""
+    yield from map(len, DataLoader(Files(paths, crop), BATCH, num_workers=workers))
+
+
+def decoder_alone(datas: list[bytes], threads: int) -> Iterator[int]:
+    """Yield 16 for every 16 decoded pictures."""
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [datas[part::threads] for part in range(threads)]
+
+        def decode(part: list[bytes], start: int) -> None:
+            for place in range(BATCH):
+                decode_pixels(part[(start + place) % len(part)])
+
+        start = 0
+        while True:
+            list(pool.map(lambda part: decode(part, start), parts))
+            start += BATCH
+            yield BATCH * threads
+
+
+def measure(folder: Path, crop: int, seconds: float, threads: int) -> dict[str, float]:
+    """Return crops a second of each way to read the pictures of a folder."""
+    paths = [path for source in find_sources(folder) for path in source.views.values()]
+    with tempfile.TemporaryDirectory() as place:
+        write_shards(Path(place, "shards"), find_sources(folder), 16 << 20)
+        shards = Shards.open(Path(place, "shards"))
+        pictures, kept = Collection([shards]), Collection([Shards.open(Path(place, "shards"))])
+        kept.keep_decoded(4 << 30)
+        for index in range(len(kept)):
+            kept.pixels(index, "clean")
+        found = {
+            "decoder alone": rate(decoder_alone([path.read_bytes() for path in paths], threads), seconds),
+            "ours, decoding": rate(ours(pictures, crop, threads), seconds),
+            "ours, decoded before": rate(ours(kept, crop, threads), seconds),
+            "webdataset": rate(webdataset_plain(Path(place, "shards"), crop, threads), seconds),
+            "files with Pillow": rate(files_with_pillow(paths, crop, threads), seconds),
+        }
+        kept.close()
+        found["ours, decoding, unchecked"] = unchecked(shards, crop, threads, seconds)
+    return found
+
+
+def unchecked(shards: Shards, crop: int, threads: int, seconds: float) -> float:
+    """Return our rate without the checksum of each picture, to see what it costs."""
+
+    class Anything(int):
+        """Equal to every checksum."""
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = int.__hash__
+
+    with patch("denoise.shards.zlib.crc32", lambda data: Anything()):
+        return rate(ours(Collection([shards]), crop, threads), seconds)
+
+
+def main() -> None:
+    """Print a table and one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--crops", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    results = []
+    for folder in chosen.folders:
+        for crop in chosen.crops:
+            found = measure(folder, crop, chosen.seconds, chosen.threads)
+            results.append({"folder": folder.name, "crop": crop, **{name: round(value, 1) for name, value in found.items()}})
+            print(f"\n{folder.name}, crops of {crop}, {chosen.threads} threads or workers")
+            for name, value in found.items():
+                print(f"  {name:28} {value:9.0f} crops/s")
+            limit, pillow = found["decoder alone"], found["files with Pillow"]
+            print(f"  decoding: {found['ours, decoding'] / limit:.2f} of the decoder alone, ", end="")
+            print(f"{found['ours, decoding'] / found['webdataset']:.2f} x webdataset; ", end="")
+            print(f"decoded before: {found['ours, decoded before'] / pillow:.1f} x files with Pillow; ", end="")
+            print(f"checks cost {1 - found['ours, decoding'] / found['ours, decoding, unchecked']:.1%}", flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What the order costs and gives for data that no machine holds: simulated, no picture is read.
+
+Time and memory to find a worker's next samples, the bytes that each node brings in an epoch, and how well samples are
+mixed. The figures of docs/scale.md come from here.
+
+    python benchmarks/scale.py --samples 1_000_000_000 --shards 100_000 --workers 1000 --per-node 8
+"""
+
+import argparse
+import json
+import time
+import tracemalloc
+
+import numpy as np
+
+from denoise.order import Order
+
+
+def lookup(order: Order, batch_size: int, workers: int) -> dict[str, float]:
+    """Return the time to find a worker's samples of a step, and the memory that the order takes."""
+    tracemalloc.start()
+    started = time.perf_counter()
+    order.samples(np.arange(1))
+    first = time.perf_counter() - started
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    times = []
+    for step in range(50):
+        numbers = step * batch_size + np.arange(batch_size)
+        started = time.perf_counter()
+        order.samples(numbers[order.share(numbers, step % workers, workers)])
+        times.append(time.perf_counter() - started)
+    return {"first_ms": 1e3 * first, "step_ms": 1e3 * float(np.median(times)), "memory_mb": memory / 1e6}
+
+
+def traffic(order: Order, batch_size: int, workers: int, per_node: int, nodes: int) -> dict[str, float]:
+    """Return how many shards some nodes bring in an epoch, as a share of what they read, and hold at once."""
+    brought, needed, windows = 0, 0.0, 0
+    steps = len(order) // batch_size
+    for node in range(nodes):
+        seen: set[int] = set()
+        last: list[set[int]] = []
+        for step in np.linspace(0, steps - 1, min(steps, 2000)).astype(int):
+            numbers = int(step) * batch_size + np.arange(batch_size)
+            ours = [order.share(numbers, node * per_node + rank, workers) for rank in range(per_node)]
+            shards = set(order.shards(order.samples(numbers[np.concatenate(ours)])).tolist())
+            seen |= shards
+            last = [*last[-20:], shards]
+            windows = max(windows, len(set.union(*last)))
+        brought += len(seen)
+        needed += len(order.counts) * per_node / workers
+    return {"brought_to_needed": brought / needed, "shards_at_once": windows}
+
+
+def mixing(order: Order, count: int = 20_000) -> dict[str, float]:
+    """Return how far the order of an epoch is from the stored one, and from its own neighbours."""
+    places = np.linspace(0, len(order) - 1, count).astype(np.int64)
+    samples = order.samples(places)
+    near = order.samples(np.arange(count))
+    return {
+        "rank_correlation": float(np.corrcoef(np.argsort(np.argsort(samples)), np.arange(count))[0, 1]),
+        "neighbour_correlation": float(np.corrcoef(near[1:], near[:-1])[0, 1]),
+        "shards_in_1000_samples": float(len(set(order.shards(near[:1000]).tolist()))),
+    }
+
+
+def main() -> None:
+    """Print one line for each number of streams, and JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=10**9)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--per-node", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[4000, 8000])
+    parser.add_argument("--streams", type=int, nargs="+", default=[64, 1000, 4000])
+    parser.add_argument("--window", type=int, default=4)
+    chosen = parser.parse_args()
+    counts = (chosen.samples // chosen.shards,) * chosen.shards
+    results = []
+    for streams in chosen.streams:
+        for batch in chosen.batch:
+            order = Order(0, counts, "simulated", streams, chosen.window)
+            found = {
+                "streams": streams,
+                "batch": batch,
+                **lookup(order, batch, chosen.workers),
+                **traffic(order, batch, chosen.workers, chosen.per_node, 3),
+                **mixing(order),
+            }
+            results.append({name: round(value, 4) for name, value in found.items()})
+            print(results[-1], flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

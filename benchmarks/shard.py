@@ -1,0 +1,77 @@
+"""How fast pictures are sharded, what bounds it, and how long ImageNet would take.
+
+    python benchmarks/shard.py PICTURES --jobs 1 2 --copies 4
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from denoise.fingerprints import grey_hash, look
+from denoise.images import pixel_hash, read_picture
+from denoise.shard_writer import write_shards
+from pipelines.shard import find_sources
+
+IMAGENET = 1_281_167
+
+
+def linked(folder: Path, copies: int, target: Path) -> Path:
+    """Return a folder that shows the pictures of another one several times over."""
+    for copy in range(copies):
+        for source in find_sources(folder):
+            for path in source.views.values():
+                place = target / str(copy) / source.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.symlink(path.resolve(), place)
+    return target
+
+
+def shares(folder: Path) -> dict[str, float]:
+    """Return the seconds that each part of the work takes for a picture, in one process."""
+    paths = [path for source in find_sources(folder) for path in source.views.values()][:100]
+    found = dict.fromkeys(("read", "decode", "pixel hash", "grey hash", "look", "sha256"), 0.0)
+    for path in paths:
+        marks = [time.perf_counter()]
+        data = path.read_bytes()
+        marks.append(time.perf_counter())
+        pixels = read_picture(data).pixels
+        marks.append(time.perf_counter())
+        for work in (lambda: pixel_hash(pixels), lambda: grey_hash(pixels), lambda: look(pixels), hashlib.sha256(data).digest):
+            work()
+            marks.append(time.perf_counter())
+        for name, start, end in zip(found, marks, marks[1:], strict=False):
+            found[name] += (end - start) / len(paths)
+    return found
+
+
+def main() -> None:
+    """Print a table and one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--shard-mb", type=int, default=8)
+    chosen = parser.parse_args()
+    parts = shares(chosen.folder)
+    total = sum(parts.values())
+    print("one picture, one process: " + ", ".join(f"{name} {1000 * s:.2f} ms ({s / total:.0%})" for name, s in parts.items()))
+    results = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = linked(chosen.folder, chosen.copies, Path(place, "raw"))
+        count = sum(1 for _ in find_sources(folder))
+        for jobs in chosen.jobs:
+            started = time.perf_counter()
+            write_shards(Path(place, f"shards-{jobs}"), find_sources(folder), chosen.shard_mb << 20, jobs=jobs)
+            rate = count / (time.perf_counter() - started)
+            hours = IMAGENET / rate / 3600
+            print(f"{jobs} processes: {rate:.0f} pictures/s; ImageNet train ({IMAGENET:,}) would take {hours:.1f} h", flush=True)
+            results.append({"jobs": jobs, "pictures_per_second": round(rate, 1), "imagenet_hours": round(hours, 2)})
+    print(json.dumps({"milliseconds": {name: round(1000 * s, 3) for name, s in parts.items()}, "runs": results}))
+
+
+if __name__ == "__main__":
+    main()

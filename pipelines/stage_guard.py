@@ -1,0 +1,73 @@
+"""Inside a DVC stage: notice that what the stage depends on was edited while it ran.
+
+DVC hashes a stage's dependencies when its command has ended. An edit in between would go into dvc.lock as what made the
+results, and `dvc status` would call them up to date (treeverse/dvc#11058). So each command compares, and fails.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from denoise.errors import UserError
+from denoise.files import file_digest
+
+State = Mapping[str, object]
+
+
+@contextmanager
+def dependencies_unchanged() -> Iterator[None]:
+    """Fail if a dependency or parameter of the surrounding DVC stage changes while the block runs.
+
+    Does nothing outside of a stage. Folders are compared by names, sizes and times: reading all data twice would
+    take longer than many a stage.
+
+    Raises:
+        UserError: a file, a folder or a parameter changed.
+    """
+    stage, pipeline = os.environ.get("DVC_STAGE"), Path("dvc.yaml")
+    if not stage or not pipeline.is_file():
+        yield
+        return
+    before = _state(stage, pipeline)
+    yield
+    after = _state(stage, pipeline)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)} changed while the stage {stage} ran: its results belong to no one version; run "
+            "`dvc repro` again."
+        )
+
+
+def _state(stage: str, pipeline: Path) -> State:
+    """Return what stands for each dependency and each parameter of a stage."""
+    import yaml
+
+    name, _, item = stage.rpartition(":")[2].partition("@")
+    described = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].get(name, {})
+    described = described.get("do", described)
+    files = [str(path).replace("${item}", item) for path in described.get("deps", [])]
+    keys = [str(key).replace("${item}", item) for key in described.get("params", [])]
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    return {
+        **{path: _content(Path(path)) for path in files},
+        **{f"params.yaml:{key}": _value(values, key) for key in keys},
+    }
+
+
+def _content(path: Path) -> object:
+    if path.is_file():
+        return file_digest(path)
+    return sorted(
+        (file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in path.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    )
+
+
+def _value(tree: Any, key: str) -> object:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
