@@ -162,7 +162,9 @@ def main() -> None:
     for folder in chosen.folders:
         for crop in chosen.crops:
             found = measure(folder, crop, chosen.seconds, chosen.threads)
-            results.append({"folder": folder.name, "crop": crop, **{name: round(value, 1) for name, value in found.items()}})
+            results.append(
+                {"folder": folder.name, "crop": crop, **{name: round(value, 1) for name, value in found.items()}}
+            )
             print(f"\n{folder.name}, crops of {crop}, {chosen.threads} threads or workers")
             for name, value in found.items():
                 print(f"  {name:28} {value:9.0f} crops/s")

@@ -1,6 +1,6 @@
 """How fast pictures are sharded, what bounds it, and how long ImageNet would take.
 
-    python benchmarks/shard.py PICTURES --jobs 1 2 --copies 4
+python benchmarks/shard.py PICTURES --jobs 1 2 --copies 4
 """
 
 import argparse
@@ -40,7 +40,12 @@ def shares(folder: Path) -> dict[str, float]:
         marks.append(time.perf_counter())
         pixels = read_picture(data).pixels
         marks.append(time.perf_counter())
-        for work in (lambda: pixel_hash(pixels), lambda: grey_hash(pixels), lambda: look(pixels), hashlib.sha256(data).digest):
+        for work in (
+            lambda: pixel_hash(pixels),
+            lambda: grey_hash(pixels),
+            lambda: look(pixels),
+            hashlib.sha256(data).digest,
+        ):
             work()
             marks.append(time.perf_counter())
         for name, start, end in zip(found, marks, marks[1:], strict=False):
@@ -58,7 +63,10 @@ def main() -> None:
     chosen = parser.parse_args()
     parts = shares(chosen.folder)
     total = sum(parts.values())
-    print("one picture, one process: " + ", ".join(f"{name} {1000 * s:.2f} ms ({s / total:.0%})" for name, s in parts.items()))
+    print(
+        "one picture, one process: "
+        + ", ".join(f"{name} {1000 * s:.2f} ms ({s / total:.0%})" for name, s in parts.items())
+    )
     results = []
     with tempfile.TemporaryDirectory() as place:
         folder = linked(chosen.folder, chosen.copies, Path(place, "raw"))
@@ -68,7 +76,10 @@ def main() -> None:
             write_shards(Path(place, f"shards-{jobs}"), find_sources(folder), chosen.shard_mb << 20, jobs=jobs)
             rate = count / (time.perf_counter() - started)
             hours = IMAGENET / rate / 3600
-            print(f"{jobs} processes: {rate:.0f} pictures/s; ImageNet train ({IMAGENET:,}) would take {hours:.1f} h", flush=True)
+            print(
+                f"{jobs} processes: {rate:.0f} pictures/s; ImageNet train ({IMAGENET:,}) would take {hours:.1f} h",
+                flush=True,
+            )
             results.append({"jobs": jobs, "pictures_per_second": round(rate, 1), "imagenet_hours": round(hours, 2)})
     print(json.dumps({"milliseconds": {name: round(1000 * s, 3) for name, s in parts.items()}, "runs": results}))
 

@@ -41,7 +41,7 @@ def small_pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path) 
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory: pytest.TempPathFactory, small_pictures: Path) -> Path:
     """Shards of the small pictures, several of them."""
-    from denoise.shards import write_shards
+    from denoise.shard_writer import write_shards
     from pipelines.shard import find_sources
 
     folder = tmp_path_factory.mktemp("shards") / "small"

@@ -5,18 +5,22 @@ import pytest
 import torch
 
 from denoise.config import load_config
-from denoise.data import Batching, Collection, batches
+from denoise.collection import Collection
+from denoise.data import Batching, as_floats, batches
 from denoise.errors import UserError
 from denoise.images import Picture, read_picture, to_tensor, write_picture
 from denoise.methods import build_method
 from denoise.noise import parse_noise
 from denoise.noise_level import estimate_sigma
+from denoise.order import Order
 from denoise.rng import batch_rng
 from denoise.scenes import Cached, FreshScenes, as_views, open_scenes, trial
-from denoise.shards import Shards, write_shards
+from denoise.shard_writer import write_shards
+from denoise.shards import Shards
 from pipelines.shard import find_sources
 
 KEY = batch_rng(0, 0, torch.arange(1))
+ORDER = Order(0, (5,), "digest")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,8 @@ def test_fixed_noise_stays_with_its_pixel_whatever_the_crop(fresh):
     scenes = scenes_of(fresh, "n2c", "data.fixed_noise=true")
     noise = scenes[0]["noisy"] - scenes[0]["clean"]
     assert noise.std() == pytest.approx(25 / 255, rel=0.03)
-    stream = batches(scenes, Batching(0, 4, 32, 3), torch.arange(4), 0)
-    crops = next(stream)
+    stream = batches(scenes, ORDER, Batching(0, 4, 32, 3), 0, 1, 0)
+    crops = next(stream).views
     stream.close()
     assert set(crops) == {"noisy", "clean"}
     found = crops["noisy"][0] - crops["clean"][0]
@@ -73,8 +77,13 @@ def test_fixed_noise_needs_no_clean_picture_of_a_self_supervised_method(fresh):
 
 def test_fresh_noise_is_made_of_the_clean_picture_in_the_step(fresh):
     method, noise = build_method("n2v", {}, parse_noise("gauss25")), parse_noise("gauss25")
-    stream = batches(scenes_of(fresh, "n2v"), Batching(0, 4, 32, 3), torch.arange(4), 0)
-    views = as_views(next(stream), method, noise, batch_rng(0, 0, torch.arange(4)))
+    stream = batches(scenes_of(fresh, "n2v"), ORDER, Batching(0, 4, 32, 3), 0, 1, 0)
+    views = as_views(
+        {name: as_floats(view) for name, view in next(stream).views.items()},
+        method,
+        noise,
+        batch_rng(0, 0, torch.arange(4)),
+    )
     stream.close()
     assert set(views) == {"noisy", "mask"}
 

@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from denoise.errors import UserError
+from denoise.shard_writer import Rules
 from denoise.shards import Shards
 from pipelines.shard import find_sources, shard
 
@@ -50,7 +51,7 @@ def test_a_broken_picture_is_left_out_and_counted(small_pictures, tmp_path, caps
     (own / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"broken\.png"):
         shard("own", "train", tmp_path, own)
-    shard("own", "train", tmp_path, own, skip_broken=True)
+    shard("own", "train", tmp_path, own, rules=Rules(skip_broken=True))
     told = capsys.readouterr().err
     assert "broken.png" in told
     assert "1 of 6 pictures were left out" in told
