@@ -1,14 +1,13 @@
 """How fast crops are read, against what else people use, in one run.
 
-Ours (verified, in the global order) with and without decoded pictures kept in memory, beside plain webdataset (shuffle and
-decode), a torch Dataset that opens files with Pillow (what KAIR and most reports do), and the limit: the decoder alone
-in a bare loop, on as many threads as ours has.
+Ours (verified, in the global order) with and without decoded pictures kept in memory, beside plain webdataset
+(shuffle and decode), a torch Dataset that opens files with Pillow (what KAIR and most reports do), and the limit: the
+decoder alone in a bare loop, on as many threads as ours has.
 
     python benchmarks/loader.py PICTURES [PICTURES ...] --crops 64 256 --seconds 5
 """
 
 import argparse
-import io
 import json
 import random
 import tempfile
@@ -47,14 +46,14 @@ class Files(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return a crop of a random picture."""
-        with Image.open(random.choice(self.paths)) as image:  # noqa: S311 - no secret
+        with Image.open(random.choice(self.paths)) as image:
             return cropped(np.asarray(image.convert("RGB")), self.crop)
 
 
 def cropped(pixels: np.ndarray, crop: int) -> torch.Tensor:
     """Return a random crop as floats, as everybody writes it."""
-    top = random.randrange(max(1, pixels.shape[0] - crop + 1))  # noqa: S311
-    left = random.randrange(max(1, pixels.shape[1] - crop + 1))  # noqa: S311
+    top = random.randrange(max(1, pixels.shape[0] - crop + 1))
+    left = random.randrange(max(1, pixels.shape[1] - crop + 1))
     part = np.ascontiguousarray(pixels[top : top + crop, left : left + crop].transpose(2, 0, 1))
     return torch.from_numpy(part).float().div_(255)
 
@@ -108,7 +107,7 @@ def decoder_alone(datas: list[bytes], threads: int) -> Iterator[int]:
 
         start = 0
         while True:
-            list(pool.map(lambda part: decode(part, start), parts))
+            list(pool.map(decode, parts, [start] * threads))
             start += BATCH
             yield BATCH * threads
 

@@ -6,9 +6,9 @@ python benchmarks/shard.py PICTURES --jobs 1 2 --copies 4
 import argparse
 import hashlib
 import json
-import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from denoise.fingerprints import grey_hash, look
@@ -26,7 +26,7 @@ def linked(folder: Path, copies: int, target: Path) -> Path:
             for path in source.views.values():
                 place = target / str(copy) / source.name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                os.symlink(path.resolve(), place)
+                place.symlink_to(path.resolve())
     return target
 
 
@@ -35,21 +35,20 @@ def shares(folder: Path) -> dict[str, float]:
     paths = [path for source in find_sources(folder) for path in source.views.values()][:100]
     found = dict.fromkeys(("read", "decode", "pixel hash", "grey hash", "look", "sha256"), 0.0)
     for path in paths:
-        marks = [time.perf_counter()]
         data = path.read_bytes()
-        marks.append(time.perf_counter())
         pixels = read_picture(data).pixels
-        marks.append(time.perf_counter())
-        for work in (
-            lambda: pixel_hash(pixels),
-            lambda: grey_hash(pixels),
-            lambda: look(pixels),
-            hashlib.sha256(data).digest,
-        ):
+        works = (
+            path.read_bytes,
+            partial(read_picture, data),
+            partial(pixel_hash, pixels),
+            partial(grey_hash, pixels),
+            partial(look, pixels),
+            partial(hashlib.sha256, data),
+        )
+        for name, work in zip(found, works, strict=True):
+            started = time.perf_counter()
             work()
-            marks.append(time.perf_counter())
-        for name, start, end in zip(found, marks, marks[1:], strict=False):
-            found[name] += (end - start) / len(paths)
+            found[name] += (time.perf_counter() - started) / len(paths)
     return found
 
 

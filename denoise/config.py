@@ -55,6 +55,7 @@ class Data:
     streams: Positive = 64  # canonical streams of shards that are read side by side
     window: Positive = 4  # successive shards of a stream that samples are drawn from
     crops_per_picture: Positive = 1  # successive samples of a batch that are cut from one picture
+    small: Literal["pad", "leave_out"] = "pad"  # what becomes of pictures smaller than a crop: padded by reflection
     threads: Positive = 2  # that decode, in each worker
     quarantine: Count = 0  # samples that may be left out because their bytes are damaged; 0: any one ends the run
     fixed_noise: bool = False  # one noisy realisation of each picture, drawn once, instead of fresh noise every step

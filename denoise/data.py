@@ -51,6 +51,7 @@ class Batching:
     augment: tuple[str, ...] = ()  # of "flip" and "rotate"
     crops_per_picture: int = 1  # successive positions that show crops of one picture
     threads: int = 1  # that decode
+    pin: bool = False  # page-locked batches, which a GPU fetches by itself
 
 
 @dataclass
@@ -91,6 +92,7 @@ def batches(
     start: int,
     quarantine: Quarantine | None = None,
     expect: Callable[[Sequence[int]], None] = lambda shards: None,
+    usable: Callable[[int], bool] = lambda sample: True,
 ) -> Iterator[Batch]:
     """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever.
 
@@ -103,9 +105,10 @@ def batches(
         start: the first step.
         quarantine: where damaged samples are noted; by default the first one raises.
         expect: told the shards that will be read from soon, the most urgent first.
+        usable: says which samples are read; the next one in the order stands in for another.
 
     Raises:
-        UserError: more ranks than positions in a batch.
+        UserError: more ranks than positions in a batch, or no usable sample.
         DamagedError: damaged samples, more than the quarantine allows.
     """
     if world_size > spec.batch_size:
@@ -113,24 +116,22 @@ def batches(
             f"train.batch_size={spec.batch_size} cannot be shared by {world_size} workers; raise it or use fewer "
             "workers."
         )
-    maker = _Maker(scenes, order, spec, quarantine or Quarantine())
+    maker = _Maker(scenes, order, spec, quarantine or Quarantine(), usable)
     horizon = _Horizon(maker, rank, world_size, expect)
-    with ThreadPoolExecutor(spec.threads, thread_name_prefix="decode") as threads:
-        ahead: deque[tuple[Tensor, list[Future[list[dict[str, Tensor]]]]]] = deque()
+    with ThreadPoolExecutor(spec.threads, "decode") as threads, ThreadPoolExecutor(1, "collate") as last:
+        ahead: deque[Future[Batch]] = deque()
         try:
             for step in count(start):
                 horizon.look(step)
                 numbers = maker.numbers(step)
                 positions = order.share(numbers, rank, world_size)
-                jobs = maker.jobs(step, positions, numbers[positions])
-                ahead.append((torch.from_numpy(positions), [threads.submit(maker.crops, job) for job in jobs]))
+                parts = [threads.submit(maker.crops, job) for job in maker.jobs(step, positions, numbers[positions])]
+                ahead.append(last.submit(maker.batch, positions, parts))
                 if len(ahead) > PREFETCH:
-                    ours, parts = ahead.popleft()
-                    yield Batch(ours, collate([crop for part in parts for crop in part.result()], spec.channels))
+                    yield ahead.popleft().result()
         finally:
-            for _, parts in ahead:
-                for part in parts:
-                    part.cancel()
+            threads.shutdown(wait=False, cancel_futures=True)
+            last.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class _Maker:
     order: Order
     spec: Batching
     quarantine: Quarantine
+    usable: Callable[[int], bool]
 
     def numbers(self, step: int) -> Integers:
         """Return which samples of the order stand in the global batch of a step."""
@@ -165,6 +167,13 @@ class _Maker:
         cuts = [len(positions) * part // self.spec.threads for part in range(self.spec.threads + 1)]
         return [_Job(numbers[a:b].tolist(), samples[a:b], places[a:b], turns[a:b]) for a, b in pairwise(cuts) if b > a]
 
+    def batch(self, positions: Integers, parts: Sequence[Future[list[dict[str, Tensor]]]]) -> Batch:
+        """Return the batch of these crops."""
+        views = collate([crop for part in parts for crop in part.result()], self.spec.channels)
+        if self.spec.pin:
+            views = {name: view.pin_memory() for name, view in views.items()}
+        return Batch(torch.from_numpy(positions), views)
+
     def crops(self, job: _Job) -> list[dict[str, Tensor]]:
         """Return the crops of a job, view by view cut, flipped and turned alike."""
         group = symmetries(self.spec.augment)
@@ -176,15 +185,20 @@ class _Maker:
         return found
 
     def scene(self, number: int, sample: int) -> Scene:
-        """Return a sample, or the next one in the order whose bytes are sound."""
-        while True:
-            if sample not in self.quarantine.found:
-                try:
-                    return self.scenes[sample]
-                except DamagedError as error:
-                    self.quarantine.add(sample, error)
-            number += 1
-            sample = int(self.order.samples(np.array([number]))[0])
+        """Return a sample, or the next one in the order that is usable and whose bytes are sound."""
+        for later in range(len(self.order)):
+            if later:
+                sample = int(self.order.samples(np.array([number + later]))[0])
+            if sample in self.quarantine.found or not self.usable(sample):
+                continue
+            try:
+                return self.scenes[sample]
+            except DamagedError as error:
+                self.quarantine.add(sample, error)
+        raise UserError(
+            f"none of the {len(self.order)} training pictures can be used: all are smaller than the crop of "
+            f"{self.spec.crop} pixels, or damaged; lower train.crop, or pad them with data.small=pad."
+        )
 
 
 @dataclass

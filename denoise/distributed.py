@@ -44,6 +44,15 @@ def wrap(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
+def union(found: dict[int, str]) -> dict[int, str]:
+    """Return what any rank has found; where several found the same key they say the same."""
+    if world_size() == 1:
+        return found
+    everyone: list[dict[int, str]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(everyone, found)
+    return {key: value for one in everyone for key, value in one.items()}
+
+
 def total(values: torch.Tensor) -> torch.Tensor:
     """Return the sum over all ranks of ``values``, which every rank has already weighted by its share."""
     if world_size() > 1:

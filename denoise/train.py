@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from denoise import distributed
 from denoise.checkpoint import Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
 from denoise.collection import Collection
 from denoise.config import Config, to_dict
-from denoise.data import Batching, Quarantine, as_floats, batches
+from denoise.data import Batch as Crops
+from denoise.data import Batching, Quarantine, Scenes, as_floats, batches
 from denoise.errors import UserError
 from denoise.images import Picture, pad, to_pixels, unpad, write_picture
 from denoise.methods import Batch, Method, build_method, with_net
@@ -25,6 +26,7 @@ from denoise.order import Order
 from denoise.rng import batch_rng
 from denoise.scenes import FreshScenes, as_views, open_scenes, trial
 from denoise.schedules import Schedule, schedule
+from denoise.shards import DamagedError
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics, Path | None], None]
@@ -90,19 +92,9 @@ def train(
 
     objective = distributed.wrap(Objective(net, method))
     scenes = open_scenes(config, pictures, method, noise)
-    order = Order(config.seed, pictures.counts, pictures.digest, config.data.streams, config.data.window)
     quarantine = Quarantine(config.data.quarantine)
     crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
-    batching = Batching(
-        config.seed,
-        spec.batch_size,
-        crop,
-        config.data.channels,
-        spec.augment,
-        config.data.crops_per_picture,
-        config.data.threads,
-    )
-    samples = batches(scenes, order, batching, rank, world, start, quarantine, pictures.expect)
+    samples = read(config, scenes, pictures, crop, quarantine, start, pin=device.type == "cuda")
     sums, counted, clock = _Sums(device), start, time.perf_counter()
 
     for step in range(start, spec.steps):
@@ -136,7 +128,7 @@ def train(
         saving = last or done % spec.checkpoint_every == 0
         if not (evaluating or saving or done % spec.log_every == 0):
             continue
-        metrics = {"step": float(done), "lr": lr, **sums.means(done - counted)}
+        metrics = {"step": float(done), "lr": lr, **sums.means(done - counted), **_left_out(quarantine)}
         _check_finite(metrics["loss"], done, spec.lr)
         rate_now = (done - counted) * spec.batch_size / (time.perf_counter() - clock)
         if evaluating and watched is not None and rank == 0:
@@ -149,6 +141,27 @@ def train(
             save_checkpoint(checkpoint, training, done, history, card)
         report(metrics, checkpoint)
         sums, counted, clock = _Sums(device), done, time.perf_counter()
+
+
+def read(
+    config: Config, scenes: Scenes, pictures: Collection, crop: int, quarantine: Quarantine, start: int, pin: bool
+) -> Iterator[Crops]:
+    """Return this rank's batches from step ``start`` on, as the configuration says."""
+    data, spec = config.data, config.train
+    order = Order(config.seed, pictures.counts, pictures.digest, data.streams, data.window)
+    batching = Batching(
+        config.seed, spec.batch_size, crop, data.channels, spec.augment, data.crops_per_picture, data.threads, pin
+    )
+    rank, world = distributed.rank(), distributed.world_size()
+
+    def usable(sample: int) -> bool:
+        return data.small == "pad" or min(pictures.size(sample)) >= crop
+
+    pictures.keep_decoded(data.cache_mb << 20)
+    try:
+        yield from batches(scenes, order, batching, rank, world, start, quarantine, pictures.expect, usable)
+    finally:
+        pictures.close()
 
 
 def check(config: Config) -> tuple[Method, Noise, Schedule]:
@@ -217,6 +230,24 @@ class _Sums:
         names = sorted(self.sums)
         totals = distributed.total(torch.stack([self.sums[name] for name in names])) / steps
         return dict(zip(names, totals.tolist(), strict=True))
+
+
+def _left_out(quarantine: Quarantine) -> Metrics:
+    """Return how many samples all ranks together have left out; above the limit every rank ends here, at one step.
+
+    Raises:
+        DamagedError: more than the configuration allows, or the first one where it allows none.
+    """
+    if not quarantine.limit:
+        return {}
+    quarantine.found = distributed.union(quarantine.found)
+    if len(quarantine.found) > quarantine.limit:
+        sample, reason = min(quarantine.found.items())
+        raise DamagedError(
+            f"{len(quarantine.found)} samples are damaged, more than the {quarantine.limit} that data.quarantine allows; "
+            f"sample {sample}: {reason}"
+        )
+    return {"quarantined": float(len(quarantine.found))}
 
 
 def _check_crop(crop: int, net: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from denoise.config import Config, digest, to_dict
 from denoise.files import file_digest
 
-DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_picture")
+DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_picture", "small")
 # Modules of the core that no training step depends on.
 NOT_TRAINING = ("evaluate.py", "restore.py", "shard_writer.py", "leakage.py", "fingerprints.py")
 

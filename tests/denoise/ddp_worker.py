@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from denoise import distributed
-from denoise.config import load_config
 from denoise.collection import Collection
+from denoise.config import load_config
 from denoise.shards import Shards
 from denoise.train import train
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from denoise.config import load_config
 from denoise.collection import Collection
+from denoise.config import load_config
 from denoise.data import Batching, as_floats, batches
 from denoise.errors import UserError
 from denoise.images import Picture, read_picture, to_tensor, write_picture

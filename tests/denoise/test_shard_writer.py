@@ -21,7 +21,8 @@ WRITE = (
     "    from denoise.shard_writer import write_shards\n"
     "    from pipelines.shard import find_sources\n"
     "    os.umask(int(sys.argv[4], 8))\n"
-    "    write_shards(pathlib.Path(sys.argv[2]), find_sources(pathlib.Path(sys.argv[1])), 40_000, jobs=int(sys.argv[3]))\n"
+    "    pictures, target = map(pathlib.Path, sys.argv[1:3])\n"
+    "    write_shards(target, find_sources(pictures), 40_000, jobs=int(sys.argv[3]))\n"
 )
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from denoise.config import load_config
 from denoise.collection import Collection
+from denoise.config import load_config
 from denoise.errors import UserError
 from denoise.shards import Shards
 from denoise.train import train

@@ -54,7 +54,7 @@ class S3Server:
             "s3",
             endpoint_url=self.address,
             aws_access_key_id="test",
-            aws_secret_access_key="test",  # noqa: S106 - of a server of our own
+            aws_secret_access_key="test",
             region_name="us-east-1",
         )
 
