@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,10 +47,12 @@ class PictureCache:
         self.starts = self.count + ends[: self.count] - sizes[: self.count]  # the marks come first
         size = self.count + int(ends[self.count - 1]) if self.count else 0
         identity = hashlib.sha256(f"{key}:{size}:{shapes[: self.count]}".encode()).hexdigest()[:24]
-        self.file, self.path = _open(f"denoise-{os.getuid()}-{identity}.pictures", size) if size else (-1, None)
-        self.memory = mmap.mmap(self.file, size) if self.path else None
-        if self.memory is None:
-            self.count = 0
+        opened = _open(f"denoise-{os.getuid()}-{identity}.pictures", size) if size else None
+        if opened is None:
+            self.memory, self.count = None, 0
+            return
+        self.memory = mmap.mmap(opened[0], size)
+        self.let_go = weakref.finalize(self, _let_go, *opened)  # at the latest when the program ends
 
     def get(self, number: int) -> Pixels | None:
         """Return a picture (H, W, C) if it is there; its memory is shared and must not be written to."""
@@ -64,16 +67,10 @@ class PictureCache:
             self.memory[number] = 1  # only now: a process that is killed in between leaves no half of a picture
 
     def close(self) -> None:
-        """Let go of the memory; the last one frees it."""
-        if self.path is None:
-            return
-        with contextlib.suppress(BufferError):  # a picture is still looked at somewhere; the memory goes with it
-            if self.memory is not None:
-                self.memory.close()
-        self.memory, self.count = None, 0
-        _free(self.file, self.path)
-        os.close(self.file)
-        self.path = None
+        """Let go of the memory; the last one frees it, pictures that are still looked at keep theirs."""
+        if self.memory is not None:
+            self.memory, self.count = None, 0
+            self.let_go()
 
     def _at(self, number: int) -> Pixels:
         height, width, channels, kind = self.shapes[number]
@@ -81,14 +78,14 @@ class PictureCache:
         return flat.reshape(height, width, channels)
 
 
-def _open(name: str, size: int) -> tuple[int, Path | None]:
+def _open(name: str, size: int) -> tuple[int, Path] | None:
     """Open a file of that size that others may have made, where there is room for it; none where there is no room."""
     for place in PLACES:
         with contextlib.suppress(OSError):
             _sweep(place)
             file = _open_in(place / name, size)
             return file, place / name
-    return -1, None
+    return None
 
 
 def _open_in(path: Path, size: int) -> int:
@@ -106,6 +103,11 @@ def _open_in(path: Path, size: int) -> int:
             os.close(file)
             raise
         return file
+
+
+def _let_go(file: int, path: Path) -> None:
+    _free(file, path)
+    os.close(file)
 
 
 def _free(file: int, path: Path) -> None:

@@ -244,7 +244,7 @@ def _left_out(quarantine: Quarantine) -> Metrics:
     if len(quarantine.found) > quarantine.limit:
         sample, reason = min(quarantine.found.items())
         raise DamagedError(
-            f"{len(quarantine.found)} samples are damaged, more than the {quarantine.limit} that data.quarantine allows; "
+            f"{len(quarantine.found)} samples are damaged, more than the {quarantine.limit} of data.quarantine; "
             f"sample {sample}: {reason}"
         )
     return {"quarantined": float(len(quarantine.found))}
