@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on(small_pictures, small_shards, tmp_path):
         pass
 
     def stop(written):
-        if written.number == 1:
+        if written.number == 0:
             raise Interrupted
 
     folder = tmp_path / "shards"
@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on(small_pictures, small_shards, tmp_path):
         write_shards(folder, find_sources(small_pictures), 40_000, done=stop)
     assert not folder.exists()
     written = write_shards(folder, find_sources(small_pictures), 40_000)
-    assert [one.kept for one in written][:3] == [True, True, False]
+    assert [one.kept for one in written] == [True, False]
     assert digests(folder) == digests(small_shards)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
 
