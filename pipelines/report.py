@@ -1,5 +1,6 @@
 """The report stage: one self-contained page, PNG figures, the table and the metrics of all methods."""
 
+import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pipelines.report_inputs import FIGURES, LABELS, Evaluation, read_evaluation
 
 Row = Mapping[str, str | float]
 
+SCORES = "scores.csv"  # for `dvc plots`
 MOST_PICTURES = 6  # embedded in the page and drawn as figures, over all sets
 COLUMNS = {  # heading of the plain table -> key of a row
     "method": "method",
@@ -26,7 +28,7 @@ COLUMNS = {  # heading of the plain table -> key of a row
 def write_report(
     models: Sequence[Path], scores: Sequence[Path], out: Path, title: str = "Image denoisers, trained and compared"
 ) -> Path:
-    """Write ``out``/index.html, a page that needs no other file, and PNG figures in ``out``/figures.
+    """Write ``out``/index.html, a page that needs no other file, PNG figures in ``out``/figures, and scores.csv.
 
     Args:
         models: folders of trained models, each with model.json and metrics.jsonl.
@@ -61,6 +63,10 @@ def write_report(
         (work / "index.html").write_text(page, encoding="utf-8")
         for name, picture in figures.items():
             (work / "figures" / name).write_bytes(picture)
+        with (work / SCORES).open("w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file)
+            lines.writerow(["name", *FIGURES])
+            lines.writerows([name, *(row[key] for key in FIGURES)] for name, row in metrics(scores).items())
 
     write_folder(out, write)
     return out / "index.html"
@@ -138,7 +144,7 @@ def _check_replaceable(out: Path) -> None:
     """Refuse to replace a folder that holds anything but a report."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, but the report is a folder; name another one.")
-    others = sorted(path.name for path in out.glob("*") if path.name not in ("index.html", "figures"))
+    others = sorted(path.name for path in out.glob("*") if path.name not in ("index.html", "figures", SCORES))
     if others:
         raise UserError(
             f"{out} holds {others[0]}, which is no part of a report and would be lost; name another folder."
