@@ -114,15 +114,16 @@ class Order:
         return np.sort(dealt[len(numbers) * rank // world_size : len(numbers) * (rank + 1) // world_size])
 
     def _epoch(self, number: int) -> "_Epoch":
-        if number not in self._epochs:
-            if len(self._epochs) >= 2:  # a batch may reach into the next epoch, and look ahead further
-                self._epochs.pop(min(self._epochs))
+        found = self._epochs.get(number)
+        if found is None:
             text = f"{self.seed}:{number}:{self.digest}".encode()
             key = np.uint64(int.from_bytes(hashlib.sha256(text).digest()[:8], "little"))
             hashed = _mix(key ^ _mix(np.arange(1, len(self.counts) + 1, dtype=np.uint64) * GOLDEN))
             row = np.argsort(hashed, kind="stable")
-            self._epochs[number] = _Epoch(self, key, row, np.cumsum(self._counts[row]))
-        return self._epochs[number]
+            found = self._epochs[number] = _Epoch(self, key, row, np.cumsum(self._counts[row]))
+            for old in sorted(self._epochs)[:-2]:  # a batch may reach into the next epoch; several threads may ask
+                self._epochs.pop(old, None)
+        return found
 
 
 @dataclass(frozen=True)
