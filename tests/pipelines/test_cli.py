@@ -53,6 +53,15 @@ def test_version(denoise):
         (["evaluate", "nowhere", "--protocol", "lain2019"], 1, "did you mean laine2019"),
         (["restore", "nowhere.png", "-o", "out.png", "--model", "data"], 1, "no model folder"),
         (["models", "register", "nowhere"], 1, "no model folder"),
+        (["shard", "mine", "--from", "data", "--only", "gray"], 2, "use grey or colour"),
+        (["data", "show", "nothing"], 1, "denoise fetch nothing"),
+        (["data", "verify", "small", "--split", "tset"], 2, "did you mean test"),
+        (["data", "push", "small"], 1, "data.url is not set"),
+        (["data", "push", "small", "-S", "data.url=http://127.0.0.1:9"], 1, "can only be read"),
+        (["data", "pull", "small", "-S", "data.url=nowhere"], 1, "not at nowhere"),
+        (["train", "data.url=ftp://host"], 1, "ftp://host is not understood"),
+        (["train", "data.url=nowhere"], 1, "denoise data push small"),
+        (["train", "data.small=leave_out", "train.crop=256", "--local"], 1, "none of the 5 training pictures"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(project, denoise, arguments, code, told):

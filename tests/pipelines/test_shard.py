@@ -1,8 +1,12 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from denoise.errors import UserError
+from denoise.files import file_digest
 from denoise.shard_writer import Rules
 from denoise.shards import Shards
 from pipelines.shard import find_sources, shard
@@ -68,3 +72,43 @@ def test_named_sets_from_a_mirror(mirror, tmp_path, name):
     views = {view for index in (0, len(shards) - 1) for view in shards.describe(index)["views"]}
     assert views == ({"noisy", "mean"} if name == "polyu" else {"clean"})
     assert all(shards.pixels(0, view).size for view in views)
+
+
+SHARD = """\
+import os, sys
+from pathlib import Path
+if __name__ == "__main__":
+    from pipelines.shard import shard
+    os.umask(0o077)
+    shard(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), shard_mb=1, jobs=2)
+"""
+ALL_SETS = {
+    "kodak": "kodak",
+    "bsds300-train": "BSDS300/images/train",
+    "bsds300-test": "BSDS300/images/test",
+    "bsd400": "bsd400",
+    "bsd68": "bsd68",
+    "cbsd68": "cbsd68",
+    "imagenet-train": "imagenet/train",
+    "imagenet-val": "imagenet/val",
+    "polyu-train": "polyu/train",
+    "polyu-test": "polyu/test",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("kodak", "polyu-test") else pytest.mark.slow) for name in ALL_SETS]
+)
+def test_every_set_gives_the_same_bytes_again(mirror, tmp_path, name):
+    """By one process here, and by two with another umask, time zone and locale."""
+    source = mirror / ALL_SETS[name]
+    one = shard(name, "train", tmp_path / "one", source, shard_mb=1)
+    (tmp_path / "again.py").write_text(SHARD)
+    there = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
+    arguments = [sys.executable, tmp_path / "again.py", name, "train", tmp_path / "two", source]
+    subprocess.run(arguments, check=True, env=there)
+    two = tmp_path / "two" / "shards" / "train" / name
+    assert len(list(one.glob("*.tar"))) > 1
+    assert {path.name: file_digest(path) for path in one.iterdir()} == {
+        path.name: file_digest(path) for path in two.iterdir()
+    }
