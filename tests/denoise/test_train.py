@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from denoise.collection import Collection
 from denoise.config import load_config
 from denoise.errors import UserError
-from denoise.shards import Shards
+from denoise.shards import DamagedError, Shards
 from denoise.train import train
 
 BASE = ["train.steps=6", "train.crop=32", "train.log_every=1", "train.eval_every=6", "train.checkpoint_every=3"]
@@ -71,6 +72,39 @@ def test_the_same_seed_repeats_and_another_does_not(small_shards, tmp_path):
     _, other, _ = run(small_shards, tmp_path / "3", "seed=1")
     assert equal(first, second)
     assert not equal(first, other)
+
+
+@pytest.fixture
+def harmed(small_shards, tmp_path):
+    """Shards of which one has changed, and how many samples it holds."""
+    folder = Path(shutil.copytree(small_shards, tmp_path / "harmed"))
+    path = folder / "000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(bytes(data))
+    return folder, Shards.open(folder).counts[1]
+
+
+def test_damage_ends_the_run_before_it_is_learnt_from(harmed, small_shards, tmp_path):
+    with pytest.raises(DamagedError, match=r"000001\.tar has another sha256"):
+        run(harmed[0], tmp_path / "run", "train.batch_size=8")
+
+
+def test_damage_within_the_quarantine_is_counted(harmed, tmp_path):
+    folder, count = harmed
+    sound = Collection([Shards.open(folder)])
+    rows = []
+    overrides = [*BASE, "train.batch_size=8", f"data.quarantine={count}"]
+    train(load_config(None, overrides), sound, None, tmp_path / "run", lambda metrics, _: rows.append(dict(metrics)))
+    assert rows[-1]["quarantined"] == count
+    assert all(row["quarantined"] <= count for row in rows)
+    with pytest.raises(DamagedError):
+        run(folder, tmp_path / "less", "train.batch_size=8", f"data.quarantine={count - 1}")
+
+
+def test_pictures_smaller_than_a_crop_are_left_out_if_asked_to(small_shards, tmp_path):
+    with pytest.raises(UserError, match=r"none of the 5 training pictures .* data\.small=pad"):
+        run(small_shards, tmp_path, "train.crop=256", "data.small=leave_out")
 
 
 def test_validation_and_its_picture_come_when_asked_for(small_shards, tmp_path):
