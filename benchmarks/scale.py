@@ -34,22 +34,23 @@ def lookup(order: Order, batch_size: int, workers: int) -> dict[str, float]:
 
 
 def traffic(order: Order, batch_size: int, workers: int, per_node: int, nodes: int) -> dict[str, float]:
-    """Return how many shards some nodes bring in an epoch, as a share of what they read, and hold at once."""
-    brought, needed, windows = 0, 0.0, 0
-    steps = len(order) // batch_size
+    """Return what some nodes bring in an epoch, against what they read, and how many shards they use at a time."""
+    brought, at_once, steps = 0, 0, len(order) // batch_size
+
+    def shards(node: int, step: int) -> set[int]:
+        numbers = step * batch_size + np.arange(batch_size)
+        ours = [order.share(numbers, node * per_node + rank, workers) for rank in range(per_node)]
+        return set(order.shards(order.samples(numbers[np.concatenate(ours)])).tolist())
+
     for node in range(nodes):
         seen: set[int] = set()
-        last: list[set[int]] = []
-        for step in np.linspace(0, steps - 1, min(steps, 2000)).astype(int):
-            numbers = int(step) * batch_size + np.arange(batch_size)
-            ours = [order.share(numbers, node * per_node + rank, workers) for rank in range(per_node)]
-            shards = set(order.shards(order.samples(numbers[np.concatenate(ours)])).tolist())
-            seen |= shards
-            last = [*last[-20:], shards]
-            windows = max(windows, len(set.union(*last)))
+        for step in np.linspace(0, steps - 1, min(steps, 4000)).astype(int):
+            seen |= shards(node, int(step))
         brought += len(seen)
-        needed += len(order.counts) * per_node / workers
-    return {"brought_to_needed": brought / needed, "shards_at_once": windows}
+        near = range(steps // 3, steps // 3 + 50)
+        at_once = max(at_once, len(set.union(*(shards(node, step) for step in near))))
+    needed = nodes * len(order.counts) * per_node / workers
+    return {"brought_to_needed": brought / needed, "shards_in_use": at_once}
 
 
 def mixing(order: Order, count: int = 20_000) -> dict[str, float]:
@@ -71,11 +72,12 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--per-node", type=int, default=8)
-    parser.add_argument("--batch", type=int, nargs="+", default=[4000, 8000])
-    parser.add_argument("--streams", type=int, nargs="+", default=[64, 1000, 4000])
+    parser.add_argument("--batch", type=int, nargs="+", default=[4000, 4096])
+    parser.add_argument("--streams", type=int, nargs="+", default=[64, 500, 1000, 4000])
     parser.add_argument("--window", type=int, default=4)
     chosen = parser.parse_args()
-    counts = (chosen.samples // chosen.shards,) * chosen.shards
+    mean = chosen.samples // chosen.shards
+    counts = tuple(np.random.default_rng(0).integers(mean * 4 // 5, mean * 6 // 5, chosen.shards).tolist())
     results = []
     for streams in chosen.streams:
         for batch in chosen.batch:
