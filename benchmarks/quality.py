@@ -6,7 +6,7 @@ data is sharded. Where several runs of the same recipe are wanted, give seeds.
 
     python benchmarks/quality.py samples --minutes 1 --out quality    # every method, for a minute each
     python benchmarks/quality.py bsd68 --minutes 15 --out quality     # grey, bsd400 -> BSD68, sigma 25: two cores do
-    python benchmarks/quality.py laine2019 --minutes 60 --out quality # colour, -> Kodak and BSD300 test: a GPU
+    python benchmarks/quality.py laine2019 --minutes 60 --out quality # colour, -> Kodak and BSDS300 test: a GPU
 """
 
 import argparse
