@@ -55,7 +55,9 @@ def test_a_server_needs_no_second_one():
 
 def test_the_page_shows_what_is_in_the_database_and_ends_with_all_its_processes(uri, tmp_path):
     port = free_port()
-    code = f"from pipelines.ui import run_ui; run_ui({uri!r}, {port})"
+    # A test run in the background of a script inherits that Ctrl-C is ignored; a terminal's programs do not.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from pipelines.ui import run_ui; run_ui({uri!r}, {port})"
     page = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         run_id = tracking.open_run(uri, "page", "n2n")
