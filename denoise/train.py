@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise import distributed
-from denoise.checkpoint import Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
+from denoise.checkpoint import Card, Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
 from denoise.collection import Collection
 from denoise.config import Config, to_dict
 from denoise.data import Batch as Crops
@@ -138,7 +138,7 @@ def train(
         metrics["images_per_second"] = rate_now
         checkpoint = folder / "checkpoints" / checkpoint_name(done) if saving else None
         if checkpoint and rank == 0:
-            save_checkpoint(checkpoint, training, done, history, card)
+            save_checkpoint(checkpoint, training, done, history, _with_left_out(card, quarantine))
         report(metrics, checkpoint)
         sums, counted, clock = _Sums(device), done, time.perf_counter()
 
@@ -248,6 +248,14 @@ def _left_out(quarantine: Quarantine) -> Metrics:
             f"sample {sample}: {reason}"
         )
     return {"quarantined": float(len(quarantine.found))}
+
+
+def _with_left_out(card: Card, quarantine: Quarantine) -> Card:
+    """Return the card of a model, which says which samples its training left out, and why."""
+    if not quarantine.found:
+        return card
+    listed = [{"sample": sample, "reason": reason} for sample, reason in sorted(quarantine.found.items())]
+    return {**card, "provenance": {**card["provenance"], "left_out": listed}}
 
 
 def _check_crop(crop: int, net: nn.Module) -> None:

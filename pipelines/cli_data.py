@@ -92,6 +92,7 @@ def _splits(config: "Config", name: str, split: str | None) -> list[str]:
     if config.data.url is None:
         return _splits_here(config, name, split)
     from pipelines.sources import SPLITS, open_remote
+    from pipelines.storage import NotThereError
 
     if split is not None:
         return [_known(split)]
@@ -99,7 +100,7 @@ def _splits(config: "Config", name: str, split: str | None) -> list[str]:
     for one in SPLITS:
         try:
             open_remote(config, one, name)
-        except UserError:
+        except NotThereError:
             continue
         found.append(one)
     if not found:

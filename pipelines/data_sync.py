@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import Any
 from denoise.config import Config
 from denoise.errors import UserError
 from denoise.files import file_digest, put_in_place
+from denoise.shards import DamagedError
 from pipelines.progress import progress
 from pipelines.sources import shard_folder, work_folder
-from pipelines.storage import NotThereError, Remote, fetch_bytes, patiently, remote
+from pipelines.storage import NotThereError, Remote, Writable, fetch_bytes, patiently, remote, writable
 
 CONNECTIONS = 8
 
@@ -38,12 +40,12 @@ def push(config: Config, name: str, split: str) -> str:
     """
     from denoise.shard_writer import INDEX
 
-    place, folder, prefix = _remote(config), shard_folder(Path(config.data.root), split, name), f"{split}/{name}"
+    place, folder, prefix = writable(_url(config)), shard_folder(Path(config.data.root), split, name), f"{split}/{name}"
     problems = list(check_folder(folder))
     if problems:
         raise UserError(f"the shards of {name} are not sound ({problems[0]}); make them again before they are pushed.")
-    there = {file.name: file.sha256 for file in _files_there(place, prefix)}
-    files = [file for file in _files(_index(folder)) if there.get(file.name) != file.sha256]
+    there = _files_there(place, prefix)
+    files = [file for file in _files(_index(folder)) if file not in there]
     with progress(f"push {name} {split}", sum(file.size for file in files), "bytes") as advance:
         for file in _side_by_side(files, lambda file: _send(place, folder / file.name, f"{prefix}/{file.name}")):
             advance(file.size)
@@ -61,7 +63,7 @@ def pull(config: Config, name: str, split: str) -> Path:
     """
     from denoise.shard_writer import INDEX
 
-    place, prefix, root = _remote(config), f"{split}/{name}", Path(config.data.root)
+    place, prefix, root = remote(_url(config)), f"{split}/{name}", Path(config.data.root)
     index = _index_there(place, prefix)
     target, work = shard_folder(root, split, name), work_folder(root, split, name).with_name(f"{name}.pull")
     files = _files(json.loads(index))
@@ -81,7 +83,7 @@ def verify(config: Config, name: str, split: str) -> list[str]:
     """
     if config.data.url is None:
         return list(check_folder(shard_folder(Path(config.data.root), split, name)))
-    place, prefix = _remote(config), f"{split}/{name}"
+    place, prefix = remote(_url(config)), f"{split}/{name}"
     files = _files(json.loads(_index_there(place, prefix)))
     problems: list[str] = []
     with progress(f"verify {name} {split}", sum(file.size for file in files), "bytes") as advance:
@@ -146,10 +148,10 @@ class _Hashing(io.RawIOBase):
         return len(data)
 
 
-def _remote(config: Config) -> Remote:
+def _url(config: Config) -> str:
     if config.data.url is None:
         raise UserError("data.url is not set; say where the shards go, for example -S data.url=s3://BUCKET/PREFIX.")
-    return remote(config.data.url)
+    return config.data.url
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
@@ -170,18 +172,17 @@ def _index_there(place: Remote, prefix: str) -> bytes:
     try:
         index = fetch_bytes(place, f"{prefix}/{INDEX}")
     except NotThereError:
-        raise UserError(f"there is no {prefix} at {place.address}; put it there with `denoise data push`.") from None
+        raise NotThereError(f"there is no {prefix} at {place.address}; put it there with `denoise data push`.") from None
     Shards.read(f"{place.address}/{prefix}", index, Folder(Path(prefix)))  # is it one?
     return index
 
 
-def _files_there(place: Remote, prefix: str) -> list[File]:
+def _files_there(place: Remote, prefix: str) -> set[File]:
+    """Return the files of the set that is there now; none where there is no set, or a damaged one."""
     try:
-        return _files(json.loads(_index_there(place, prefix)))
-    except NotThereError:
-        raise
-    except UserError:
-        return []
+        return set(_files(json.loads(_index_there(place, prefix))))
+    except (NotThereError, DamagedError):
+        return set()
 
 
 def _files(index: Mapping[str, Any]) -> list[File]:
@@ -194,14 +195,12 @@ def _files(index: Mapping[str, Any]) -> list[File]:
     return found
 
 
-def _send(place: Remote, source: Path, path: str) -> None:
+def _send(place: Writable, source: Path, path: str) -> None:
     patiently(f"{place.address}/{path}", lambda: place.send(source, path))
 
 
 def _receive(place: Remote, prefix: str, file: File, target: Path, work: Path) -> None:
     """Bring one file, unless an earlier pull, or the version that is here, has the same one."""
-    import os
-
     path = work / file.name
     if path.is_file() and file_digest(path) == file.sha256:
         return

@@ -17,6 +17,7 @@ from typing import IO
 
 from denoise.errors import UserError
 from denoise.shards import DamagedError
+from pipelines.progress import say
 from pipelines.storage import BrokenError, NotThereError, Remote, patiently
 
 CONNECTIONS = 4  # files on their way at once, in each process
@@ -40,11 +41,13 @@ class Depot:
         self.threads: ThreadPoolExecutor | None = None
         self.coming: dict[str, Future[None]] = {}
         self.used: dict[str, float] = {}
+        self.brought_ahead: set[str] = set()  # and not opened yet
+        self.warned = False
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave threads and what they do behind when the depot goes to another process."""
-        return {**self.__dict__, "threads": None, "coming": {}, "used": {}}
+        return {**self.__dict__, "threads": None, "coming": {}, "used": {}, "brought_ahead": set()}
 
     @contextmanager
     def open(self, name: str, sha256: str) -> Iterator[IO[bytes]]:
@@ -55,7 +58,9 @@ class Depot:
                 file = path.open("rb")
                 break
             except FileNotFoundError:
+                self._warn_of_a_small_cache(sha256)
                 self._bring(name, sha256)
+        self.brought_ahead.discard(sha256)
         with file:  # even if another process removes the file now, what is open stays readable
             now = time.monotonic()
             if now - self.used.get(sha256, -FRESH) >= FRESH:
@@ -87,6 +92,17 @@ class Depot:
         """Bring a file ahead of its use; what is wrong with it will be told when it is used."""
         with contextlib.suppress(UserError, OSError):
             self._bring(name, sha256)
+            self.brought_ahead.add(sha256)
+
+    def _warn_of_a_small_cache(self, sha256: str) -> None:
+        """Say once that a file was brought ahead of its use and had to go before it."""
+        if sha256 in self.brought_ahead and not self.warned:
+            self.warned = True
+            say(
+                f"the cache {self.folder} is too small: shards are removed before they are used, and brought again; "
+                f"raise data.disk_gb (now {self.budget / 1e9:g}), or lower data.streams or data.window (docs/data.md, "
+                "Order)."
+            )
 
     def _bring(self, name: str, sha256: str) -> None:
         """Bring a file; of several processes and threads that want it one does, the others wait."""

@@ -98,7 +98,7 @@ def open_remote(config: Config, split: str, name: str) -> "Shards":
     try:
         index = fetch_bytes(place, f"{prefix}/{INDEX}")
     except NotThereError:
-        raise UserError(
+        raise NotThereError(
             f"the {split} split of {name} is not at {place.address}; put it there with `denoise data push {name}`."
         ) from None
     sizes: dict[str, int] = {}

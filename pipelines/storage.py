@@ -50,12 +50,16 @@ class Remote(Protocol):
         """Append the bytes of a file from ``start`` on; BrokenError where that may work later."""
         ...
 
+
+class Writable(Remote, Protocol):
+    """Files under one address that can be written to."""
+
     def send(self, source: Path, path: str) -> None:
         """Store a file, whole or not at all; BrokenError where that may work later."""
         ...
 
 
-def remote(url: str) -> Remote:
+def remote(url: str) -> "S3 | Site | Elsewhere":
     """Return the place that an address names: ``s3://BUCKET/PREFIX``, ``http(s)://...``, or a folder.
 
     Raises:
@@ -71,6 +75,18 @@ def remote(url: str) -> Remote:
     if parts.scheme in ("", "file"):
         return Elsewhere(url, Path(parts.path))
     raise UserError(f"data.url={url} is not understood; write s3://BUCKET/PREFIX, http(s)://..., or a folder.")
+
+
+def writable(url: str) -> Writable:
+    """Return the place that an address names, to write to.
+
+    Raises:
+        UserError: it cannot be written to, or is another kind of address.
+    """
+    place = remote(url)
+    if isinstance(place, Site):  # there is no one way to write to a web server
+        raise UserError(f"{url} is a web address, which can only be read; push to s3://BUCKET/PREFIX or a folder.")
+    return place
 
 
 def fetch_bytes(place: Remote, path: str) -> bytes:
@@ -208,12 +224,6 @@ class Site:
                     file.write(chunk)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise BrokenError(_sentence(error)) from None
-
-    def send(self, source: Path, path: str) -> None:
-        """Refuse: there is no one way to write to a web server."""
-        raise UserError(
-            f"{self.address} is a web address, which can only be read; push to s3://BUCKET/PREFIX or a folder."
-        )
 
 
 class Elsewhere:

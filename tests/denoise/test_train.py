@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from denoise.checkpoint import read_card
 from denoise.collection import Collection
 from denoise.config import load_config
 from denoise.errors import UserError
@@ -90,14 +91,22 @@ def test_damage_ends_the_run_before_it_is_learnt_from(harmed, small_shards, tmp_
         run(harmed[0], tmp_path / "run", "train.batch_size=8")
 
 
-def test_damage_within_the_quarantine_is_counted(harmed, tmp_path):
+def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
     folder, count = harmed
     sound = Collection([Shards.open(folder)])
-    rows = []
+    rows, checkpoints = [], []
     overrides = [*BASE, "train.batch_size=8", f"data.quarantine={count}"]
-    train(load_config(None, overrides), sound, None, tmp_path / "run", lambda metrics, _: rows.append(dict(metrics)))
+
+    def report(metrics, checkpoint):
+        rows.append(dict(metrics))
+        checkpoints.append(checkpoint)
+
+    train(load_config(None, overrides), sound, None, tmp_path / "run", report)
     assert rows[-1]["quarantined"] == count
     assert all(row["quarantined"] <= count for row in rows)
+    left_out = read_card(checkpoints[-1])["provenance"]["left_out"]
+    assert len(left_out) == count
+    assert all("000001.tar has another sha256" in one["reason"] for one in left_out)
     with pytest.raises(DamagedError):
         run(folder, tmp_path / "less", "train.batch_size=8", f"data.quarantine={count - 1}")
 

@@ -137,13 +137,17 @@ STEPS = [
 
 
 def test_training_from_a_server_that_fails(config, server, project, denoise, tmp_path):
-    """Two workers, a cache of half the set, cut transfers, the server killed and started again in the middle."""
+    """Two workers, a cache smaller than the set, cut transfers, the server killed and started again in the middle.
+
+    The samples are those of two workers that read from a folder: the weights are the same to the last bit.
+    """
     data_sync.push(config, "small", "train")
     data_sync.push(config, "small", "val")
     reference = subprocess.run(
-        [*denoise, "train", "--local", "--out", str(tmp_path / "alone"), *STEPS], capture_output=True, text=True
+        [*denoise, "train", "--out", str(tmp_path / "near"), *STEPS], capture_output=True, text=True
     )
     assert reference.returncode == 0, reference.stderr
+    shutil.rmtree(project / "runs")
 
     folder = project / "data/shards/train/small"
     size = sum(path.stat().st_size for path in folder.glob("*.tar"))
@@ -152,7 +156,7 @@ def test_training_from_a_server_that_fails(config, server, project, denoise, tmp
     assert limit * 1e9 < size
     kept = project / "kept"
     (project / "data/shards").rename(kept)  # nothing is left here
-    network = Network(server.port, cut_share=0.3)
+    network = Network(server.port, cut_share=0.5)
     network.up()
     environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{network.port}"}
     environment.pop("RAY_ADDRESS", None)
@@ -177,6 +181,7 @@ def test_training_from_a_server_that_fails(config, server, project, denoise, tmp
     out, err = training.communicate(timeout=400)
     network.down()
     assert training.returncode == 0, err
+    assert network.cuts > 0
     model = Path(json.loads(out)["model"])
-    alone, far = (load_file(one / "net.safetensors") for one in (tmp_path / "alone", model))
-    assert all(torch.allclose(alone[name], far[name], atol=1e-3) for name in alone)
+    near, far = (load_file(one / "net.safetensors") for one in (tmp_path / "near", model))
+    assert all(torch.equal(near[name], far[name]) for name in near)

@@ -168,6 +168,18 @@ def test_files_are_brought_ahead(place, tmp_path, files):
     depot.close()
 
 
+def test_a_cache_too_small_for_what_is_brought_ahead_is_told_once(place, tmp_path, files, capsys):
+    depot = make(place, tmp_path, files, budget=2000)
+    depot.expect([(name, sha256) for name, (sha256, _) in files.items()])
+    for coming in list(depot.coming.values()):
+        coming.result(10)
+    for name in files:
+        assert read(depot, files, name) == files[name][1]
+    told = capsys.readouterr().err
+    assert told.count("data.disk_gb") == 1
+    depot.close()
+
+
 def _read_at_random(folder, cache, files, budget, seed, seconds):
     depot = Depot(Place(folder), "set", cache, budget, {name: len(data) for name, (_, data) in files.items()})
     rng, deadline = random.Random(seed), time.monotonic() + seconds

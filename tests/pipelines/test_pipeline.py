@@ -49,6 +49,33 @@ def test_dvc_shows_metrics_and_git_stays_clean(checkout):
     assert set(changed[1::2]) <= {"dvc.lock", "metrics.json"}
 
 
+def test_dvc_draws_the_scores_and_tells_what_was_edited(checkout, tmp_path):
+    call("dvc", "plots", "show", "-o", str(tmp_path), cwd=checkout)
+    page = (tmp_path / "index.html").read_text()
+    assert "PSNR on the test sets" in page
+    assert "curves.png" in page
+    params = checkout / "params.yaml"
+    before = params.read_text()
+    try:
+        params.write_text(before.replace("steps: 10", "steps: 12"))
+        edited = json.loads(call("dvc", "params", "diff", "--json", cwd=checkout))
+    finally:
+        params.write_text(before)
+    assert edited == {"params.yaml": {"train.steps": {"old": 10, "new": 12, "diff": 2}}}
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_only_what_its_parameter_touches(checkout):
+    told = call("dvc", "exp", "run", "-S", "evaluate.protocol=uint8", cwd=checkout)
+    try:
+        assert "Stage 'train@n2n' didn't change" in told
+        rows = json.loads((checkout / "metrics.json").read_text())
+        assert {row["protocol"] for row in rows.values()} == {"uint8"}
+    finally:
+        call("git", "checkout", "-q", "params.yaml", cwd=checkout)
+        call("dvc", "repro", cwd=checkout)
+
+
 def test_the_champion_restores_a_photograph(checkout, photographs, tmp_path):
     call("denoise", "restore", str(photographs / "chelsea.png"), "-o", str(tmp_path / "cat.png"), cwd=checkout)
     from denoise.images import read_picture
