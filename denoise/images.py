@@ -92,7 +92,8 @@ def decode_pixels(data: bytes) -> Pixels:
         if not plain or _exif(image)[0] != 1:
             return read_picture(data).pixels
         kind = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        return _with_channels(cv2.imdecode(np.frombuffer(data, np.uint8), kind))
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), kind)
+        return read_picture(data).pixels if decoded is None else _with_channels(decoded)  # Pillow says what is wrong
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -172,7 +172,9 @@ def _index_there(place: Remote, prefix: str) -> bytes:
     try:
         index = fetch_bytes(place, f"{prefix}/{INDEX}")
     except NotThereError:
-        raise NotThereError(f"there is no {prefix} at {place.address}; put it there with `denoise data push`.") from None
+        raise NotThereError(
+            f"there is no {prefix} at {place.address}; put it there with `denoise data push`."
+        ) from None
     Shards.read(f"{place.address}/{prefix}", index, Folder(Path(prefix)))  # is it one?
     return index
 
