@@ -23,7 +23,7 @@ from denoise.rng import batch_rng
 from denoise.shards import DamagedError
 
 PREFETCH = 4  # batches decoded ahead of the step that uses them
-AHEAD = 16  # steps, spread over a window, whose shards are asked for in advance
+AHEAD = 16  # steps of a window, spread over it, whose shards are asked for in advance
 
 Scene = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as they were stored, or (C, H, W) floats
 
@@ -203,7 +203,7 @@ class _Maker:
 
 @dataclass
 class _Horizon:
-    """Tells which shards will be read from soon: those of some steps spread over the length of a window."""
+    """Tells, once a window, which shards will be read from in it and in the next: those of some steps of both."""
 
     maker: _Maker
     rank: int
@@ -212,19 +212,16 @@ class _Horizon:
     next: int = -1
 
     def look(self, step: int) -> None:
-        """Tell the shards ahead of ``step``, unless they were told not long ago."""
+        """Tell the shards ahead of ``step``, unless they have been told."""
         if step < self.next:
             return
         order, spec = self.maker.order, self.maker.spec
         in_window = len(order) * order.window * order.canonical_streams / max(1, len(order.counts))
-        stride = max(1, int(in_window * spec.crops_per_picture / spec.batch_size / (AHEAD // 2)))
-        self.next = step + stride
-        shards: dict[int, None] = {}
-        for later in range(step, step + AHEAD * stride, stride):
-            numbers = self.maker.numbers(later)
-            ours = numbers[order.share(numbers, self.rank, self.world_size)]
-            shards.update(dict.fromkeys(order.shards(order.samples(ours)).tolist()))
-        self.expect(list(shards))
+        stride = max(1, int(in_window * spec.crops_per_picture / spec.batch_size / AHEAD))
+        self.next = step + AHEAD * stride
+        batches = [self.maker.numbers(later) for later in range(step, step + 2 * AHEAD * stride, stride)]
+        ours = np.concatenate([numbers[order.share(numbers, self.rank, self.world_size)] for numbers in batches])
+        self.expect(list(dict.fromkeys(order.shards(order.samples(ours)).tolist())))
 
 
 def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> Tensor:

@@ -40,15 +40,16 @@ def permuted(index: Integers, count: Integers, key: Bits) -> Integers:
     A Feistel network on the next even power of two, walked until it lands inside the range (Black and Rogaway,
     "Ciphers with arbitrary finite domains", CT-RSA 2002).
     """
-    half = np.array([max(1, (int(one - 1).bit_length() + 1) // 2) for one in count], np.uint64)
+    bits = np.frexp(count - 1)[1]  # of the largest index
+    half = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
     mask = (np.uint64(1) << half) - np.uint64(1)
     found = index.astype(np.uint64)
     outside = np.ones(len(found), bool)
     while outside.any():
         left, right = found[outside] >> half[outside], found[outside] & mask[outside]
         for turn in TURNS:
-            bits = _mix(_mix(key[outside] + turn) ^ right)
-            left, right = right, left ^ (bits & mask[outside])
+            drawn = _mix(_mix(key[outside] + turn) ^ right)
+            left, right = right, left ^ (drawn & mask[outside])
         found[outside] = left << half[outside] | right
         outside = found >= count.astype(np.uint64)
     return found.astype(np.int64)
