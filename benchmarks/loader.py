@@ -2,7 +2,7 @@
 
 Ours (verified, in the global order) with and without decoded pictures kept in memory, beside plain webdataset
 (shuffle and decode), a torch Dataset that opens files with Pillow (what KAIR and most reports do), and the limit: the
-decoder alone in a bare loop, on as many threads as ours has.
+decoder alone in a bare loop, on as many threads as ours has. All yield bytes: making floats of them costs all the same.
 
     python benchmarks/loader.py PICTURES [PICTURES ...] --crops 64 256 --seconds 3 --rounds 3
 """
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from denoise.collection import Collection
 from denoise.data import Batching, batches
-from denoise.images import decode_pixels
+from denoise.images import decode_quickly
 from denoise.order import Order
 from denoise.scenes import FreshScenes
 from denoise.shard_writer import write_shards
@@ -55,11 +55,11 @@ class Files(Dataset):  # type: ignore[type-arg]
 
 
 def cropped(pixels: np.ndarray, crop: int) -> torch.Tensor:
-    """Return a random crop as floats, as everybody writes it."""
+    """Return a random crop."""
     top = random.randrange(max(1, pixels.shape[0] - crop + 1))
     left = random.randrange(max(1, pixels.shape[1] - crop + 1))
     part = np.ascontiguousarray(pixels[top : top + crop, left : left + crop].transpose(2, 0, 1))
-    return torch.from_numpy(part).float().div_(255)
+    return torch.from_numpy(part)
 
 
 def rate(stream: Iterator[int], seconds: float) -> float:
@@ -78,7 +78,7 @@ def ours(pictures: Collection, crop: int, threads: int) -> Iterator[int]:
     order = Order(0, pictures.counts, pictures.digest)
     spec = Batching(0, BATCH, crop, 3, threads=threads)
     for batch in batches(FreshScenes(pictures), order, spec, 0, 1, 0):
-        yield len(batch.views["picture"].float().div_(255))
+        yield len(batch.views["picture"])
 
 
 def webdataset_plain(folder: Path, crop: int, workers: int) -> Iterator[int]:
@@ -107,7 +107,7 @@ def decoder_alone(datas: list[bytes], threads: int) -> Iterator[int]:
 
         def decode(part: list[bytes], start: int) -> None:
             for place in range(BATCH):
-                decode_pixels(part[(start + place) % len(part)])
+                decode_quickly(part[(start + place) % len(part)], 3)
 
         start = 0
         while True:

@@ -1,17 +1,16 @@
 """Several sets of shards read as one, their decoded pictures kept in memory that the machine's processes share."""
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from denoise.images import Pixels
 from denoise.picture_cache import PictureCache, Shape, nbytes
-from denoise.shards import Shards
+from denoise.shards import Folder, Shards
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Collection:
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     @property
     def digest(self) -> str:
@@ -75,12 +74,17 @@ class Collection:
         while self._cache:
             self._cache.pop().close()
 
+    @property
+    def here(self) -> bool:
+        """Whether all of it lies in folders, so that nothing has to be brought."""
+        return all(isinstance(part.store, Folder) for part in self.parts)
+
     def expect(self, shards: Iterable[int]) -> None:
         """Say which shards, counted over all parts, will be read from next, so that they can be brought in time."""
-        firsts = np.cumsum([0, *(len(part.entries) for part in self.parts)])
+        ends = list(accumulate(len(part.entries) for part in self.parts))
         for number in shards:
-            part = int(np.searchsorted(firsts, number, side="right")) - 1
-            self.parts[part].expect(number - int(firsts[part]))
+            part = bisect_right(ends, number)
+            self.parts[part].expect(number - (ends[part - 1] if part else 0))
 
     @cached_property
     def _views(self) -> tuple[str, ...]:
@@ -101,12 +105,12 @@ class Collection:
                         yield shape
 
     @cached_property
-    def _ends(self) -> npt.NDArray[np.int64]:
-        return np.cumsum([len(part) for part in self.parts])
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(part) for part in self.parts))
 
     def _locate(self, index: int) -> tuple[Shards, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[number], index - (int(self._ends[number - 1]) if number else 0)
+        number = bisect_right(self._ends, index)
+        return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
 def _shape(view: "dict[str, Any] | None") -> Shape:

@@ -23,6 +23,7 @@ from denoise.rng import batch_rng
 from denoise.shards import DamagedError
 
 PREFETCH = 4  # batches decoded ahead of the step that uses them
+PLANNED = 32  # steps whose random numbers are drawn at once
 AHEAD = 16  # steps of a window, spread over it, whose shards are asked for in advance
 
 Scene = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as they were stored, or (C, H, W) floats
@@ -91,7 +92,7 @@ def batches(
     world_size: int,
     start: int,
     quarantine: Quarantine | None = None,
-    expect: Callable[[Sequence[int]], None] = lambda shards: None,
+    expect: Callable[[Sequence[int]], None] | None = None,
     usable: Callable[[int], bool] = lambda sample: True,
 ) -> Iterator[Batch]:
     """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever.
@@ -104,7 +105,7 @@ def batches(
         world_size: how many share each batch.
         start: the first step.
         quarantine: where damaged samples are noted; by default the first one raises.
-        expect: told the shards that will be read from soon, the most urgent first.
+        expect: told the shards that will be read from soon, the most urgent first; None where nothing is brought.
         usable: says which samples are read; the next one in the order stands in for another.
 
     Raises:
@@ -117,15 +118,14 @@ def batches(
             "workers."
         )
     maker = _Maker(scenes, order, spec, quarantine or Quarantine(), usable)
-    horizon = _Horizon(maker, rank, world_size, expect)
+    horizon = _Horizon(maker, rank, world_size, expect) if expect else None
     with ThreadPoolExecutor(spec.threads, "decode") as threads, ThreadPoolExecutor(1, "collate") as last:
         ahead: deque[Future[Batch]] = deque()
         try:
-            for step in count(start):
-                horizon.look(step)
-                numbers = maker.numbers(step)
-                positions = order.share(numbers, rank, world_size)
-                parts = [threads.submit(maker.crops, job) for job in maker.jobs(step, positions, numbers[positions])]
+            for step, (positions, jobs) in enumerate(maker.plan(start, rank, world_size), start):
+                if horizon:
+                    horizon.look(step)
+                parts = [threads.submit(maker.crops, job) for job in jobs]
                 ahead.append(last.submit(maker.batch, positions, parts))
                 if len(ahead) > PREFETCH:
                     yield ahead.popleft().result()
@@ -143,6 +143,11 @@ class _Job:
     places: Sequence[Sequence[float]]
     turns: Sequence[int]
 
+    def part(self, begin: int, end: int) -> "_Job":
+        """Return some of them."""
+        cut = slice(begin, end)
+        return _Job(self.numbers[cut], self.samples[cut], self.places[cut], self.turns[cut])
+
 
 @dataclass(frozen=True)
 class _Maker:
@@ -158,14 +163,29 @@ class _Maker:
         """Return which samples of the order stand in the global batch of a step."""
         return (step * self.spec.batch_size + np.arange(self.spec.batch_size)) // self.spec.crops_per_picture
 
-    def jobs(self, step: int, positions: Integers, numbers: Integers) -> list[_Job]:
-        """Return the work of some positions of a batch, a part for each thread."""
-        rng = batch_rng(self.spec.seed, step, torch.from_numpy(positions))
+    def plan(self, start: int, rank: int, world_size: int) -> Iterator[tuple[Integers, list[_Job]]]:
+        """Yield (positions, work) of a rank's share of step ``start``, ``start`` + 1, ...; a job for each thread."""
+        for first in count(start, PLANNED):  # some steps at once: most of the time goes into calls, not into numbers
+            steps = range(first, first + PLANNED)
+            numbers = [self.numbers(step) for step in steps]
+            positions = [self.order.share(one, rank, world_size) for one in numbers]
+            ours = _Job(*self._draw(steps, positions, [one[at] for one, at in zip(numbers, positions, strict=True)]))
+            begin = 0
+            for share in positions:
+                cuts = [begin + len(share) * part // self.spec.threads for part in range(self.spec.threads + 1)]
+                yield share, [ours.part(a, b) for a, b in pairwise(cuts) if b > a]
+                begin += len(share)
+
+    def _draw(
+        self, steps: Sequence[int], positions: Sequence[Integers], numbers: Sequence[Integers]
+    ) -> tuple[list[int], list[int], list[list[float]], list[int]]:
+        """Return numbers, samples, places and turns of the given positions of several steps, one after another."""
+        step = torch.from_numpy(np.repeat(np.asarray(steps, np.int64), [len(share) for share in positions]))
+        rng = batch_rng(self.spec.seed, step, torch.from_numpy(np.concatenate(positions)))
         places = rng.stream("crop").uniform(2).tolist()
         turns = rng.stream("augment").integers(len(symmetries(self.spec.augment)), 1).flatten().tolist()
-        samples = self.order.samples(numbers).tolist()
-        cuts = [len(positions) * part // self.spec.threads for part in range(self.spec.threads + 1)]
-        return [_Job(numbers[a:b].tolist(), samples[a:b], places[a:b], turns[a:b]) for a, b in pairwise(cuts) if b > a]
+        joined = np.concatenate(numbers)
+        return joined.tolist(), self.order.samples(joined).tolist(), places, turns
 
     def batch(self, positions: Integers, parts: Sequence[Future[list[dict[str, Tensor]]]]) -> Batch:
         """Return the batch of these crops."""
@@ -239,7 +259,7 @@ def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> 
     if isinstance(view, Tensor):
         crop = view[:, rows, columns]
     elif view.dtype == np.uint8:
-        crop = torch.from_numpy(view[rows, columns].transpose(2, 0, 1).copy())
+        crop = torch.from_numpy(view[rows, columns].copy()).permute(2, 0, 1)  # the picture's memory is free again
     else:
         crop = to_tensor(view[rows, columns])
     return crop if crop.shape[-2:] == (size, size) else pad(crop[None], size)[0]
@@ -252,11 +272,12 @@ def collate(crops: Sequence[Mapping[str, Tensor]], channels: int) -> dict[str, T
 
 def as_floats(view: Tensor) -> Tensor:
     """Turn bytes into floats in [0, 1]."""
-    return view.float().div_(255) if view.dtype == torch.uint8 else view
+    return torch.div(view, 255) if view.dtype == torch.uint8 else view
 
 
 def _stacked(crops: Sequence[Tensor], channels: int) -> Tensor:
     if all(crop.dtype == torch.uint8 and crop.shape[0] <= channels for crop in crops):
-        return torch.stack([as_channels(crop, channels) for crop in crops])
+        # Channels last, as the pictures lie in memory: whole rows are copied.
+        return torch.stack([as_channels(crop, channels).permute(1, 2, 0) for crop in crops]).permute(0, 3, 1, 2)
     single = all(crop.numel() == 1 for crop in crops)
     return torch.stack([crop if single else as_channels(as_floats(crop), channels) for crop in crops])

@@ -79,21 +79,16 @@ def read_picture(source: Path | bytes) -> Picture:
         return Picture(_turn(pixels, orientation), upright, icc, exif)
 
 
-def decode_pixels(data: bytes) -> Pixels:
-    """Decode the bytes of a picture that ``read_picture`` has read before, to the same (H, W, C), faster where it can.
+def decode_quickly(data: bytes, channels: int) -> Pixels | None:
+    """Decode an upright 8-bit JPEG or PNG to (H, W, C) with OpenCV, which takes half of Pillow's time for a JPEG.
 
-    OpenCV takes half of Pillow's time for a JPEG. It says nothing where bytes are broken, so they must be known to be
-    sound.
+    It says nothing where bytes are broken, so they must be known to be sound; what it does not understand is None.
     """
     import cv2
 
-    with _opened(data) as (image, name):
-        plain = image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and _depth(image, data[:26], name) == 8
-        if not plain or _exif(image)[0] != 1:
-            return read_picture(data).pixels
-        kind = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), kind)
-        return read_picture(data).pixels if decoded is None else _with_channels(decoded)  # Pillow says what is wrong
+    kind = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), kind)
+    return None if decoded is None else _with_channels(decoded)
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -72,8 +72,8 @@ class Rng:
         return ((bits & 0x7FFFFFFFFFFFFFFF) % high).view(-1, *shape)
 
 
-def batch_rng(seed: int, step: int, positions: Tensor) -> Rng:
-    """Return the randomness of the samples at ``positions`` (B,) of the global batch of ``step``."""
+def batch_rng(seed: int, step: int | Tensor, positions: Tensor) -> Rng:
+    """Return the randomness of the samples at ``positions`` (B,) of the global batch of ``step``, one or (B,)."""
     key = positions.to(torch.int64)
     for part in (step, seed):
         key = _mix((key + 1) * GOLDEN + part)

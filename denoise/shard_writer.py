@@ -22,10 +22,11 @@ import numpy as np
 from denoise.errors import UserError
 from denoise.files import file_digest, locked, put_in_place, write_json
 from denoise.fingerprints import grey_hash, look
-from denoise.images import Pixels, pixel_hash, read_picture
+from denoise.images import Pixels, decode_quickly, pixel_hash, read_picture
 
 FORMAT = 2
 INDEX = "index.json"
+QUICK = (".jpg", ".jpeg", ".png")  # formats that the quick decoder may read, if it gives the same pixels
 AHEAD = 2  # shards planned ahead, for each process
 
 
@@ -243,7 +244,8 @@ def _describe(data: bytes, path: Path) -> dict[str, Any]:
     height, width, channels = pixels.shape
     mode = ("L" if channels == 1 else "RGB") + (";16" if pixels.dtype == np.uint16 else "")
     prints = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": look(pixels)}
-    return {"width": width, "height": height, "mode": mode, "crc32": zlib.crc32(data), **prints}
+    quick = path.suffix.lower() in QUICK and np.array_equal(decode_quickly(data, channels), pixels)
+    return {"width": width, "height": height, "mode": mode, "crc32": zlib.crc32(data), "quick": quick, **prints}
 
 
 @contextmanager

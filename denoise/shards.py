@@ -15,19 +15,18 @@ import json
 import os
 import re
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from denoise.errors import UserError
-from denoise.images import Pixels, decode_pixels
+from denoise.images import Pixels, decode_quickly, read_picture
 from denoise.shard_writer import FORMAT, INDEX, list_name
 
 LISTS_KEPT = 512  # lists of samples that a process keeps in memory: more than a batch's windows hold
@@ -67,12 +66,12 @@ class Folder:
         """Open a file, the first time checked as a whole."""
         path = self.path / name
         try:
-            file = path.open("rb")
+            file = path.open("rb", buffering=0)
         except FileNotFoundError:
             raise DamagedError(f"shard {path} is missing; {AGAIN}.") from None
         with file:
             if name not in self._sound:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # type: ignore[arg-type]
                     raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {AGAIN}.")
                 file.seek(0)
                 self._sound.add(name)
@@ -136,13 +135,13 @@ class Shards:
         return tuple(entry["samples"] for entry in self.entries)
 
     @cached_property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """The index of the first sample of each shard, and the number of samples as last entry."""
-        return np.cumsum([0, *self.counts], dtype=np.int64)
+    def ends(self) -> list[int]:
+        """The index after the last sample of each shard."""
+        return list(accumulate(self.counts))
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return int(self.starts[-1])
+        return self.ends[-1]
 
     def describe(self, index: int) -> Mapping[str, Any]:
         """Return what is known of a sample: name, and for each view size, mode, hashes, checksum and place."""
@@ -155,7 +154,10 @@ class Shards:
         Raises:
             DamagedError: its bytes differ from the index.
         """
-        return decode_pixels(self.encoded(index, view))
+        described = self.describe(index)["views"][view]
+        data = self.encoded(index, view)
+        pixels = decode_quickly(data, 1 if described["mode"].startswith("L") else 3) if described["quick"] else None
+        return read_picture(data).pixels if pixels is None else pixels
 
     def encoded(self, index: int, view: str = "clean") -> bytes:
         """Return the bytes of one picture of a sample, as they were sharded.
@@ -219,8 +221,8 @@ class Shards:
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return number, index - int(self.starts[number])
+        number = bisect_right(self.ends, index)
+        return number, index - self.ends[number] + self.counts[number]
 
 
 def _is_entry(entry: Any) -> bool:

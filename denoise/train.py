@@ -159,7 +159,8 @@ def read(
 
     pictures.keep_decoded(data.cache_mb << 20)
     try:
-        yield from batches(scenes, order, batching, rank, world, start, quarantine, pictures.expect, usable)
+        expect = None if pictures.here else pictures.expect
+        yield from batches(scenes, order, batching, rank, world, start, quarantine, expect, usable)
     finally:
         pictures.close()
 

@@ -95,7 +95,7 @@ def damaged(small_shards, tmp_path):
     data[700] ^= 1
     path.write_bytes(bytes(data))
     shards = Shards.open(folder)
-    return folder, set(range(int(shards.starts[1]), int(shards.starts[2])))
+    return folder, set(range(shards.ends[0], shards.ends[1]))
 
 
 def test_a_damaged_sample_ends_the_run(small_shards, tmp_path):
