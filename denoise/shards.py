@@ -14,21 +14,23 @@ import hashlib
 import json
 import os
 import re
+import weakref
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from denoise.errors import UserError
+from denoise.files import file_digest
 from denoise.images import Pixels, decode_quickly, read_picture
 from denoise.shard_writer import FORMAT, INDEX, list_name
 
+FILES_OPEN = 64  # at once, of a folder
 LISTS_KEPT = 512  # lists of samples that a process keeps in memory: more than a batch's windows hold
 ENTRY = {"file": str, "bytes": int, "sha256": str, "samples": int, "samples_bytes": int, "samples_sha256": str}
 AGAIN = "make the shards again with `denoise shard NAME`"
@@ -41,17 +43,25 @@ class DamagedError(UserError):
 class Store(Protocol):
     """Where the files of a set of shards are."""
 
-    def open(self, name: str, sha256: str) -> AbstractContextManager[IO[bytes]]:
-        """Hold a file open that has this sha256; DamagedError where there is none."""
+    def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
+        """Return some bytes of the file with this sha256; DamagedError where there is none."""
         ...
 
     def expect(self, files: Sequence[tuple[str, str]]) -> None:
-        """Prepare to open these (name, sha256) soon, the most urgent first."""
+        """Prepare to read these (name, sha256) soon, the most urgent first."""
         ...
 
     def drop(self, name: str, sha256: str) -> bool:
         """Forget a copy that has turned out to be damaged; say whether another one can be had."""
         ...
+
+
+class _Descriptor:
+    """A file descriptor that is closed when the last thread that reads from it has let go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.number)
 
 
 @dataclass(frozen=True)
@@ -60,22 +70,12 @@ class Folder:
 
     path: Path
     _sound: set[str] = field(default_factory=set, compare=False, repr=False)
+    _files: dict[str, _Descriptor] = field(default_factory=dict, compare=False, repr=False)
 
-    @contextmanager
-    def open(self, name: str, sha256: str) -> Iterator[IO[bytes]]:
-        """Open a file, the first time checked as a whole."""
-        path = self.path / name
-        try:
-            file = path.open("rb", buffering=0)
-        except FileNotFoundError:
-            raise DamagedError(f"shard {path} is missing; {AGAIN}.") from None
-        with file:
-            if name not in self._sound:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # type: ignore[arg-type]
-                    raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {AGAIN}.")
-                file.seek(0)
-                self._sound.add(name)
-            yield file
+    def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
+        """Read from a file, the first time checked as a whole; it stays open."""
+        file = self._files.get(name) or self._open(name, sha256)
+        return os.pread(file.number, size, offset)
 
     def expect(self, files: Sequence[tuple[str, str]]) -> None:
         """Do nothing: they are here."""
@@ -83,6 +83,21 @@ class Folder:
     def drop(self, name: str, sha256: str) -> bool:
         """There is no other copy."""
         return False
+
+    def _open(self, name: str, sha256: str) -> _Descriptor:
+        path = self.path / name
+        try:
+            file = _Descriptor(path)
+        except FileNotFoundError:
+            raise DamagedError(f"shard {path} is missing; {AGAIN}.") from None
+        if name not in self._sound:
+            if file_digest(path) != sha256:
+                raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {AGAIN}.")
+            self._sound.add(name)
+        for old in list(self._files)[: 1 - FILES_OPEN]:
+            self._files.pop(old, None)
+        self._files[name] = file
+        return file
 
 
 @dataclass(frozen=True)
@@ -169,8 +184,7 @@ class Shards:
         sample, entry = self.samples(number)[place], self.entries[number]
         described = sample["views"][view]
         while True:
-            with self.store.open(entry["file"], entry["sha256"]) as file:
-                data = os.pread(file.fileno(), described["bytes"], described["offset"])
+            data = self.store.read(entry["file"], entry["sha256"], described["offset"], described["bytes"])
             if zlib.crc32(data) == described["crc32"]:
                 return data
             if not self.store.drop(entry["file"], entry["sha256"]):
@@ -188,8 +202,7 @@ class Shards:
         kept = self._lists.get(number)
         if kept is None:
             entry = self.entries[number]
-            with self.store.open(list_name(entry["file"]), entry["samples_sha256"]) as file:
-                kept = json.load(file)
+            kept = json.loads(self._list(entry))
             if len(kept) != entry["samples"]:
                 raise DamagedError(
                     f"{self.name}/{INDEX} says that {entry['file']} has {entry['samples']} samples, its list has "
@@ -199,6 +212,15 @@ class Shards:
             while len(self._lists) > LISTS_KEPT:
                 self._lists.popitem(last=False)
         return kept
+
+    def _list(self, entry: Mapping[str, Any]) -> bytes:
+        name, sha256 = list_name(entry["file"]), entry["samples_sha256"]
+        while True:
+            data = self.store.read(name, sha256, 0, entry["samples_bytes"])
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+            if not self.store.drop(name, sha256):
+                raise DamagedError(f"{self.name}/{name} has another sha256 than the index says; {AGAIN}.")
 
     def expect(self, number: int) -> None:
         """Say that a shard will be read from soon."""

@@ -69,6 +69,11 @@ class Depot:
                     os.utime(path)
             yield file
 
+    def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
+        """Read from a file, which is brought if it is not here."""
+        with self.open(name, sha256) as file:
+            return os.pread(file.fileno(), size, offset)
+
     def expect(self, files: Sequence[tuple[str, str]]) -> None:
         """Bring files in the background, in this order."""
         if self.threads is None:

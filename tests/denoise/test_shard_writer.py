@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from denoise.errors import UserError
 from denoise.files import file_digest
@@ -202,3 +203,26 @@ def test_a_failed_rewrite_leaves_the_old_shards(small_shards, tmp_path):
         write_shards(folder, [], 1 << 20)
     assert digests(folder) == before
     assert (folder / INDEX).is_file()
+
+
+def test_pictures_of_every_kind_come_back_as_they_are_read(photographs, tmp_path):
+    """Also those that the quick decoder would read differently: turned by EXIF, palette, alpha, 16 bits, CMYK."""
+    with Image.open(photographs / "chelsea.png") as opened:
+        image = opened.convert("RGB").crop((0, 0, 96, 64))
+    turned = Image.Exif()
+    turned[274] = 6
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    image.save(folder / "0-plain.jpg", quality=90)
+    image.save(folder / "1-turned.jpg", exif=turned)
+    image.convert("CMYK").save(folder / "2-cmyk.jpg")
+    image.convert("P").save(folder / "3-palette.png")
+    image.convert("RGBA").save(folder / "4-alpha.png")
+    image.convert("L").save(folder / "5-grey.jpg")
+    write_picture(folder / "6-deep.png", Picture(np.asarray(image).astype(np.uint16) * 257))
+    write_shards(tmp_path / "shards", find_sources(folder), 1 << 20)
+    shards = Shards.open(tmp_path / "shards")
+    for index, path in enumerate(sorted(folder.iterdir())):
+        assert np.array_equal(shards.pixels(index), read_picture(path).pixels), path.name
+    quick = [shards.describe(index)["views"]["clean"]["quick"] for index in range(len(shards))]
+    assert (quick[0], quick[1], quick[5], quick[6]) == (True, False, True, False)

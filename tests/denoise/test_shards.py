@@ -9,8 +9,9 @@ import pytest
 
 from denoise.errors import UserError
 from denoise.images import pixel_hash, read_picture
-from denoise.shard_writer import INDEX
+from denoise.shard_writer import INDEX, write_shards
 from denoise.shards import DamagedError, Shards
+from pipelines.shard import find_sources
 
 INJECTIONS = 200
 
@@ -177,3 +178,24 @@ def test_no_shards_and_no_index_are_told(tmp_path):
     (tmp_path / INDEX).write_text('{"format": 1, "shards": []}')
     with pytest.raises(UserError, match="format 1, expected 2"):
         Shards.open(tmp_path)
+
+
+def test_few_files_stay_open_however_many_shards_there_are(small_pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("denoise.shards.FILES_OPEN", 2)
+    write_shards(tmp_path / "shards", find_sources(small_pictures), max_bytes=1)
+    shards = Shards.open(tmp_path / "shards")
+    assert len(shards.entries) == 5
+    for index in (0, 1, 2, 3, 4, 0, 3):
+        assert shards.encoded(index)
+    opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert len([path for path in opened if path.is_relative_to(tmp_path)]) <= 2
+
+
+def test_a_list_that_changes_after_the_check_is_found(small_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("denoise.shards.LISTS_KEPT", 1)
+    folder = copy(small_shards, tmp_path / "shards")
+    shards = Shards.open(folder)
+    shards.samples(0), shards.samples(1)
+    flip(folder / "000000.json", 30)
+    with pytest.raises(DamagedError, match=r"000000\.json has another sha256"):
+        shards.samples(0)
