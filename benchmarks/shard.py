@@ -1,6 +1,6 @@
 """How fast pictures are sharded, what bounds it, and how long ImageNet would take.
 
-python benchmarks/shard.py PICTURES --jobs 1 2 --copies 4
+python benchmarks/shard.py PICTURES --jobs 1 2 --copies 20
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--copies", type=int, default=20)
     parser.add_argument("--shard-mb", type=int, default=8)
     chosen = parser.parse_args()
     parts = shares(chosen.folder)

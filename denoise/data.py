@@ -125,8 +125,11 @@ def batches(
             for step, (positions, jobs) in enumerate(maker.plan(start, rank, world_size), start):
                 if horizon:
                     horizon.look(step)
-                parts = [threads.submit(maker.crops, job) for job in jobs]
-                ahead.append(last.submit(maker.batch, positions, parts))
+                if len(jobs) == 1:
+                    ahead.append(threads.submit(maker.whole, positions, jobs[0]))
+                else:
+                    parts = [threads.submit(maker.crops, job) for job in jobs]
+                    ahead.append(last.submit(maker.joined, positions, parts))
                 if len(ahead) > PREFETCH:
                     yield ahead.popleft().result()
         finally:
@@ -164,7 +167,11 @@ class _Maker:
         return (step * self.spec.batch_size + np.arange(self.spec.batch_size)) // self.spec.crops_per_picture
 
     def plan(self, start: int, rank: int, world_size: int) -> Iterator[tuple[Integers, list[_Job]]]:
-        """Yield (positions, work) of a rank's share of step ``start``, ``start`` + 1, ...; a job for each thread."""
+        """Yield (positions, work) of a rank's share of step ``start``, ``start`` + 1, ..., for ever.
+
+        A batch is one job, or several where there are more threads than batches in the making.
+        """
+        parts = -(-self.spec.threads // PREFETCH)
         for first in count(start, PLANNED):  # some steps at once: most of the time goes into calls, not into numbers
             steps = range(first, first + PLANNED)
             numbers = [self.numbers(step) for step in steps]
@@ -172,7 +179,7 @@ class _Maker:
             ours = _Job(*self._draw(steps, positions, [one[at] for one, at in zip(numbers, positions, strict=True)]))
             begin = 0
             for share in positions:
-                cuts = [begin + len(share) * part // self.spec.threads for part in range(self.spec.threads + 1)]
+                cuts = [begin + len(share) * part // parts for part in range(parts + 1)]
                 yield share, [ours.part(a, b) for a, b in pairwise(cuts) if b > a]
                 begin += len(share)
 
@@ -187,9 +194,16 @@ class _Maker:
         joined = np.concatenate(numbers)
         return joined.tolist(), self.order.samples(joined).tolist(), places, turns
 
-    def batch(self, positions: Integers, parts: Sequence[Future[list[dict[str, Tensor]]]]) -> Batch:
-        """Return the batch of these crops."""
-        views = collate([crop for part in parts for crop in part.result()], self.spec.channels)
+    def whole(self, positions: Integers, job: _Job) -> Batch:
+        """Return the batch of one job."""
+        return self._batch(positions, self.crops(job))
+
+    def joined(self, positions: Integers, parts: Sequence[Future[list[dict[str, Tensor]]]]) -> Batch:
+        """Return the batch of several jobs."""
+        return self._batch(positions, [crop for part in parts for crop in part.result()])
+
+    def _batch(self, positions: Integers, crops: Sequence[Mapping[str, Tensor]]) -> Batch:
+        views = collate(crops, self.spec.channels)
         if self.spec.pin:
             views = {name: view.pin_memory() for name, view in views.items()}
         return Batch(torch.from_numpy(positions), views)

@@ -21,8 +21,13 @@ def grey_hash(pixels: Pixels) -> str:
     """Return the sha256 of a picture's grey levels, the same for a colour picture and MATLAB's grey version of it."""
     if pixels.shape[2] == 1:
         return pixel_hash(pixels)
-    red, green, blue = (pixels[..., channel].astype(np.float64) * weight for channel, weight in enumerate(LUMA))
-    return pixel_hash(np.floor(red + green + blue + 0.5).astype(pixels.dtype)[..., None])
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    grey = np.multiply(red, LUMA[0], dtype=np.float64)  # in place from here: fresh memory costs more than the sums
+    part = np.multiply(green, LUMA[1], dtype=np.float64)
+    grey += part
+    grey += np.multiply(blue, LUMA[2], out=part)
+    grey += 0.5
+    return pixel_hash(grey.astype(pixels.dtype)[..., None])
 
 
 def look(pixels: Pixels) -> str:
