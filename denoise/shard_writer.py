@@ -244,7 +244,8 @@ def _describe(data: bytes, path: Path) -> dict[str, Any]:
     height, width, channels = pixels.shape
     mode = ("L" if channels == 1 else "RGB") + (";16" if pixels.dtype == np.uint16 else "")
     prints = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": look(pixels)}
-    quick = path.suffix.lower() in QUICK and np.array_equal(decode_quickly(data, channels), pixels)
+    quickly = decode_quickly(data, channels) if path.suffix.lower() in QUICK else None
+    quick = quickly is not None and np.array_equal(quickly, pixels)
     return {"width": width, "height": height, "mode": mode, "crc32": zlib.crc32(data), "quick": quick, **prints}
 
 

@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.pipelines.s3_helpers import S3Server
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -37,6 +40,16 @@ def project(tmp_path: Path, small_shards: Path, monkeypatch: pytest.MonkeyPatch)
 def denoise() -> list[str]:
     """The command line, as the start of a list for subprocess."""
     return [sys.executable, "-m", "pipelines.cli"]
+
+
+@pytest.fixture
+def s3() -> Iterator[S3Server]:
+    """A server of the S3 protocol, with an empty bucket called ``bucket``."""
+    server = S3Server()
+    server.start()
+    server.client().create_bucket(Bucket="bucket")
+    yield server
+    server.kill()
 
 
 def call(*command, cwd, code=0):

@@ -16,7 +16,7 @@ from denoise.errors import UserError
 from denoise.files import file_digest
 from pipelines import data_sync, storage
 from pipelines.sources import open_set
-from tests.pipelines.s3_helpers import Network, S3Server, s3_environment
+from tests.pipelines.s3_helpers import Network, s3_environment
 
 
 @pytest.fixture(autouse=True)
@@ -26,17 +26,8 @@ def no_pause(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def server():
-    server = S3Server()
-    server.start()
-    server.client().create_bucket(Bucket="bucket")
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def config(project, server, monkeypatch):
-    with s3_environment(monkeypatch, server.port):
+def config(project, s3, monkeypatch):
+    with s3_environment(monkeypatch, s3.port):
         yield load_config(Path("params.yaml"), ["data.url=s3://bucket/sets"])
 
 
@@ -44,22 +35,22 @@ def digests(folder):
     return {path.name: file_digest(path) for path in folder.iterdir()}
 
 
-def objects(server):
-    listed = server.client().list_objects_v2(Bucket="bucket").get("Contents", [])
+def objects(s3):
+    listed = s3.client().list_objects_v2(Bucket="bucket").get("Contents", [])
     return {item["Key"]: item["LastModified"] for item in listed}
 
 
-def test_push_and_pull_bring_the_same_bytes(config, server, project, capsys):
+def test_push_and_pull_bring_the_same_bytes(config, s3, project, capsys):
     assert data_sync.push(config, "small", "train") == "s3://bucket/sets/train/small"
     here = digests(project / "data/shards/train/small")
-    assert {key.rpartition("/")[2] for key in objects(server)} == set(here)
+    assert {key.rpartition("/")[2] for key in objects(s3)} == set(here)
     shutil.rmtree(project / "data/shards/train/small")
     assert digests(data_sync.pull(config, "small", "train")) == here
     assert data_sync.verify(config, "small", "train") == []
     capsys.readouterr()
 
 
-def test_what_is_there_is_not_sent_again(config, server, monkeypatch):
+def test_what_is_there_is_not_sent_again(config, s3, monkeypatch):
     data_sync.push(config, "small", "train")
     sent = []
     monkeypatch.setattr(storage.S3, "send", lambda place, source, path: sent.append(path))
@@ -89,9 +80,9 @@ def test_a_set_that_is_pushed_in_part_is_not_seen(config, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
-def test_damage_there_is_found(config, server, project, harm):
+def test_damage_there_is_found(config, s3, project, harm):
     data_sync.push(config, "small", "train")
-    key, client = "sets/train/small/000001.tar", server.client()
+    key, client = "sets/train/small/000001.tar", s3.client()
     data = client.get_object(Bucket="bucket", Key=key)["Body"].read()
     if harm == "gone":
         client.delete_object(Bucket="bucket", Key=key)
@@ -107,7 +98,7 @@ def test_damage_there_is_found(config, server, project, harm):
     assert digests(project / "data/shards/train/small").items() < before.items()  # what was there stays
 
 
-def test_damage_here_is_found_and_not_pushed(config, server, project):
+def test_damage_here_is_found_and_not_pushed(config, s3, project):
     folder = project / "data/shards/train/small"
     (folder / "000000.tar").write_bytes((folder / "000000.tar").read_bytes()[:-1])
     (folder / "stray").write_text("")
@@ -118,7 +109,7 @@ def test_damage_here_is_found_and_not_pushed(config, server, project):
     assert "stray is not in the index" in problems[1]
     with pytest.raises(UserError, match="are not sound"):
         data_sync.push(config, "small", "train")
-    assert objects(server) == {}
+    assert objects(s3) == {}
 
 
 def test_without_an_address_nothing_moves(project):
@@ -136,7 +127,7 @@ STEPS = [
 ]
 
 
-def test_training_from_a_server_that_fails(config, server, project, denoise, tmp_path):
+def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_path):
     """Two workers, a cache smaller than the set, cut transfers, the server killed and started again in the middle.
 
     The samples are those of two workers that read from a folder: the weights are the same to the last bit.
@@ -156,7 +147,7 @@ def test_training_from_a_server_that_fails(config, server, project, denoise, tmp
     assert limit * 1e9 < size
     kept = project / "kept"
     (project / "data/shards").rename(kept)  # nothing is left here
-    network = Network(server.port, cut_share=0.5)
+    network = Network(s3.port, cut_share=0.5)
     network.up()
     environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{network.port}"}
     environment.pop("RAY_ADDRESS", None)
@@ -173,10 +164,10 @@ def test_training_from_a_server_that_fails(config, server, project, denoise, tmp
         assert time.monotonic() < deadline
         time.sleep(0.1)
     network.down()
-    server.kill()
+    s3.kill()
     time.sleep(3)
-    server.start()
-    server.fill(kept, "bucket", "sets")
+    s3.start()
+    s3.fill(kept, "bucket", "sets")
     network.up()
     out, err = training.communicate(timeout=400)
     network.down()

@@ -4,10 +4,8 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
 from denoise.files import file_digest
-from tests.pipelines.s3_helpers import S3Server, s3_environment
+from tests.pipelines.s3_helpers import s3_environment
 
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -18,35 +16,26 @@ def dvc(*arguments, check=True):
     return done
 
 
-@pytest.fixture
-def server():
-    server = S3Server()
-    server.start()
-    server.client().create_bucket(Bucket="bucket")
-    yield server
-    server.kill()
-
-
 def digests(folder):
     return {path.name: file_digest(path) for path in folder.iterdir()}
 
 
-def test_shards_go_there_and_back_and_damage_is_found(server, small_shards, tmp_path, monkeypatch):
+def test_shards_go_there_and_back_and_damage_is_found(s3, small_shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_shards, tmp_path / "shards")
     before = digests(tmp_path / "shards")
-    with s3_environment(monkeypatch, server.port):
+    with s3_environment(monkeypatch, s3.port):
         dvc("init", "--no-scm", "-q")
         dvc("remote", "add", "-d", "store", "s3://bucket/dvc")
         dvc("remote", "modify", "store", "verify", "true")
-        dvc("remote", "modify", "store", "endpointurl", server.address)
+        dvc("remote", "modify", "store", "endpointurl", s3.address)
         dvc("add", "-q", "shards")
         dvc("push")
         forget(tmp_path)
         dvc("pull")
         assert digests(tmp_path / "shards") == before
 
-        client = server.client()
+        client = s3.client()
         keys = [item["Key"] for item in client.list_objects_v2(Bucket="bucket", Prefix="dvc")["Contents"]]
         key = max(keys, key=lambda key: client.head_object(Bucket="bucket", Key=key)["ContentLength"])
         data = client.get_object(Bucket="bucket", Key=key)["Body"].read()
