@@ -184,8 +184,11 @@ def test_same_input_gives_the_same_bytes(models: list[Path], scores: list[Path],
             {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         )
     assert written[0] == written[1] == written[2]
-    names = {"index.html", "figures/curves.png", "figures/comparison.png"}
+    names = {"index.html", "scores.csv", "figures/curves.png", "figures/comparison.png"}
     assert set(written[0]) == {*names, "figures/comparison-2-chelsea.png", "figures/comparison-3-camera.png"}
+    head, *rows = written[0]["scores.csv"].decode().splitlines()  # what `dvc plots` draws
+    assert head == "name,noisy_psnr,psnr,noisy_ssim,ssim"
+    assert [row.partition(",")[0] for row in rows] == ["n2c", "n2n"]
 
 
 def test_page_is_bounded(tmp_path: Path) -> None:
