@@ -23,6 +23,8 @@ from pipelines.storage import BrokenError, NotThereError, Remote, patiently
 CONNECTIONS = 4  # files on their way at once, in each process
 ATTEMPTS = 3  # of a file that arrives whole but is another one
 FRESH = 1.0  # seconds after which the time of last use is noted again
+ROOM = "room.lock"  # held by who counts the bytes in the cache or changes what is there
+WAIT = 0.05  # seconds between two looks whether there is room
 
 
 class Depot:
@@ -121,7 +123,8 @@ class Depot:
                 patiently(address, lambda: self._receive(name, part, size))
                 with part.open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                        part.replace(path)
+                        with _locked(self.folder / ROOM):  # one who counts finds it under one name or the other
+                            part.replace(path)
                         return
                 part.unlink()
             raise DamagedError(
@@ -141,27 +144,41 @@ class Depot:
                 raise BrokenError(f"the connection broke after {file.tell()} of {size} bytes")
 
     def _make_room(self, part: Path, size: int, address: str) -> None:
-        """Reserve the room of a file, removing what was not used for the longest time."""
+        """Reserve the room of a file, removing what was not used for the longest time; wait while all of it is coming.
+
+        Only what is coming holds up others, and that never waits itself: it has its room.
+        """
         if size > self.budget:
             raise UserError(
                 f"{address} has {size} bytes, more than the {self.budget} that data.disk_gb allows; raise "
                 "data.disk_gb, or make smaller shards (data.shard_mb)."
             )
-        with _locked(self.folder / "room.lock"):
-            part.touch()  # reserves the size in its name
-            held, removable = 0, list[tuple[float, int, Path]]()
+        while not self._reserve(part, size):
+            time.sleep(WAIT)
+
+    def _reserve(self, part: Path, size: int) -> bool:
+        """Put ``part``, whose name holds its size, in the cache if there is room beside what is coming."""
+        with _locked(self.folder / ROOM):
+            held, removable = size, list[tuple[float, int, Path]]()
             for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     status, coming = path.stat(), path.suffix == ".part"
+                    if path == part or path.suffix == ".lock":
+                        continue
                     bytes_ = int(path.suffixes[0][1:]) if coming else status.st_size
                     held += bytes_
-                    if path != part and path.suffix != ".lock" and (not coming or _abandoned(path)):
+                    if not coming or _abandoned(path):
                         removable.append((status.st_mtime, bytes_, path))
+            if held - sum(bytes_ for _, bytes_, _ in removable) > self.budget:
+                part.unlink(missing_ok=True)  # what an earlier attempt left would hold up the others in turn
+                return False
             for _, bytes_, path in sorted(removable):
                 if held <= self.budget:
-                    return
+                    break
                 path.unlink(missing_ok=True)
                 held -= bytes_
+            part.touch()
+            return True
 
 
 @contextmanager
