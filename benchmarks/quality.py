@@ -108,6 +108,7 @@ def configuration(table: Table, row: Row, steps: int, extra: Sequence[str] = ())
 
 def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
     """Return how many steps fit into that time, from the rate of a short run (no validation, no checkpoints)."""
+    from denoise.checkpoint_store import Checkpoints, FolderStore
     from denoise.collection import Collection
     from denoise.train import train
     from pipelines.sources import open_sets
@@ -116,13 +117,13 @@ def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
     pictures = Collection([shards for _, shards in open_sets(config, "train")])
     times: list[float] = []
 
-    def clock(metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def clock(metrics: dict[str, float]) -> None:
         times.append(time.perf_counter())
         if len(times) > 2 and times[-1] - times[0] > PROBE_SECONDS:
             raise StopIteration
 
     with contextlib.suppress(StopIteration):
-        train(config, pictures, None, folder, clock)
+        train(config, pictures, None, folder, clock, Checkpoints(FolderStore(folder / "checkpoints")))
     return max(1, int(60 * minutes * (len(times) - 1) / (times[-1] - times[0])))
 
 

@@ -6,9 +6,8 @@ their name in one rename, so that a reader never meets a half-written one.
 """
 
 import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from denoise.augment import Symmetry, symmetries
 from denoise.errors import UserError
-from denoise.files import file_digest, write_folder, write_json
+from denoise.files import file_digest, json_text, write_folder, write_json
 from denoise.methods import METHODS, Method, build_method
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
@@ -177,28 +176,55 @@ class Training:
         return self.net if self.average is None else self.average.module
 
 
-def save_checkpoint(folder: Path, training: Training, step: int, history: list[dict[str, Any]], card: Card) -> None:
-    """Write a checkpoint after ``step`` steps: the nets, the optimizer, the step and the metrics so far.
+@dataclass(frozen=True)
+class Done:
+    """How far a run has come."""
 
-    Raises:
-        UserError: the disk is full; nothing is left behind and earlier checkpoints stay as they are.
-    """
+    step: int = 0  # steps done
+    samples: str = ""  # digest of the samples that were learnt from (``SampleLog``)
+    history: Sequence[Mapping[str, Any]] = ()  # the metrics so far
+    sums: Mapping[str, float] = field(default_factory=dict)  # of the loss terms since the last row of the history
+    counted: int = 0  # steps in these sums
 
-    def write(work: Path) -> None:
-        _write_model(work, training.model, card)
-        if training.average is not None:
-            (work / RAW).write_bytes(save(_tensors(training.net)))
-        tensors, groups = _flatten_optimizer(training.optimizer)
-        (work / OPTIMIZER).write_bytes(save(tensors))
-        write_json(work / STATE, {"format": FORMAT, "step": step, "param_groups": groups})
-        (work / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint holds, copied at one moment: what trains on meanwhile does not change it."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]  # file -> name -> values
+    texts: Mapping[str, str]  # file -> content
+
+    def write(self, work: Path) -> None:
+        """Write the files into an empty folder, and then their manifest."""
+        for name, tensors in self.tensors.items():
+            (work / name).write_bytes(save(dict(tensors)))
+        for name, text in self.texts.items():
+            (work / name).write_text(text, encoding="utf-8")
         write_json(work / MANIFEST, {path.name: file_digest(path) for path in sorted(work.iterdir())})
 
-    write_folder(folder, write)
+
+def snapshot(training: Training, done: Done, card: Card) -> Snapshot:
+    """Return a copy of the nets and the optimizer, in the host's memory, with what has been done so far."""
+    optimizer, groups = _flatten_optimizer(training.optimizer)
+    tensors = {WEIGHTS: training.model.state_dict(), OPTIMIZER: optimizer}
+    if training.average is not None:
+        tensors[RAW] = training.net.state_dict()
+    progress = {"step": done.step, "samples": done.samples, "sums": dict(done.sums), "counted": done.counted}
+    state = {"format": FORMAT, **progress, "param_groups": groups}
+    texts = {
+        CARD: json_text(dict(card)),
+        STATE: json_text(state),
+        HISTORY: "".join(json.dumps(row) + "\n" for row in done.history),
+    }
+    return Snapshot({file: {name: _copy(value) for name, value in one.items()} for file, one in tensors.items()}, texts)
 
 
-def load_checkpoint(folder: Path, training: Training) -> tuple[int, list[dict[str, Any]]]:
-    """Put a checkpoint's weights and optimizer state in place and return (steps done, metrics so far)."""
+def load_checkpoint(folder: Path, training: Training) -> Done:
+    """Put a checkpoint's weights and optimizer state in place and return how far it had come.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
     problem = damage(folder)
     if problem:
         raise UserError(f"checkpoint {folder} is damaged: {problem}; delete it to go on from an older one.")
@@ -207,16 +233,23 @@ def load_checkpoint(folder: Path, training: Training) -> tuple[int, list[dict[st
     if training.average is not None:
         training.net.load_state_dict(load_file(folder / RAW))
     _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
-    history = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
-    return int(state["step"]), history
+    return Done(state["step"], state["samples"], read_history(folder), state["sums"], state["counted"])
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the metrics that a checkpoint or model folder holds, one row a report."""
+    return [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 
 def damage(folder: Path) -> str:
     """Say what is wrong with a checkpoint, or return an empty string for a sound one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
+    unlisted = {CARD, WEIGHTS, OPTIMIZER, STATE, HISTORY} - manifest.keys()
+    if unlisted:
+        return f"{MANIFEST} does not list {min(unlisted)}"
     for name, digest in manifest.items():
         path = folder / name
         if not path.is_file():
@@ -226,25 +259,14 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest sound checkpoint ``step-*`` of a folder, or None."""
-    candidates = sorted(folder.glob("step-*"), reverse=True)
-    return next((path for path in candidates if not damage(path)), None)
-
-
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all checkpoints ``step-*`` of a folder but the newest ``count``."""
-    for path in sorted(folder.glob("step-*"), reverse=True)[count:]:
-        shutil.rmtree(path)
-
-
 def _write_model(work: Path, net: nn.Module, card: Card) -> None:
-    (work / WEIGHTS).write_bytes(save(_tensors(net)))
+    (work / WEIGHTS).write_bytes(save({name: _copy(tensor) for name, tensor in net.state_dict().items()}))
     write_json(work / CARD, dict(card))
 
 
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+def _copy(tensor: Tensor) -> Tensor:
+    """Return the values in memory of their own, on the host, row by row as safetensors wants them."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -264,7 +286,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     state = optimizer.state_dict()
     tensors = {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{index}.{name}": torch.as_tensor(value)
         for index, entries in state["state"].items()
         for name, value in entries.items()
     }
@@ -274,10 +296,14 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
 def _restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        like = parameters[int(index)]
+        # Fused optimizers run through the memory of a parameter and of its state side by side: the layouts must agree.
+        same = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[name] = same
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

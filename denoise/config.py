@@ -88,6 +88,18 @@ class Train:
     ema: Decay = 0.0  # decay of the average of the weights that the model is made of; 0: the weights themselves
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     channels_last: bool = True
+    fused: bool = True  # one kernel for all parameters in the optimizer
+    compile: bool = False  # by torch.compile: worth its minute on a GPU and long runs
+    static_graph: bool = True  # tell DDP that every step runs the same graph; not with a micro-batch
+    deterministic: bool = False  # the same bits on a GPU, at some cost; a CPU gives them anyway
+    micro_batch: Positive | None = (
+        None  # crops that a worker computes at once, the rest of its share after them; None: all
+    )
+    oom: Literal["stop", "halve"] = "stop"  # where a GPU's memory is full: stop, or halve the micro-batch and go on
+    skip_nonfinite: Count = (
+        0  # steps that may be skipped because their loss is not finite; 0: the first one ends the run
+    )
+    model: Literal["last", "best"] = "last"  # the checkpoint that becomes the model: the last, or the best in val_psnr
     log_every: Positive = 50
     eval_every: Positive = 100
     checkpoint_every: Positive = 100
@@ -108,11 +120,13 @@ class Ray:
 
     address: str | None = None  # of a running cluster; without one, RAY_ADDRESS, else a cluster on this machine
     workers: Positive = 2
+    min_workers: Positive | None = None  # go on with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpu: Literal["auto", "yes", "no"] = "auto"
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
     max_failures: Count = 3  # worker failures a run survives
-    keep_checkpoints: Positive = 2
+    keep_checkpoints: Positive = 2  # the newest; the best is kept beside them
+    timeout: Annotated[float, Field(gt=0)] = 600  # seconds that workers wait for one that does not answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,13 @@ class Batch:
 
     positions: Tensor  # (b,) of the global batch
     views: dict[str, Tensor]
+    samples: Sequence[int] = ()  # which are shown at these positions
+
+    def parts(self, size: int) -> "Iterator[Batch]":
+        """Yield successive parts of at most ``size`` crops."""
+        for begin in range(0, len(self.positions), size):
+            cut = slice(begin, begin + size)
+            yield Batch(self.positions[cut], {name: view[cut] for name, view in self.views.items()}, self.samples[cut])
 
 
 def batches(
@@ -137,6 +144,9 @@ def batches(
             last.shutdown(wait=False, cancel_futures=True)
 
 
+_Crop = tuple[int, dict[str, Tensor]]  # the sample, and its views
+
+
 @dataclass(frozen=True)
 class _Job:
     """Some successive crops of a batch: the numbers of their samples in the order, where to cut, how to turn."""
@@ -176,49 +186,47 @@ class _Maker:
             steps = range(first, first + PLANNED)
             numbers = [self.numbers(step) for step in steps]
             positions = [self.order.share(one, rank, world_size) for one in numbers]
-            ours = _Job(*self._draw(steps, positions, [one[at] for one, at in zip(numbers, positions, strict=True)]))
+            ours = self._draw(steps, positions, [one[at] for one, at in zip(numbers, positions, strict=True)])
             begin = 0
             for share in positions:
                 cuts = [begin + len(share) * part // parts for part in range(parts + 1)]
                 yield share, [ours.part(a, b) for a, b in pairwise(cuts) if b > a]
                 begin += len(share)
 
-    def _draw(
-        self, steps: Sequence[int], positions: Sequence[Integers], numbers: Sequence[Integers]
-    ) -> tuple[list[int], list[int], list[list[float]], list[int]]:
-        """Return numbers, samples, places and turns of the given positions of several steps, one after another."""
+    def _draw(self, steps: Sequence[int], positions: Sequence[Integers], numbers: Sequence[Integers]) -> _Job:
+        """Return the crops at the given positions of several steps, one step after another."""
         step = torch.from_numpy(np.repeat(np.asarray(steps, np.int64), [len(share) for share in positions]))
         rng = batch_rng(self.spec.seed, step, torch.from_numpy(np.concatenate(positions)))
         places = rng.stream("crop").uniform(2).tolist()
         turns = rng.stream("augment").integers(len(symmetries(self.spec.augment)), 1).flatten().tolist()
         joined = np.concatenate(numbers)
-        return joined.tolist(), self.order.samples(joined).tolist(), places, turns
+        return _Job(joined.tolist(), self.order.samples(joined).tolist(), places, turns)
 
     def whole(self, positions: Integers, job: _Job) -> Batch:
         """Return the batch of one job."""
         return self._batch(positions, self.crops(job))
 
-    def joined(self, positions: Integers, parts: Sequence[Future[list[dict[str, Tensor]]]]) -> Batch:
+    def joined(self, positions: Integers, parts: Sequence[Future[list[_Crop]]]) -> Batch:
         """Return the batch of several jobs."""
         return self._batch(positions, [crop for part in parts for crop in part.result()])
 
-    def _batch(self, positions: Integers, crops: Sequence[Mapping[str, Tensor]]) -> Batch:
-        views = collate(crops, self.spec.channels)
+    def _batch(self, positions: Integers, crops: Sequence[_Crop]) -> Batch:
+        views = collate([views for _, views in crops], self.spec.channels)
         if self.spec.pin:
             views = {name: view.pin_memory() for name, view in views.items()}
-        return Batch(torch.from_numpy(positions), views)
+        return Batch(torch.from_numpy(positions), views, [sample for sample, _ in crops])
 
-    def crops(self, job: _Job) -> list[dict[str, Tensor]]:
-        """Return the crops of a job, view by view cut, flipped and turned alike."""
+    def crops(self, job: _Job) -> list[_Crop]:
+        """Return the crops of a job, view by view cut, flipped and turned alike, each with its sample."""
         group = symmetries(self.spec.augment)
         found = []
         for number, sample, place, turn in zip(job.numbers, job.samples, job.places, job.turns, strict=True):
-            scene = self.scene(number, sample)
+            found_sample, scene = self.scene(number, sample)
             crops = {name: random_crop(view, self.spec.crop, place) for name, view in scene.items()}
-            found.append({name: group[turn].apply(crop) for name, crop in crops.items()})
+            found.append((found_sample, {name: group[turn].apply(crop) for name, crop in crops.items()}))
         return found
 
-    def scene(self, number: int, sample: int) -> Scene:
+    def scene(self, number: int, sample: int) -> tuple[int, Scene]:
         """Return a sample, or the next one in the order that is usable and whose bytes are sound."""
         for later in range(len(self.order)):
             if later:
@@ -226,7 +234,7 @@ class _Maker:
             if sample in self.quarantine.found or not self.usable(sample):
                 continue
             try:
-                return self.scenes[sample]
+                return sample, self.scenes[sample]
             except DamagedError as error:
                 self.quarantine.add(sample, error)
         raise UserError(

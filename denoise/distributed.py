@@ -1,11 +1,16 @@
 """rank(), world_size() and wrap(net), whether or not a process group exists."""
 
 import os
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -25,10 +30,14 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def start_from_environment() -> None:
-    """Join the process group that ``torchrun`` describes in the environment; do nothing without it."""
+def start_from_environment(timeout: float = 600) -> None:
+    """Join the process group that ``torchrun`` describes in the environment; do nothing without it.
+
+    ``timeout`` is for how many seconds the others wait for a rank that does not answer.
+    """
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
 
 
 def stop() -> None:
@@ -37,11 +46,46 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def wrap(module: nn.Module) -> nn.Module:
-    """Return the module with its gradients averaged over all ranks, itself where there is one rank."""
+def wrap(module: nn.Module, static_graph: bool = False) -> nn.Module:
+    """Return the module with its gradients averaged over all ranks, itself where there is one rank.
+
+    ``static_graph`` promises that every step runs the same graph, and one backward pass each.
+    """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=static_graph)
+
+
+def from_first(ask: Callable[[], T]) -> T:
+    """Return what rank 0 answers; the other ranks are not asked."""
+    if world_size() == 1:
+        return ask()
+    answer = [ask() if rank() == 0 else None]
+    dist.broadcast_object_list(answer)
+    return cast(T, answer[0])
+
+
+class Agreement:
+    """Finds one step at which every rank knows of a wish that any of them has, without holding up a step for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pending: tuple[torch.Tensor, Any] | None = None
+
+    def reached(self, wish: bool) -> bool:
+        """Say, alike on every rank, whether one had the wish; every rank must ask before every step.
+
+        With several ranks the answer is that of the step before, which has arrived while that step was computed.
+        """
+        if world_size() == 1:
+            return wish
+        before, self._pending = self._pending, None
+        answer = torch.tensor([float(wish)], device=self._device)
+        self._pending = answer, dist.all_reduce(answer, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0].item())
 
 
 def union(found: dict[int, str]) -> dict[int, str]:
@@ -58,3 +102,30 @@ def total(values: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def total_modulo(value: int) -> int:
+    """Return the sum over all ranks of an integer below 2^64, modulo 2^64."""
+    signed = value - 2**64 if value >= 2**63 else value  # int64 wraps around, which is what is wanted
+    return int(total(torch.tensor([signed], device=device())).item()) % 2**64
+
+
+def gathered(value: int) -> list[int]:
+    """Return the value of every rank, in their order."""
+    values = torch.zeros(world_size(), dtype=torch.int64, device=device())
+    values[rank()] = value
+    return [int(one) for one in total(values).tolist()]
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients over all ranks, as DDP does while it computes them."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    at = 0
+    for gradient in gradients:
+        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()

@@ -19,12 +19,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_text(tree: object) -> str:
+    """Return plain data as JSON, the same text for the same data."""
+    return json.dumps(tree, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, tree: object) -> None:
     """Write plain data as JSON, whole or not at all, the same bytes for the same data."""
     work = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        work.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        work.write_text(json_text(tree), encoding="utf-8")
         work.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -16,9 +16,11 @@ EPSILON = 1e-8
 def make_optimizer(parameters: Iterable[nn.Parameter], spec: "Train") -> torch.optim.Optimizer:
     """Return the optimizer that ``train.optimizer`` names; weight decay is decoupled in adamw only."""
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=spec.fused
+        )
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=spec.lr, betas=spec.betas, eps=EPSILON, weight_decay=spec.weight_decay)
+    return kind(parameters, lr=spec.lr, betas=spec.betas, eps=EPSILON, weight_decay=spec.weight_decay, fused=spec.fused)
 
 
 def make_average(net: nn.Module, spec: "Train") -> AveragedModel | None:

@@ -34,6 +34,11 @@ def _mix(z: Bits) -> Bits:
     return z ^ (z >> np.uint64(31))
 
 
+def hashed(numbers: Bits) -> Bits:
+    """Return a 64-bit hash of each number."""
+    return _mix((numbers + np.uint64(1)) * GOLDEN)
+
+
 def permuted(index: Integers, count: Integers, key: Bits) -> Integers:
     """Return where a keyed permutation of range(count) sends each index, in constant time and memory for each.
 

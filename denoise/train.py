@@ -1,50 +1,36 @@
 """train(): the one loop, for a plain process, torchrun and Ray Train alike."""
 
-import math
-import time
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from denoise import distributed
-from denoise.checkpoint import Card, Denoiser, Training, checkpoint_name, load_checkpoint, make_card, save_checkpoint
+from denoise.books import Books, Clock, Metrics
+from denoise.checkpoint import Card, Denoiser, Done, Training, load_checkpoint, make_card, snapshot
+from denoise.checkpoint_store import Checkpoints
 from denoise.collection import Collection
 from denoise.config import Config, to_dict
 from denoise.data import Batch as Crops
-from denoise.data import Batching, Quarantine, Scenes, as_floats, batches
+from denoise.data import Batching, Quarantine, Scenes, batches
 from denoise.errors import UserError
-from denoise.images import Picture, pad, to_pixels, unpad, write_picture
-from denoise.methods import Batch, Method, build_method, with_net
-from denoise.metrics import psnr, ssim
+from denoise.faults import Faults
+from denoise.methods import Method, build_method, with_net
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
 from denoise.optimizers import make_average, make_optimizer
 from denoise.order import Order
-from denoise.rng import batch_rng
-from denoise.scenes import FreshScenes, as_views, open_scenes, trial
+from denoise.profile import profiled
+from denoise.scenes import FreshScenes, open_scenes
 from denoise.schedules import Schedule, schedule
 from denoise.shards import DamagedError
+from denoise.step import Stepper
+from denoise.watch import watch
 
-Metrics = dict[str, float]
-Report = Callable[[Metrics, Path | None], None]
-
-WATCHED_PICTURES, WATCHED_SIDE = 8, 256  # validation sees the centres of the first pictures
-WATCH_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
-
-
-class Objective(nn.Module):
-    """The method's loss as one module, so that a rank makes one forward pass through DDP however often the net runs."""
-
-    def __init__(self, net: nn.Module, method: Method) -> None:
-        super().__init__()
-        self.net, self.method = net, method
-
-    def forward(self, batch: Batch, progress: float) -> Batch:
-        """Return the terms of the loss."""
-        return self.method.loss(self.net, batch, progress)
+Report = Callable[[Metrics], None]
 
 
 def train(
@@ -53,9 +39,12 @@ def train(
     watched: Collection | None,
     folder: Path,
     report: Report,
-    resume: Path | None = None,
+    checkpoints: Checkpoints,
     provenance: Mapping[str, Any] | None = None,
-) -> None:
+    leave: Callable[[], bool] = lambda: False,
+    faults: Faults | None = None,
+    profile: Path | None = None,
+) -> int:
     """Train ``config.method`` on ``pictures`` until ``config.train.steps`` steps are done.
 
     Every random choice is keyed by (seed, step, position in the global batch): runs of any world size see the same
@@ -65,82 +54,90 @@ def train(
         config: what to train and how.
         pictures: the training pictures.
         watched: pictures to validate on while training, or None.
-        folder: a local folder of rank 0 for validation pictures and for checkpoints until they are reported.
+        folder: a local folder of rank 0 for validation pictures.
         report: called on every rank after ``log_every`` steps, at validation, at a checkpoint and at the end, with the
-            metrics and the folder of the checkpoint if one was saved (on rank 0, under the same name for all).
-        resume: a checkpoint folder to continue from.
+            metrics.
+        checkpoints: what to continue from, and where to save.
         provenance: what the checkpoints should record about where they come from.
+        leave: asked on every rank before every step; once it is true on one, all save a checkpoint and return.
+        faults: what goes wrong on purpose.
+        profile: a folder for a profile of some steps.
+
+    Returns:
+        How many steps are done.
 
     Raises:
-        UserError: an unknown name in the configuration, a damaged checkpoint, a loss that is not finite, a full disk.
+        UserError: an unknown name in the configuration, a loss that is not finite, a full disk.
     """
-    config = with_net(config)
-    spec, rank, world = config.train, distributed.rank(), distributed.world_size()
-    device = distributed.device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    config, faults = with_net(config), faults or Faults()
+    spec, rank = config.train, distributed.rank()
+    device = _prepare_device(spec.deterministic)
     method, noise, rate = check(config)
-    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     half = resolve_precision(spec.precision, device) == "bf16"
 
     torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
     maker = NetMaker(config.net.name, config.data.channels, config.net.fields)
+    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     net = method.make_net(maker).to(device).to(memory_format=layout)  # type: ignore[call-overload]
     training = Training(net, make_optimizer(net.parameters(), spec), make_average(net, spec))
-    start, history = load_checkpoint(resume, training) if resume else (0, [])
+    with checkpoints.newest() as resume:
+        done = load_checkpoint(resume, training) if resume else Done()
     card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
 
-    objective = distributed.wrap(Objective(net, method))
+    step_on = Stepper(config, training, method, noise, half, faults)
     scenes = open_scenes(config, pictures, method, noise)
     quarantine = Quarantine(config.data.quarantine)
     crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
-    samples = read(config, scenes, pictures, crop, quarantine, start, pin=device.type == "cuda")
-    sums, counted, clock = _Sums(device), start, time.perf_counter()
+    batches = read(config, scenes, pictures, crop, quarantine, done.step, pin=device.type == "cuda")
+    books = Books(done, device)
+    agreement, clock = distributed.Agreement(device), Clock()
 
-    for step in range(start, spec.steps):
-        # Make the batch: the method sees the views it needs and no other.
-        ours = next(samples)
-        crops = {
-            name: as_floats(view.to(device, non_blocking=True)).contiguous(memory_format=layout)
-            for name, view in ours.views.items()
-        }
-        rng = batch_rng(config.seed, step, ours.positions.to(device))
-        weight = len(ours.positions) * world / spec.batch_size  # DDP averages over ranks, the loss over the batch
-        batch = method.make_batch(as_views(crops, method, noise, rng), rng.stream("method"))
+    def save(finished: int) -> None:
+        """Save a checkpoint, which every rank helps to sum up."""
+        now = books.done(finished)
+        if rank == 0:
+            held = snapshot(training, now, _with_left_out(card, quarantine))
+            checkpoints.save(held, finished, now.history)
 
-        # Step.
+    for step in profiled(range(done.step, spec.steps), profile if rank == 0 else None):
+        if agreement.reached(leave()):
+            if step > done.step:
+                save(step)
+            break
+        faults.strike(step)
+        ours = next(batches)
         lr = spec.lr * rate(step / spec.steps, spec)
-        for group in training.optimizer.param_groups:
-            group["lr"] = lr
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            terms = objective(batch, step / spec.steps)
-        (terms["loss"] * weight).backward()
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
-        if training.average is not None:
-            training.average.update_parameters(net)
-        sums.add(terms, weight / world)
+        books.add(step, ours, step_on(step, ours, lr))
 
-        # Measure, save and report.
-        done = step + 1
-        last = done == spec.steps
-        evaluating = last or done % spec.eval_every == 0
-        saving = last or done % spec.checkpoint_every == 0
-        if not (evaluating or saving or done % spec.log_every == 0):
+        finished = step + 1
+        last = finished == spec.steps
+        evaluating = last or finished % spec.eval_every == 0
+        saving = last or finished % spec.checkpoint_every == 0
+        if not (evaluating or saving or finished % spec.log_every == 0):
             continue
-        metrics = {"step": float(done), "lr": lr, **sums.means(done - counted), **_left_out(quarantine)}
-        _check_finite(metrics["loss"], done, spec.lr)
-        rate_now = (done - counted) * spec.batch_size / (time.perf_counter() - clock)
+        metrics = {"step": float(finished), "lr": lr, **books.means(spec, pictures.name), **_left_out(quarantine)}
         if evaluating and watched is not None and rank == 0:
             denoiser = Denoiser(training.model, method, card, passes=1)
-            metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{done:06d}.png"))
-        history.append(dict(metrics))  # without times: the same run always leaves the same files
-        metrics["images_per_second"] = rate_now
-        checkpoint = folder / "checkpoints" / checkpoint_name(done) if saving else None
-        if checkpoint and rank == 0:
-            save_checkpoint(checkpoint, training, done, history, _with_left_out(card, quarantine))
-        report(metrics, checkpoint)
-        sums, counted, clock = _Sums(device), done, time.perf_counter()
+            metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{finished:06d}.png"))
+        books.close(metrics)  # without times: the same run always leaves the same files
+        if saving:
+            save(finished)
+        report({**metrics, "images_per_second": clock.rate(finished - done.step, spec.batch_size)})
+    else:
+        step = spec.steps
+    checkpoints.wait()
+    return step
+
+
+def _prepare_device(deterministic: bool) -> torch.device:
+    device = distributed.device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not deterministic  # crops are all of one size
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: the same bits on several streams
+        torch.use_deterministic_algorithms(deterministic)
+    return device
 
 
 def read(
@@ -188,51 +185,6 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.device, strip: Path) -> Metrics:
-    """Score the centres of the watched pictures, and write noisy | restored | clean of the first to ``strip``.
-
-    Mean PSNR and SSIM of unrounded pictures in one pass, with the same noise at every step; nothing where there are no
-    clean pictures to compare with.
-    """
-    training = denoiser.net.training
-    denoiser.net.eval()
-    scores: list[tuple[float, float]] = []
-    for index in range(min(len(watched), WATCHED_PICTURES)):
-        rng = batch_rng(0, WATCH_STEP, torch.tensor([index], device=device))
-        seen = trial(watched, index, noise, denoiser.channels, rng, device)
-        noisy = _centre(seen.noisy)
-        restored = unpad(denoiser(pad(noisy, denoiser.multiple), seen.level, rng), *noisy.shape[-2:])
-        shown = [noisy, restored]
-        if seen.clean is not None:
-            clean = _centre(seen.clean)
-            scores.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
-            shown.append(clean)
-        if index == 0:
-            strip.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(strip, Picture(to_pixels(torch.cat(shown, dim=-1)[0])))
-    denoiser.net.train(training)
-    if not scores:
-        return {}
-    return {"val_psnr": sum(s[0] for s in scores) / len(scores), "val_ssim": sum(s[1] for s in scores) / len(scores)}
-
-
-class _Sums:
-    """Sums of loss terms since the last report, kept on the device: no step waits for the host."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, terms: Batch, weight: float) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float() * weight
-
-    def means(self, steps: int) -> Metrics:
-        names = sorted(self.sums)
-        totals = distributed.total(torch.stack([self.sums[name] for name in names])) / steps
-        return dict(zip(names, totals.tolist(), strict=True))
-
-
 def _left_out(quarantine: Quarantine) -> Metrics:
     """Return how many samples all ranks together have left out; above the limit every rank ends here, at one step.
 
@@ -266,14 +218,3 @@ def _check_crop(crop: int, net: nn.Module) -> None:
         raise UserError(
             f"train.crop={crop} does not suit this net, which needs multiples of {multiple}; use {nearest}."
         )
-
-
-def _check_finite(loss: float, step: int, lr: float) -> None:
-    if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}: training has diverged; lower train.lr (it is {lr:g}).")
-
-
-def _centre(picture: Tensor) -> Tensor:
-    height, width = picture.shape[-2:]
-    top, left = max(0, height - WATCHED_SIDE) // 2, max(0, width - WATCHED_SIDE) // 2
-    return picture[..., top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from denoise.errors import UsageError, UserError
-from pipelines import cli_data, cli_models
+from pipelines import cli_data, cli_models, cli_runs
 from pipelines.cli_common import AsJson, Settings, answer, configuration, open_model, tracking_uri
 from pipelines.stage_guard import dependencies_unchanged
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_runs.app, name="runs")
 
 DEVIATION_SHOWN = 4.0  # a standard deviation of 1/4 is white: those of sigma 25 are in the middle of the greys
 
@@ -139,6 +140,15 @@ def train(
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The model folder to write; runs/NAME/model by default.")] = None,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FAULT", help="Let something go wrong on purpose, e.g. kill:rank=1,step=37 (docs/training.md)."
+        ),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option(help="Write a profile of ten steps to runs/NAME/profile, with a page for the browser.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a method, or a published recipe. The same command resumes an interrupted run, and returns a finished one.
@@ -147,23 +157,30 @@ def train(
 
     Example: denoise train preset=laine2019-gauss25-ssdn-known
     """
-    config = configuration(overrides)
-    if local or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun would take --local for an option of its own
-        from pipelines.train_local import train_locally
+    from denoise.faults import parse_fault
+    from pipelines.train_common import Stopped
 
-        folder = train_locally(config, name, out)
-        if os.environ.get("RANK", "0") == "0":  # torchrun runs this command on every rank
-            answer({"model": str(folder)}, f"model: {folder}", as_json)
-        return
-    from pipelines.train import train_on_ray
-
+    config, faults = configuration(overrides), [parse_fault(text) for text in inject or ()]
     try:
-        done = train_on_ray(config, name, out)
+        if local or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun would take --local for an option of its own
+            from pipelines.train_local import train_locally
+
+            folder = train_locally(config, name, out, faults, profile)
+            if os.environ.get("RANK", "0") == "0":  # torchrun runs this command on every rank
+                answer({"model": str(folder)}, f"model: {folder}", as_json)
+            return
+        from pipelines.train import train_on_ray
+
+        done = train_on_ray(config, name, out, faults, profile)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
+    except Stopped as stopped:
+        print(stopped.sentence, file=sys.stderr)
+        raise
     document = {"name": done.name, "model": str(done.folder), "run_id": done.run_id, **done.metrics}
-    answer(document, f"model: {done.folder} (MLflow run {done.run_id})", as_json)
+    where = f"MLflow run {done.run_id}" if done.run_id else "not in MLflow yet: denoise runs sync"
+    answer(document, f"model: {done.folder} ({where})", as_json)
 
 
 @app.command()

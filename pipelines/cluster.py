@@ -1,8 +1,9 @@
 """Connecting to Ray: the cluster that is asked for, or one on this machine."""
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from denoise.config import Config
@@ -13,8 +14,11 @@ POLL_SECONDS = "0.5"
 
 
 @contextmanager
-def ray_cluster(config: Config) -> Iterator[None]:
+def ray_cluster(config: Config) -> Iterator[str]:
     """Connect to ``ray.address``, else to RAY_ADDRESS, else start Ray on this machine and stop it afterwards.
+
+    Yields:
+        The address of Ray's dashboard, HOST:PORT, empty where there is none.
 
     Raises:
         UserError: the cluster cannot be reached.
@@ -25,11 +29,11 @@ def ray_cluster(config: Config) -> Iterator[None]:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if ray.is_initialized():  # somebody else's connection: theirs to close
-        yield
+        yield ""
         return
     if address:
         try:
-            ray.init(address=address, **quiet)
+            connected = ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the Ray cluster at {address} cannot be reached ({reason}); check ray.address.") from None
@@ -38,8 +42,9 @@ def ray_cluster(config: Config) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, int(-(-wanted // 1)))
         # A cluster for one run: nobody preempts it, and nobody has the time to open its dashboard.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        connected = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; standard output is for answers
+            yield connected.dashboard_url or ""
     finally:
         ray.shutdown()

@@ -1,6 +1,5 @@
 """What goes into a training run and what comes out of it, wherever it runs."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pipelines.sources import data_place, open_set, open_sets, with_place
 if TYPE_CHECKING:
     import numpy as np
 
+    from denoise.checkpoint_store import Store
     from denoise.collection import Collection
     from denoise.shards import Shards
 
@@ -114,17 +114,28 @@ def provenance(inputs: TrainingInputs) -> dict[str, Any]:
     }
 
 
-def export_model(checkpoint: Path, folder: Path) -> Mapping[str, float]:
-    """Copy the model and its metrics out of a checkpoint folder and return the metrics of its last step."""
-    from denoise.checkpoint import CARD, HISTORY, WEIGHTS
+def export_model(config: Config, store: "Store", folder: Path) -> Mapping[str, float]:
+    """Copy the model out of the checkpoint that ``train.model`` chooses and return its metrics.
 
-    def write(work: Path) -> None:
-        for name in (CARD, WEIGHTS, HISTORY):
-            shutil.copyfile(checkpoint / name, work / name)
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    from denoise.checkpoint import CARD, HISTORY, WEIGHTS, read_history
+    from denoise.checkpoint_store import best_name
 
-    write_folder(folder, write)
-    last: Mapping[str, float] = json.loads((folder / HISTORY).read_text(encoding="utf-8").splitlines()[-1])
-    return last
+    names = store.names()
+    if not names:
+        raise UserError("training ended without a checkpoint; run the same command again.")
+    with store.open(names[-1]) as last:
+        history = read_history(last)
+    with store.open(best_name(names, history) if config.train.model == "best" else names[-1]) as chosen:
+
+        def write(work: Path) -> None:
+            for name in (CARD, WEIGHTS, HISTORY):
+                shutil.copyfile(chosen / name, work / name)
+
+        write_folder(folder, write)
+    return dict(read_history(folder)[-1])
 
 
 def _git(*arguments: str) -> str:

@@ -1,37 +1,27 @@
 """What rank 0 writes into its MLflow run while it trains: metrics, pictures, the load of the machine."""
 
-import io
 import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.tracking import check_answers, client, first_line, shown
+from pipelines.journal import Journal
+from pipelines.run_opening import Opening, open_run
+from pipelines.tracking import UnreachableError, check_answers, client, first_line, shown
 
 if TYPE_CHECKING:
     import numpy as np
-    from mlflow import MlflowClient
+
+    from pipelines.machine_load import MachineLoad
+    from pipelines.run_writer import RunWriter
 
 FLUSH_SECONDS = 5.0  # between two writes
 SYSTEM_SECONDS = 10.0  # between two samples of the machine's load
-BATCH = 1000  # metrics in one request: MLflow's limit
-
-
-class _Point(NamedTuple):
-    key: str
-    value: float
-    timestamp: int  # milliseconds
-    step: int
-
-
-class _Picture(NamedTuple):
-    key: str
-    picture: "bytes | np.ndarray[Any, Any]"  # bytes: of a picture file
-    timestamp: int
-    step: int
+LATE_SECONDS = 5.0  # that the end of a run waits for an MLflow that has kept it waiting before
+SYSTEM_KEY = "system/cpu_utilization_percentage"  # in every sample
 
 
 class _Request(NamedTuple):
@@ -42,67 +32,99 @@ class _Request(NamedTuple):
 class RunLog:
     """Writes to one MLflow run from a thread of its own, so that a slow or dead MLflow never holds up training.
 
-    What cannot be written is kept and tried again every few seconds; one warning says so. What the run already has
-    (the same key at the same step) is not written again, so a resumed run that repeats steps holds nothing twice.
-    A kill loses what was not flushed: call ``flush`` before a checkpoint is reported. Make it in the process that
-    logs; it cannot be sent to another one.
+    Everything goes to the journal first, at once, and from there to MLflow, every few seconds. The thread opens the
+    run itself as soon as MLflow answers, and writes what earlier attempts left in the journal. While MLflow does not
+    answer, one warning says so, nothing waits, and nothing but the journal grows. Make it in the process that logs;
+    it cannot be sent to another one.
     """
 
-    def __init__(self, uri: str, run_id: str, system_metrics: bool = True) -> None:
-        self._uri, self._run_id, self._wants_system = uri, run_id, system_metrics
-        self._api: MlflowClient | None = None
-        self._points: list[_Point] = []
-        self._pictures: list[_Picture] = []
-        self._written: dict[str, set[int]] = {}  # steps that the run has, by metric
-        self._written_pictures: set[tuple[str, int]] = set()
-        self._monitor: Any = None  # MLflow's SystemMetricsMonitor, untyped
+    def __init__(
+        self,
+        opening: Opening,
+        journal: Path,
+        system_metrics: bool = True,
+        down: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            opening: what opens the run, with its driver, who may be another process on another machine.
+            journal: folder, of this run alone, on the local disk.
+            system_metrics: whether to log the load of the machine.
+            down: while it returns True, MLflow is taken not to answer; a test can make a fault that way.
+
+        Raises:
+            UserError: the journal cannot be written.
+        """
+        self._journal = Journal(journal)
+        self._opening, self._down, self._wants_system = self._journal.note(opening), down, system_metrics
+        self._writer: RunWriter | None = None
+        self._load: MachineLoad | None = None
         self._sampled, self._sample_step = 0.0, 0
-        self._failing = False
+        self._failing = self._late = False
+        self._lost = 0  # entries that the journal could not take
         self._requests: queue.Queue[_Request] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the metrics of a step for the next write; NaN and infinities are allowed."""
-        now = int(time.time() * 1000)
-        self._points += [_Point(key, float(value), now, step) for key, value in metrics.items()]
+        self._keep(lambda: self._journal.add_metrics(step, metrics))
 
     def log_picture(self, key: str, picture: "Path | np.ndarray[Any, Any]", step: int) -> None:
         """Keep a picture for the next write: a file, or an array (H, W, C) of uint8 or of floats in [0, 1]."""
-        kept = picture.read_bytes() if isinstance(picture, Path) else picture.copy()  # it may be gone by then
-        self._pictures.append(_Picture(key, kept, int(time.time() * 1000), step))
+        self._keep(lambda: self._journal.add_picture(key, picture, step))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Write now and return whether everything has been written, after at most ``timeout`` seconds.
 
         While MLflow is known not to answer, this does not wait.
         """
-        return self._write_all(0.0 if self._failing else timeout, last=False)
+        return self._write_all(0.0 if self._failing or self._late else timeout, last=False) and not self._lost
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Write what is left and stop; say on standard error what could not be written, and return False then."""
-        if self._write_all(timeout, last=True):
-            return True
+        """Write what is left and stop; say on standard error what brings what could not be written, and return False.
+
+        An MLflow that has kept a write waiting gets a few seconds only.
+        """
+        if self._write_all(min(timeout, LATE_SECONDS) if self._late else timeout, last=True):
+            return not self._lost  # which has been said
         print(
-            f"error: {len(self._points)} metrics and {len(self._pictures)} pictures of run {self._run_id} could not "
-            f"be written to MLflow at {shown(self._uri)}; the trained model is not affected.",
+            f"warning: MLflow at {shown(self._opening.uri)} does not hold everything of run {self._opening.name}; "
+            f"it is kept in {self._journal.folder}, and `denoise runs sync {self._opening.name}` brings it.",
             file=sys.stderr,
         )
         return False
 
+    def _keep(self, add: Callable[[], None]) -> None:
+        try:
+            add()
+        except OSError as error:  # training goes on; a checkpoint on the same disk will say what to do
+            if not self._lost:
+                print(
+                    f"warning: {self._journal.folder} cannot be written ({error.strerror or error}); training goes on, "
+                    "but MLflow will lack what it logs meanwhile.",
+                    file=sys.stderr,
+                )
+            self._lost += 1
+
     def _write_all(self, timeout: float, last: bool) -> bool:
         request = _Request(threading.Event(), last)
         self._requests.put(request)
-        return request.done.wait(timeout) and not self._points and not self._pictures
+        self._late = not request.done.wait(timeout)
+        return not (self._late or self._failing)
 
     def _work(self) -> None:
         last = False
         while not last:
             requests = self._next_requests()
             self._turn()
+            self._late = False
             for request in requests:
                 request.done.set()
             last = any(request.last for request in requests)
+            if self._wants_system and not last:
+                self._sample()
 
     def _next_requests(self) -> list[_Request]:
         """Return all requests there are, waiting for the first one until it is time to write anyway."""
@@ -115,83 +137,59 @@ class RunLog:
         return requests
 
     def _turn(self) -> None:
+        uri = shown(self._opening.uri)
         try:
-            self._sample()
-            api = self._connect()
-            self._write_points(api)
-            self._write_pictures(api)
+            self._write()
         except Exception as error:  # a tracker must never stop training, whatever it raises
+            self._writer = None  # the server that comes back may not be the one that went: look again what it has
             if not self._failing:
                 print(
-                    f"warning: MLflow at {shown(self._uri)} cannot be written to ({first_line(error)}); training goes "
-                    "on, and what it logs is kept and tried again.",
+                    f"warning: MLflow at {uri} cannot be written to ({first_line(error)}); training goes on, and what "
+                    f"it logs is kept in {self._journal.folder} and tried again.",
                     file=sys.stderr,
                 )
             self._failing = True
         else:
             if self._failing:
-                print(f"MLflow at {shown(self._uri)} answers again.", file=sys.stderr)
+                print(f"MLflow at {uri} answers again.", file=sys.stderr)
             self._failing = False
 
-    def _connect(self) -> "MlflowClient":
-        if self._api is not None:
-            check_answers(self._uri)  # MLflow itself would try for minutes
-            return self._api
-        api = client(self._uri)
-        self._written_pictures = _pictures_of(api, self._run_id)
-        if self._wants_system:
-            self._start_sampling(api)
-        self._api = api
-        return api
+    def _write(self) -> None:
+        if self._down():
+            raise UnreachableError("it is kept from answering, as a test")
+        if self._writer is None:
+            self._writer = self._connect()
+        else:
+            check_answers(self._opening.uri)  # MLflow itself would try for minutes
+        self._writer.write()
 
-    def _write_points(self, api: "MlflowClient") -> None:
-        from mlflow.entities import Metric
+    def _connect(self) -> "RunWriter":
+        from pipelines.run_writer import RunWriter
 
-        while self._points:
-            batch = self._points[:BATCH]
-            for key in {point.key for point in batch} - self._written.keys():
-                self._written[key] = {entry.step for entry in api.get_metric_history(self._run_id, key)}
-            new = {(point.key, point.step): point for point in reversed(batch)}  # the first value of a step counts
-            fresh = [point for (key, step), point in new.items() if step not in self._written[key]]
-            # A repeated request does no harm: MLflow takes an equal metric (timestamp included) once.
-            api.log_batch(self._run_id, metrics=[Metric(*point) for point in fresh])
-            for point in fresh:
-                self._written[point.key].add(point.step)
-            del self._points[: len(batch)]
-
-    def _write_pictures(self, api: "MlflowClient") -> None:
-        from PIL import Image
-
-        while self._pictures:
-            key, picture, timestamp, step = self._pictures[0]
-            if (key, step) not in self._written_pictures:
-                image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
-                api.log_image(self._run_id, image, key=key, step=step, timestamp=timestamp)
-                self._written_pictures.add((key, step))
-            del self._pictures[0]
-
-    def _start_sampling(self, api: "MlflowClient") -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        # Its own thread gives up at the first failed request and is never started: only its probes are used here.
-        self._monitor = SystemMetricsMonitor(self._run_id, tracking_uri=self._uri)  # type: ignore[no-untyped-call]
-        history = api.get_metric_history(self._run_id, "system/cpu_utilization_percentage")
-        self._sample_step = 1 + max((entry.step for entry in history), default=-1)
+        with self._journal.opening_run():
+            run_id = open_run(self._opening, driving=False)
+        writer = RunWriter(client(self._opening.uri), run_id, self._journal)
+        if self._wants_system:  # another machine may have sampled an earlier attempt
+            self._sample_step = max(self._sample_step, 1 + writer.last_step(SYSTEM_KEY))
+        return writer
 
     def _sample(self) -> None:
-        if self._monitor is None or time.monotonic() - self._sampled < SYSTEM_SECONDS:
+        if time.monotonic() - self._sampled < SYSTEM_SECONDS:
             return
         self._sampled = time.monotonic()
-        self._monitor.collect_metrics()
-        load = self._monitor.aggregate_metrics()
-        for probe in self._monitor.monitors:
-            probe.clear_metrics()
-        self.log_metrics(self._sample_step, {f"system/{key}": value for key, value in load.items()})
-        self._sample_step += 1
+        try:
+            load = self._probed()  # also says how far earlier attempts have counted
+            self.log_metrics(self._sample_step, load)
+            self._sample_step += 1
+        except Exception as error:  # whatever a probe raises
+            print(f"warning: the load of the machine is not logged ({first_line(error)}).", file=sys.stderr)
+            self._wants_system = False
 
+    def _probed(self) -> dict[str, float]:
+        if self._load is None:
+            from pipelines.machine_load import MachineLoad
 
-def _pictures_of(api: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
-    """Return (key, step) of every picture of a run, from the names that MLflow gives to its files."""
-    names = [Path(file.path).name for file in api.list_artifacts(run_id, "images")]
-    parts = [name.split("+") for name in names if name.endswith("+compressed.webp")]  # the last file of a picture
-    return {(part[0].replace("~", "/"), int(part[2])) for part in parts}
+            self._load = MachineLoad()
+            steps = (point.step for point in self._journal.all_points() if point.key == SYSTEM_KEY)
+            self._sample_step = max(self._sample_step, 1 + max(steps, default=-1))
+        return self._load.sample()

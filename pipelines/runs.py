@@ -10,8 +10,18 @@ from denoise.config import Config, digest, to_dict
 from denoise.files import file_digest
 
 DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_picture", "small")
+# How a batch is computed, and what is done about trouble: the same run may go on with another answer.
+NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
 # Modules of the core that no training step depends on.
-NOT_TRAINING = ("evaluate.py", "restore.py", "shard_writer.py", "leakage.py", "fingerprints.py")
+NOT_TRAINING = (
+    "evaluate.py",
+    "faults.py",
+    "fingerprints.py",
+    "leakage.py",
+    "profile.py",
+    "restore.py",
+    "shard_writer.py",
+)
 
 
 def code_digest(config: Config) -> str:
@@ -66,5 +76,6 @@ def run_name(config: Config, data_digest: str) -> str:
 
 
 def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: tree[key] for key in ("seed", "noise", "method", "net", "train")}
+    kept = {key: tree[key] for key in ("seed", "noise", "method", "net")}
+    kept["train"] = {key: value for key, value in tree["train"].items() if key not in NOT_DECISIVE}
     return {**kept, **{key: tree["data"][key] for key in DECISIVE_DATA}}

@@ -1,4 +1,4 @@
-"""Shards elsewhere: an S3 bucket, a web site, or another folder, behind one small interface.
+"""Files elsewhere: an S3 bucket, a web site, or another folder, behind one small interface.
 
 The only file that imports boto3. Credentials, region and endpoint come from where boto3 looks for them: the environment
 (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), ~/.aws, or the machine's role.
@@ -8,7 +8,7 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
@@ -21,6 +21,7 @@ T = TypeVar("T")
 PATIENCE = 600.0  # seconds that an unreachable server is waited for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between attempts, doubled each time
 CHUNK = 1 << 20
+PAGE = 1000  # objects in one answer to "what is there?", the most that S3 gives
 TIMEOUT = 20.0  # seconds to connect, and between two packets
 GONE = {"404", "NoSuchKey", "NotFound"}
 REFUSED = {
@@ -59,22 +60,38 @@ class Writable(Remote, Protocol):
         ...
 
 
-def remote(url: str) -> "S3 | Site | Elsewhere":
+def remote(url: str, key: str = "data.url") -> "S3 | Site | Elsewhere":
     """Return the place that an address names: ``s3://BUCKET/PREFIX``, ``http(s)://...``, or a folder.
+
+    Args:
+        url: the address.
+        key: the parameter that holds it, for messages.
 
     Raises:
         UserError: another kind of address.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        if not parts.netloc:
-            raise UserError(f"data.url={url} names no bucket; write s3://BUCKET/PREFIX.")
-        return S3(url.rstrip("/"), parts.netloc, parts.path.strip("/"))
+        return bucket_at(url, key)
     if parts.scheme in ("http", "https"):
-        return Site(url.rstrip("/"))
+        return Site(url.rstrip("/"), key)
     if parts.scheme in ("", "file"):
         return Elsewhere(url, Path(parts.path))
-    raise UserError(f"data.url={url} is not understood; write s3://BUCKET/PREFIX, http(s)://..., or a folder.")
+    raise UserError(f"{key}={url} is not understood; write s3://BUCKET/PREFIX, http(s)://..., or a folder.")
+
+
+def bucket_at(url: str, key: str = "data.url") -> "S3":
+    """Return the place on S3 that ``s3://BUCKET/PREFIX`` names; ``key`` is the parameter that holds it.
+
+    Raises:
+        UserError: no bucket is named.
+    """
+    address = url.rstrip("/")
+    scheme, _, path = address.partition("://")
+    name, _, prefix = path.partition("/")
+    if scheme.lower() != "s3" or not name:
+        raise UserError(f"{key}={url} names no bucket; write s3://BUCKET/PREFIX.")
+    return S3(address, name, prefix.strip("/"), key)
 
 
 def writable(url: str) -> Writable:
@@ -124,8 +141,8 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
 class S3:
     """A prefix of a bucket on S3 or a server that speaks its protocol."""
 
-    def __init__(self, address: str, bucket: str, prefix: str) -> None:
-        self.address, self.bucket, self.prefix = address, bucket, prefix
+    def __init__(self, address: str, bucket: str, prefix: str, key: str = "data.url") -> None:
+        self.address, self.bucket, self.prefix, self.key = address, bucket, prefix, key
         self._local = threading.local()
 
     def receive(self, path: str, file: IO[bytes], start: int) -> None:
@@ -141,6 +158,22 @@ class S3:
         """Store an object; S3 shows it whole or not at all, also one that is sent in parts."""
         with self._translated(path):
             self._client().upload_file(str(source), self.bucket, self._key(path))
+
+    def list(self, prefix: str) -> list[str]:
+        """Return the paths that begin with a prefix, sorted; BrokenError where that may work later."""
+        start, found = len(self._key("")), list[str]()
+        with self._translated(f"{prefix}*"):
+            pages = self._client().get_paginator("list_objects_v2")
+            wanted = {"Bucket": self.bucket, "Prefix": self._key(prefix), "PaginationConfig": {"PageSize": PAGE}}
+            for page in pages.paginate(**wanted):
+                found += [entry["Key"][start:] for entry in page.get("Contents", ())]
+        return sorted(found)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects in this order, whether or not they are there; BrokenError where that may work later."""
+        for path in paths:  # one at a time: S3 promises no order within a request for many
+            with self._translated(path):
+                self._client().delete_object(Bucket=self.bucket, Key=self._key(path))
 
     def _key(self, path: str) -> str:
         return f"{self.prefix}/{path}" if self.prefix else path
@@ -168,28 +201,28 @@ class S3:
     def _translated(self, path: str) -> Iterator[None]:
         """Turn boto3's exceptions into ours."""
         from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore import exceptions as boto
         from urllib3.exceptions import HTTPError
 
         try:
             yield
-        except (NoCredentialsError, PartialCredentialsError) as error:
+        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
             raise UserError(
                 f"{self.address} needs credentials ({_sentence(error)}); set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials."
             ) from None
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
+        except boto.ParamValidationError as error:
+            raise UserError(f"{self.address} is no address on S3 ({_sentence(error)}); check {self.key}.") from None
+        except (boto.ClientError, S3UploadFailedError) as error:
+            code = _code(error)
             if code in GONE:
                 raise NotThereError(f"{self.address}/{path} does not exist.") from None
             if code in REFUSED:
                 raise UserError(
-                    f"{self.address}/{path}: {REFUSED[code]}; check data.url and the credentials."
+                    f"{self.address}/{path}: {REFUSED[code]}; check {self.key} and the credentials."
                 ) from None
             raise BrokenError(f"the server answered {code}") from None
-        except S3UploadFailedError as error:
-            raise BrokenError(_sentence(error)) from None
-        except (BotoCoreError, HTTPError, OSError) as error:
+        except (boto.BotoCoreError, HTTPError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
                 raise  # the disk, not the network
             raise BrokenError(_sentence(error)) from None
@@ -198,10 +231,10 @@ class S3:
 class Site:
     """Files under an address of a web server; read only."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str = "data.url") -> None:
         import requests
 
-        self.address, self.session = address, requests.Session()
+        self.address, self.key, self.session = address, key, requests.Session()
 
     def receive(self, path: str, file: IO[bytes], start: int) -> None:
         """Append a file from byte ``start`` on."""
@@ -214,7 +247,7 @@ class Site:
                 if answer.status_code in (404, 410):
                     raise NotThereError(f"{self.address}/{path} does not exist.")
                 if answer.status_code in (401, 403):
-                    raise UserError(f"{self.address}/{path}: access is denied; check data.url.")
+                    raise UserError(f"{self.address}/{path}: access is denied; check {self.key}.")
                 if answer.status_code not in (200, 206):
                     raise BrokenError(f"the server answered {answer.status_code} {answer.reason}")
                 if start and answer.status_code == 200:  # a server without ranges sends all of it again
@@ -248,6 +281,12 @@ class Elsewhere:
         part = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, part)
         part.replace(target)
+
+
+def _code(error: Exception) -> str:
+    """Return what the server answered; ``upload_file`` hides that behind an exception of its own."""
+    answer = getattr(error if hasattr(error, "response") else error.__context__, "response", {})
+    return str(answer.get("Error", {}).get("Code", "")) or _sentence(error)
 
 
 def _sentence(error: Exception) -> str:

@@ -1,19 +1,17 @@
 """MLflow runs: plain functions that take the tracking uri and the run id, and keep no state of their own.
 
-One training run is one MLflow run, however often its processes die: the driver opens it by name (``open_run``), rank 0
-writes to it (``RunLog``), and the driver closes it (``finish_run``).
+One training run is one MLflow run, however often its processes die: the driver opens it by name (run_opening.py),
+rank 0 writes to it (run_log.py), and the driver closes it (run_sync.py).
 """
 
 import fcntl
 import getpass
-import json
 import os
 import re
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from denoise.errors import UserError
 
@@ -22,9 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RUN_TAG = "denoise.run"  # the logical name of a run: what open_run finds it by
-CREATE_TAG = "denoise.create"  # one value for each attempt to create a run
-DIGEST_LENGTH = 36  # MLflow's limit for the digest of a data set
-PARAM_LENGTH = 6000  # and for the value of a parameter
+Status = Literal["FINISHED", "FAILED", "KILLED"]  # how a run can end
 
 # MLflow reads its settings from the environment only, and some when it is imported. What the user has set wins.
 ENVIRONMENT = {
@@ -34,15 +30,12 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 14 s; its own default of 7 blocks for 4 minutes
 }
+# What MLflow calls errors that a second try may not meet; a request that got no answer is an INTERNAL_ERROR.
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
-class DataUse(NamedTuple):
-    """A set of pictures that a run has seen."""
-
-    name: str
-    context: str  # "train", "val" or "test"
-    digest: str  # of the data, hex
-    source: str  # where it was read from
+class UnreachableError(UserError):
+    """MLflow does not answer now, but may later: training goes on, and what it logs is brought afterwards."""
 
 
 def resolve_uri(uri: str, root: Path) -> str:
@@ -93,11 +86,11 @@ def client(uri: str) -> "MlflowClient":
     but one of them.
 
     Raises:
-        UserError: MLflow does not answer there, or the database cannot be opened.
+        UnreachableError: MLflow does not answer there.
+        UserError: the database cannot be opened.
     """
     check_answers(uri)
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    set_environment()
     import mlflow
 
     try:
@@ -105,7 +98,14 @@ def client(uri: str) -> "MlflowClient":
             _create_database(uri)
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:  # whatever the database driver raises
-        raise UserError(f"MLflow cannot open {shown(uri)}: {first_line(error)}.") from error
+        kind = UserError if database(uri) else UnreachableError  # a file does not get better, a database server may
+        raise kind(f"MLflow cannot open {shown(uri)}: {first_line(error)}.") from error
+
+
+def set_environment() -> None:
+    """Set what MLflow reads from the environment; call it before mlflow is imported."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
 
 
 def _create_database(uri: str) -> None:
@@ -129,7 +129,12 @@ def _create_database(uri: str) -> None:
 
 
 def check_answers(uri: str) -> None:
-    """Raise a UserError, within 3 s, if an MLflow server does not answer; other uris always pass."""
+    """Raise UnreachableError, within 3 s, if an MLflow server does not answer; other uris always pass.
+
+    Raises:
+        UnreachableError: nobody listens, or what listens is silent or has no MLflow behind it now.
+        UserError: something answers that is no MLflow, or that does not let us in.
+    """
     if not uri.startswith("http"):
         return
     import requests
@@ -137,7 +142,8 @@ def check_answers(uri: str) -> None:
     try:
         requests.get(f"{uri}/health", timeout=3).raise_for_status()
     except requests.RequestException as error:
-        raise UserError(
+        refused = error.response is not None and error.response.status_code < 500
+        raise (UserError if refused else UnreachableError)(
             f"MLflow at {shown(uri)} does not answer ({type(error).__name__}): start it, or set "
             "tracking.uri=sqlite:///mlflow.db."
         ) from None
@@ -145,13 +151,15 @@ def check_answers(uri: str) -> None:
 
 @contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into one sentence."""
+    """Turn what MLflow raises into one sentence: UnreachableError where the reason may be gone later."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
-        raise UserError(f"MLflow at {shown(uri)} failed: {first_line(error)}.") from error
+    except (MlflowException, RequestException) as error:  # the latter from uploads of files
+        kind = UnreachableError if getattr(error, "error_code", PASSING[0]) in PASSING else UserError
+        raise kind(f"MLflow at {shown(uri)} failed: {first_line(error)}.") from error
 
 
 def shown(uri: str) -> str:
@@ -173,45 +181,19 @@ def first_line(error: BaseException) -> str:
     return (text.splitlines()[0] if text else type(error).__name__).rstrip(".")
 
 
-def open_run(
-    uri: str,
-    experiment: str,
-    name: str,
-    *,
-    tags: Mapping[str, object] | None = None,
-    params: Mapping[str, object] | None = None,
-    datasets: Sequence[DataUse | tuple[str, str, str, str]] = (),
-) -> str:
-    """Return the id of the MLflow run called ``name`` in ``experiment``: the one that exists, or a new one.
-
-    The run is looked up by its tag ``denoise.run``, so that a relaunch goes on in the run of the first launch, which
-    is set to RUNNING again. Its tags, parameters and data sets stay what they were first; a parameter that differs
-    now is noted in the tag ``denoise.changed_params``.
-
-    Args:
-        uri: absolute tracking uri (``resolve_uri``).
-        experiment: MLflow experiment, created if need be.
-        name: name of the run.
-        tags: git commit, method, noise, ...
-        params: flat, with dotted keys; values longer than MLflow's 6000 characters are cut.
-        datasets: logged as inputs; MLflow shows the first 36 characters of the digest, a run tag
-            ``denoise.data.CONTEXT.NAME`` holds all of it.
-    """
-    api = client(uri)
-    with plain_errors(uri), locked(uri):
-        experiment_id = _experiment_id(api, uri, experiment)
-        run = _find_run(api, experiment_id, name) or _create_run(api, experiment_id, name)
-        run_id: str = run.info.run_id
-        _add_texts(api, run, tags or {}, params or {}, [DataUse(*use) for use in datasets])
-        api.update_run(run_id, status="RUNNING")
-    return run_id
-
-
-def finish_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Give the run its final status."""
+def finish_run(uri: str, run_id: str, status: Status, end_time: int | None = None) -> None:
+    """Give the run its final status, as of ``end_time`` (milliseconds since the epoch) or of now."""
     api = client(uri)
     with plain_errors(uri):
-        api.set_terminated(run_id, status=status)
+        api.set_terminated(run_id, status=status, end_time=end_time)
+
+
+def find_run(api: "MlflowClient", experiment_id: str, name: str) -> "Run | None":
+    """Return the run of that logical name, the oldest one, or None."""
+    quote = '"' if "'" in name else "'"
+    query = f"tags.`{RUN_TAG}` = {quote}{name}{quote}"
+    found = api.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1)
+    return found[0] if found else None
 
 
 def run_of_model(uri: str, experiment: str, name: str) -> str:
@@ -220,99 +202,16 @@ def run_of_model(uri: str, experiment: str, name: str) -> str:
     Raises:
         UserError: this MLflow has no such run.
     """
-    api = client(uri)
-    with plain_errors(uri):
-        found = api.get_experiment_by_name(experiment)
-        run = _find_run(api, found.experiment_id, name) if found else None
+    run = known_run(uri, experiment, name)
     if run is None:
         raise UserError(f"MLflow at {shown(uri)} has no run {name}; train the model with this tracking.uri first.")
     run_id: str = run.info.run_id
     return run_id
 
 
-def _experiment_id(api: "MlflowClient", uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = api.get_experiment_by_name(name)
-    if found is None:
-        root = artifact_root(uri)
-        location = root.as_uri() if root else None  # a server decides by itself where pictures and models go
-        try:
-            return str(api.create_experiment(name, location))
-        except MlflowException:
-            found = api.get_experiment_by_name(name)  # somebody else was faster
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise UserError(
-            f"the MLflow experiment {name} has been deleted: set tracking.experiment to another name, or bring it "
-            f"back with `mlflow experiments restore --experiment-id {found.experiment_id}`."
-        )
-    if artifact_root(uri) and found.artifact_location.startswith("mlflow-artifacts:"):
-        raise UserError(
-            f"the MLflow experiment {name} was created through a server, which keeps its files: set tracking.uri to "
-            "the server's address, or tracking.experiment to another name."
-        )
-    return str(found.experiment_id)
-
-
-def _find_run(api: "MlflowClient", experiment_id: str, name: str) -> "Run | None":
-    quote = '"' if "'" in name else "'"
-    query = f"tags.`{RUN_TAG}` = {quote}{name}{quote}"
-    found = api.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1)
-    return found[0] if found else None
-
-
-def _create_run(api: "MlflowClient", experiment_id: str, name: str) -> "Run":
-    """Create a run, once: a request that the client repeated can have made a second one, which is deleted again."""
-    attempt = uuid.uuid4().hex
-    tags = {RUN_TAG: name, CREATE_TAG: attempt, "mlflow.user": user()}
-    run = api.create_run(experiment_id, run_name=name, tags=tags)
-    for ghost in api.search_runs([experiment_id], f"tags.`{CREATE_TAG}` = '{attempt}'"):
-        if ghost.info.run_id != run.info.run_id:
-            api.delete_run(ghost.info.run_id)
-    return run
-
-
-def _add_texts(
-    api: "MlflowClient",
-    run: "Run",
-    tags: Mapping[str, object],
-    params: Mapping[str, object],
-    datasets: Iterable[DataUse],
-) -> None:
-    """Log the tags, parameters and data sets that the run does not have yet."""
-    from mlflow.entities import Param, RunTag
-
-    texts = {key: _param_text(value) for key, value in params.items()}
-    known = run.data.params
-    wanted = {key: str(value) for key, value in tags.items()}
-    wanted |= {f"denoise.data.{use.context}.{use.name}": use.digest for use in datasets}
-    new = [RunTag(key, value) for key, value in wanted.items() if key not in run.data.tags]
-    changed = {key: [known[key], text] for key, text in texts.items() if key in known and known[key] != text}
-    if changed:
-        new.append(RunTag("denoise.changed_params", json.dumps(changed)))
-    missing = [Param(key, text) for key, text in texts.items() if key not in known]
-    api.log_batch(run.info.run_id, params=missing, tags=new)
-    _add_datasets(api, run, datasets)
-
-
-def _add_datasets(api: "MlflowClient", run: "Run", datasets: Iterable[DataUse]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    known = {(entry.dataset.name, entry.dataset.digest) for entry in (run.inputs.dataset_inputs if run.inputs else [])}
-    inputs = [
-        DatasetInput(
-            Dataset(use.name, use.digest[:DIGEST_LENGTH], "local", json.dumps({"uri": use.source})),
-            [InputTag("mlflow.data.context", use.context)],
-        )
-        for use in datasets
-        if (use.name, use.digest[:DIGEST_LENGTH]) not in known
-    ]
-    if inputs:
-        api.log_inputs(run.info.run_id, datasets=inputs)
-
-
-def _param_text(value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 3] + "..."
+def known_run(uri: str, experiment: str, name: str) -> "Run | None":
+    """Return the run called ``name`` if this MLflow has it; nothing is created."""
+    api = client(uri)
+    with plain_errors(uri):
+        found = api.get_experiment_by_name(experiment)
+        return find_run(api, found.experiment_id, name) if found else None

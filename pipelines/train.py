@@ -1,26 +1,31 @@
 """The train stage on Ray Train: DDP workers anywhere, one MLflow run, resumed by the same command."""
 
-import os
-import shutil
+import shlex
 import signal
-import tempfile
+import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.config import Config, flatten, from_dict, to_dict
+from denoise.config import Config, flatten, to_dict
 from denoise.errors import UserError
+from denoise.faults import DRIVER, Fault, Faults
 from pipelines import tracking
+from pipelines.checkpoint_s3 import open_store
 from pipelines.cluster import ray_cluster
-from pipelines.inputs import TrainingInputs, export_model, open_collections, provenance, training_inputs
-from pipelines.logged_model import log_model
-from pipelines.progress import progress
+from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
+from pipelines.journal import Journal
+from pipelines.progress import progress, say
+from pipelines.run_opening import DataUse, Opening
+from pipelines.run_sync import driven, journal_folder
+from pipelines.train_common import PROFILE, Stopped, note_of, terminated
+from pipelines.train_worker import Mailbox, train_worker
 
 if TYPE_CHECKING:
-    from ray.train import Checkpoint
+    from denoise.checkpoint_store import Store
 
 PROGRESS_SECONDS = 0.5
 
@@ -31,11 +36,17 @@ class Trained:
 
     name: str
     folder: Path  # the model
-    run_id: str  # in MLflow
+    run_id: str | None  # in MLflow, None while that does not answer
     metrics: Mapping[str, float]  # of the last step
 
 
-def train_on_ray(config: Config, name: str | None = None, out: Path | None = None) -> Trained:
+def train_on_ray(
+    config: Config,
+    name: str | None = None,
+    out: Path | None = None,
+    inject: "Sequence[Fault]" = (),
+    profile: bool = False,
+) -> Trained:
     """Train on Ray as ``config`` says and export the model.
 
     The run is known by its name, by default a hash of all that decides the result: the same command resumes an
@@ -45,18 +56,20 @@ def train_on_ray(config: Config, name: str | None = None, out: Path | None = Non
         config: what to train, and where.
         name: of the run, to start afresh under, or to resume.
         out: the model folder; by default runs/NAME/model.
+        inject: what goes wrong on purpose.
+        profile: write a profile of some steps to runs/NAME/profile of the machine of rank 0.
 
     Raises:
         UserError: bad input, or training failed for good.
+        Stopped: SIGTERM came; a checkpoint has been saved.
     """
     from denoise.methods import with_net
 
     config = with_net(config)
     inputs = training_inputs(config, name)
     folder = out or Path("runs") / inputs.name / "model"
-    uri = tracking.resolve_uri(config.tracking.uri, Path.cwd())
-    run_id = tracking.open_run(
-        uri,
+    opening = Opening(
+        tracking.resolve_uri(config.tracking.uri, Path.cwd()),
         config.tracking.experiment,
         inputs.name,
         tags={
@@ -67,203 +80,122 @@ def train_on_ray(config: Config, name: str | None = None, out: Path | None = Non
             **inputs.versions,
         },
         params=flatten(to_dict(config)),
-        datasets=[(part.name, part.split, part.digest, part.place) for part in inputs.parts],
+        datasets=tuple(DataUse(part.name, part.split, part.digest, part.place) for part in inputs.parts),
     )
-    with _final_status(uri, run_id):
-        last = _finished(config, inputs.name)
-        if last is not None:
-            metrics = export_model(last, folder)
-        else:
-            with ray_cluster(config), _fit(config, inputs, uri, run_id).as_directory() as checkpoint:
-                metrics = export_model(Path(checkpoint), folder)
-        log_model(uri, run_id, folder, inputs.example(config), _final_figures(metrics))
-    return Trained(inputs.name, folder, run_id, metrics)
+    journal = journal_folder(config.ray.storage, inputs.name)
+    with driven(opening, journal) as run:
+        store = open_store(config.ray.storage, inputs.name)
+        if not _finished(config, store):
+            with ray_cluster(config) as dashboard:
+                _announce(run.opening, config.ray.storage, dashboard)
+                _fit(config, inputs, run.opening, journal, inject, profile)
+        metrics = export_model(config, store, folder)
+        Journal(journal).set_model(folder, _final_figures(metrics), inputs.example(config))
+    return Trained(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
 
 
-@contextmanager
-def _final_status(uri: str, run_id: str) -> Iterator[None]:
-    """Give the MLflow run the status that the block ended with."""
-    try:
-        yield
-    except BaseException as error:
-        with suppress(UserError):  # an MLflow that is down must not hide why training ended
-            tracking.finish_run(uri, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracking.finish_run(uri, run_id, "FINISHED")
+def _announce(opening: Opening, storage: str, dashboard: str) -> None:
+    """Say where the run can be seen, and what resumes it."""
+    seen = f", Ray at http://{dashboard}" if dashboard else ""
+    say(f"{opening.name}: MLflow at {tracking.shown(opening.uri)}{seen}, checkpoints in {storage}")
+    say(f"{opening.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
 
 
-def _finished(config: Config, name: str) -> Path | None:
-    """Return the last checkpoint of a run that finished in a local storage: no cluster is needed to give it back."""
+def _finished(config: Config, store: "Store") -> bool:
+    """Say whether the last checkpoint of the run is there: no cluster is needed to give its model back."""
     from denoise.checkpoint import checkpoint_name, damage
 
-    folder = Path(config.ray.storage) / name / checkpoint_name(config.train.steps)
-    return folder if folder.is_dir() and not damage(folder) else None
+    last = checkpoint_name(config.train.steps)
+    if last not in store.names():
+        return False
+    with store.open(last) as folder:
+        return not damage(folder)
 
 
-def _fit(config: Config, inputs: TrainingInputs, uri: str, run_id: str) -> "Checkpoint":
-    """Train on the connected cluster and return the last checkpoint."""
+def _fit(
+    config: Config,
+    inputs: TrainingInputs,
+    opening: Opening,
+    journal: Path,
+    inject: "Sequence[Fault]",
+    profile: bool,
+) -> None:
+    """Train on the connected cluster until the last step is done.
+
+    Raises:
+        UserError: bad input, or more failures than allowed.
+        Stopped: SIGTERM came; a checkpoint has been saved.
+    """
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     gpu = _use_gpu(config)
+    least = config.ray.min_workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "config": to_dict(config),
+            "name": inputs.name,
+            "storage": _absolute(config.ray.storage),
             "parts": [part.as_dict() for part in inputs.parts],
             "provenance": provenance(inputs),
-            "uri": uri,
-            "run_id": run_id,
+            "opening": opening.as_dict(),
+            "journal": str(journal),
             "mailbox": mailbox,
+            "inject": list(inject),
+            "profile": (Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
         },
+        torch_config=TorchConfig(timeout_s=int(config.ray.timeout)),
         scaling_config=ScalingConfig(
-            num_workers=config.ray.workers,
+            num_workers=config.ray.workers if least is None else (least, config.ray.workers),
             use_gpu=gpu,
             resources_per_worker={"CPU": config.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
             name=inputs.name,
-            storage_path=_storage(config.ray.storage),
+            storage_path=_absolute(config.ray.storage),
             failure_config=FailureConfig(max_failures=config.ray.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.ray.keep_checkpoints),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _shown(mailbox, f"train {inputs.name}", config.train.steps):
+    with terminated() as leave, _attended(mailbox, inputs.name, config, leave, Faults(inject, DRIVER)):
         try:
             with _own_interrupt():
-                result = trainer.fit()
+                trainer.fit()
         except Exception as error:
             raise _told(mailbox, inputs.name, error) from error
-    message = ray.get(mailbox.failure.remote())
+    message, done = ray.get(mailbox.ending.remote())
     if message:
         raise UserError(message)
-    if result.checkpoint is None:
-        raise UserError(f"training run {inputs.name} ended without a checkpoint in {config.ray.storage}.")
-    return result.checkpoint
-
-
-def train_worker(settings: dict[str, Any]) -> None:
-    """Train on one rank: what Ray Train runs in every worker."""
-    import ray
-    import ray.train
-    import torch
-
-    from denoise import distributed
-    from denoise.train import train
-
-    config, mailbox = from_dict(settings["config"]), settings["mailbox"]
-    if ray.get(mailbox.failure.remote()):
-        return  # bad input does not get better by trying again
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
-    resume = ray.train.get_checkpoint()
-    writer = RankZero(settings) if distributed.rank() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
-        try:
-            sets = open_collections(config, settings["parts"])
-            report = _reporter(writer, Path(folder))
-            with _as_folder(resume) as checkpoint:
-                train(config, sets["train"], sets.get("val"), Path(folder), report, checkpoint, settings["provenance"])
-        except UserError as error:
-            ray.get(mailbox.fail.remote(str(error)))
-            raise
-        finally:
-            if writer:
-                writer.log.close()
-
-
-class RankZero:
-    """What only rank 0 does with a report: MLflow, and the word to the driver's progress bar."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        from pipelines.run_log import RunLog
-
-        self.log = RunLog(settings["uri"], settings["run_id"])
-        self.mailbox = settings["mailbox"]
-
-    def report(self, metrics: Mapping[str, float], folder: Path) -> None:
-        """Record the metrics, and the validation picture if this step made one."""
-        step = int(metrics["step"])
-        self.log.log_metrics(step, {key: value for key, value in metrics.items() if key != "step"})
-        picture = folder / "pictures" / f"step-{step:06d}.png"
-        if picture.exists():
-            self.log.log_picture("validation", picture, step)
-        self.log.flush()
-        self.mailbox.put.remote(dict(metrics))
-
-
-class Mailbox:
-    """A Ray actor that carries words from the workers to the driver, whichever machines they run on."""
-
-    def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
-        self.message = ""
-
-    def put(self, metrics: dict[str, float]) -> None:
-        """Leave the latest metrics."""
-        self.latest = metrics
-
-    def take(self) -> dict[str, float]:
-        """Return the latest metrics."""
-        return self.latest
-
-    def fail(self, message: str) -> None:
-        """Say that the run cannot succeed, and why; the first reason stays."""
-        self.message = self.message or message
-
-    def failure(self) -> str:
-        """Return the reason why the run cannot succeed, empty while there is none."""
-        return self.message
-
-
-def _reporter(writer: RankZero | None, folder: Path) -> Any:
-    """Return the ``report`` of the core's loop: every rank tells Ray, rank 0 also tells MLflow."""
-    import ray.train
-
-    def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
-        if writer:
-            writer.report(metrics, folder)
-        if checkpoint is None:
-            ray.train.report(metrics)
-            return
-        written = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint.is_dir() else None  # on rank 0
-        ray.train.report(metrics, checkpoint=written, checkpoint_dir_name=checkpoint.name)
-        shutil.rmtree(checkpoint, ignore_errors=True)
-
-    return report
+    if done < config.train.steps:
+        raise Stopped(done, config.train.steps)
 
 
 @contextmanager
-def _as_folder(checkpoint: Any) -> Iterator[Path | None]:
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def _shown(mailbox: Any, title: str, steps: int) -> Iterator[None]:
-    """Show the run's progress while the block runs, from what the workers leave in the mailbox."""
+def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, faults: Faults) -> Iterator[None]:
+    """Show what the workers say while the block runs, and pass on the wish to leave."""
     import ray
 
     stop = threading.Event()
 
     def follow() -> None:
-        with progress(title, steps, "steps") as advance:
-            seen = 0.0
+        with progress(f"train {name}", config.train.steps, "steps") as advance:
+            seen, asked = 0.0, False
             while not stop.wait(PROGRESS_SECONDS):
-                metrics = ray.get(mailbox.take.remote())
+                if leave.is_set() and not asked:
+                    asked = True
+                    ray.get(mailbox.leave.remote())
+                    say(f"{name}: told to leave; saving a checkpoint")
+                metrics, words = ray.get(mailbox.take.remote())
+                for sentence in words:
+                    say(f"{name}: {sentence}")
                 if metrics.get("step", 0) != seen:
-                    note = f"loss {metrics['loss']:.5f}, {metrics['images_per_second']:.0f} images/s"
-                    if "val_psnr" in metrics:
-                        note += f", val {metrics['val_psnr']:.2f} dB"
-                    advance(metrics["step"] - seen, note)
+                    advance(metrics["step"] - seen, note_of(metrics))
                     seen = metrics["step"]
+                    faults.strike(int(seen))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -289,7 +221,7 @@ def _own_interrupt() -> Iterator[None]:
 def _told(mailbox: Any, name: str, error: Exception) -> UserError:
     import ray
 
-    message = ray.get(mailbox.failure.remote())
+    message, _ = ray.get(mailbox.ending.remote())
     if message:
         return UserError(message)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
@@ -307,8 +239,9 @@ def _use_gpu(config: Config) -> bool:
     return config.ray.gpu == "yes"
 
 
-def _storage(storage: str) -> str:
-    return storage if "://" in storage else os.path.abspath(storage)  # noqa: PTH100 - may not exist yet
+def _absolute(storage: str) -> str:
+    """Return the storage as workers find it, whose current folder is another."""
+    return storage if "://" in storage else str(Path(storage).absolute())
 
 
 def _final_figures(metrics: Mapping[str, float]) -> dict[str, float]:

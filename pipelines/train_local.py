@@ -1,50 +1,67 @@
 """Training without Ray: one process, or the processes that ``torchrun`` started."""
 
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from denoise.config import Config
 from pipelines.inputs import export_model, open_collections, provenance, training_inputs
-from pipelines.progress import Advance, progress
+from pipelines.progress import Advance, progress, say
+from pipelines.train_common import PROFILE, Stopped, note_of, terminated
 
-KEPT = 2  # checkpoints
+if TYPE_CHECKING:
+    from denoise.faults import Fault
 
 
-def train_locally(config: Config, name: str | None = None, out: Path | None = None) -> Path:
+def train_locally(
+    config: Config,
+    name: str | None = None,
+    out: Path | None = None,
+    inject: "Sequence[Fault]" = (),
+    profile: bool = False,
+) -> Path:
     """Train in this process (or as one rank of ``torchrun``) and return the model folder.
 
-    Checkpoints and metrics.jsonl are kept in runs/NAME; the same command resumes from the newest sound checkpoint.
+    Checkpoints and metrics.jsonl are kept in runs/NAME; the same command goes on from the newest sound checkpoint.
+
+    Raises:
+        UserError: bad input.
+        Stopped: SIGTERM came; a checkpoint has been saved.
     """
     from denoise import distributed
-    from denoise.checkpoint import HISTORY, newest_checkpoint
+    from denoise.checkpoint_store import Checkpoints, FolderStore
+    from denoise.faults import Faults
     from denoise.methods import with_net
     from denoise.train import train
 
     config = with_net(config)
     inputs = training_inputs(config, name)
     run = Path("runs") / inputs.name
-    distributed.start_from_environment()
+    distributed.start_from_environment(config.ray.timeout)
     try:
-        resume = newest_checkpoint(run / "checkpoints")
+        faults = Faults(inject, distributed.rank())
+        store = FolderStore(run / "checkpoints")
+        checkpoints = Checkpoints(store, config.ray.keep_checkpoints, _told(inputs.name), faults.tamper)
         sets = open_collections(config, [part.as_dict() for part in inputs.parts])
-        if resume:
-            done = int(resume.name.removeprefix("step-"))
-            if distributed.rank() == 0:
-                print(f"resuming {inputs.name} at step {done}", file=sys.stderr)
-                (run / HISTORY).write_bytes((resume / HISTORY).read_bytes())
-        with _progress(f"train {inputs.name}", config.train.steps) as advance:
+        with _progress(f"train {inputs.name}", config.train.steps) as advance, terminated() as leave:
             report = _reporter(run, advance)
-            train(config, sets["train"], sets.get("val"), run, report, resume, provenance(inputs))
-        newest = newest_checkpoint(run / "checkpoints")
-        folder = out or Path("runs") / inputs.name / "model"
-        if distributed.rank() == 0 and newest:
-            export_model(newest, folder)
+            watched, where = sets.get("val"), provenance(inputs)
+            folder = run / PROFILE if profile else None
+            done = train(config, sets["train"], watched, run, report, checkpoints, where, leave.is_set, faults, folder)
+        if done < config.train.steps:
+            raise Stopped(done, config.train.steps)
+        model = out or run / "model"
+        if distributed.rank() == 0:
+            export_model(config, store, model)
     finally:
         distributed.stop()
-    return folder
+    return model
+
+
+def _told(name: str) -> Callable[[str], None]:
+    return lambda sentence: say(f"{name}: {sentence}")
 
 
 def _progress(title: str, steps: int) -> AbstractContextManager[Advance]:
@@ -54,22 +71,36 @@ def _progress(title: str, steps: int) -> AbstractContextManager[Advance]:
     return progress(title, steps, "steps") if distributed.rank() == 0 else nullcontext(lambda amount=1, note="": None)
 
 
-def _reporter(run: Path, advance: Advance) -> Callable[[dict[str, float], Path | None], None]:
+def _reporter(run: Path, advance: Advance) -> Callable[[dict[str, float]], None]:
     from denoise import distributed
-    from denoise.checkpoint import HISTORY, keep_newest
+    from denoise.checkpoint import HISTORY
 
     seen = 0.0
 
-    def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def report(metrics: dict[str, float]) -> None:
         nonlocal seen
         if distributed.rank() > 0:
             return
         run.mkdir(parents=True, exist_ok=True)
+        if not seen:
+            _rewind(run / HISTORY, metrics["step"])
         with (run / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        if checkpoint:
-            keep_newest(checkpoint.parent, KEPT)
-        advance(metrics["step"] - seen, f"loss {metrics['loss']:.5f}")
+        advance(metrics["step"] - seen, note_of(metrics))
         seen = metrics["step"]
 
     return report
+
+
+def _rewind(file: Path, step: float) -> None:
+    """Remove the rows from ``step`` on, which an interrupted attempt left and this one writes again."""
+    if file.exists():
+        rows = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) < step]
+        file.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):  # cut by a kill
+        return float("inf")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from denoise.checkpoint import Training, make_card, newest_checkpoint, save_checkpoint
+from denoise.checkpoint import Done, Training, make_card, snapshot
+from denoise.checkpoint_store import Checkpoints, FolderStore
 from denoise.config import Config, to_dict
 from denoise.errors import UserError
 from denoise.nets import NetMaker
@@ -17,11 +18,14 @@ net(torch.rand(1, 3, 32, 32)).mean().backward()
 optimizer.step()
 card = make_card(to_dict(Config()), channels=3)
 training = Training(net, optimizer)
-save_checkpoint(folder / "step-00000001", training, 1, [], card)  # 12 MB: a second one does not fit
+checkpoints = Checkpoints(FolderStore(folder))
+checkpoints.save(snapshot(training, Done(1), card), 1, [])  # 12 MB: a second one does not fit
+checkpoints.wait()
 try:
-    save_checkpoint(folder / "step-00000002", training, 2, [], card)
+    checkpoints.save(snapshot(training, Done(2), card), 2, [])
+    checkpoints.wait()
 except UserError as error:
     print(str(error)[:16])
-newest = newest_checkpoint(folder)
-print(newest.name if newest else "none")
+with checkpoints.newest() as newest:
+    print(newest.name if newest else "none")
 print("nothing else" if [path.name for path in folder.iterdir()] == ["step-00000001"] else sorted(folder.iterdir()))

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from denoise.checkpoint import (
+    Done,
     Training,
     damage,
-    keep_newest,
     load_checkpoint,
     load_denoiser,
     make_card,
-    newest_checkpoint,
-    save_checkpoint,
     save_model,
+    snapshot,
 )
 from denoise.config import Config, Train, to_dict
 from denoise.errors import UserError
+from denoise.files import write_folder
 from denoise.methods import with_net
 from denoise.nets import NetMaker
 from denoise.optimizers import make_average
@@ -39,11 +40,16 @@ def trained(steps=2):
     return Training(net, optimizer)
 
 
+def save(folder, training, step):
+    write_folder(folder, snapshot(training, Done(step), CARD).write)
+
+
 def test_everything_comes_back_exactly(tmp_path):
     training = trained()
-    save_checkpoint(tmp_path / "step-2", training, 2, [{"step": 2.0, "loss": 0.5}], CARD)
+    done = Done(2, "00ff", [{"step": 2.0, "loss": 0.5}], {"loss": 0.1}, 1)
+    write_folder(tmp_path / "step-2", snapshot(training, done, CARD).write)
     fresh = trained(0)
-    assert load_checkpoint(tmp_path / "step-2", fresh) == (2, [{"step": 2.0, "loss": 0.5}])
+    assert load_checkpoint(tmp_path / "step-2", fresh) == done
     assert all(torch.equal(a, b) for a, b in zip(training.net.parameters(), fresh.net.parameters(), strict=True))
     states = [each.state_dict()["state"] for each in (training.optimizer, fresh.optimizer)]
     assert states[0].keys() == states[1].keys()
@@ -58,7 +64,7 @@ def test_an_average_is_the_model_and_the_weights_come_back_too(tmp_path):
     with torch.no_grad():
         training.net.dec_conv1c.bias += 1
     training.average.update_parameters(training.net)
-    save_checkpoint(tmp_path / "step-3", training, 3, [], CARD)
+    save(tmp_path / "step-3", training, 3)
     fresh = trained(0)
     fresh = replace(fresh, average=make_average(fresh.net, Train(ema=0.9)))
     load_checkpoint(tmp_path / "step-3", fresh)
@@ -70,7 +76,7 @@ def test_an_average_is_the_model_and_the_weights_come_back_too(tmp_path):
 
 def test_a_checkpoint_is_a_model(tmp_path):
     training = trained()
-    save_checkpoint(tmp_path / "step-2", training, 2, [], CARD)
+    save(tmp_path / "step-2", training, 2)
     denoiser = load_denoiser(tmp_path / "step-2")
     picture = torch.rand(1, 3, 64, 32)
     assert (denoiser.name, denoiser.noise, denoiser.channels, denoiser.multiple) == ("n2n", "gauss25", 3, 32)
@@ -79,16 +85,14 @@ def test_a_checkpoint_is_a_model(tmp_path):
 
 def test_nothing_on_disk_is_a_pickle(tmp_path):
     training = trained()
-    save_checkpoint(tmp_path / "step-2", training, 2, [], CARD)
+    save(tmp_path / "step-2", training, 2)
     assert {path.suffix for path in (tmp_path / "step-2").iterdir()} == {".json", ".jsonl", ".safetensors"}
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
-def test_damage_is_seen_and_the_older_checkpoint_taken(tmp_path, harm):
-    training = trained()
-    for step in (1, 2):
-        save_checkpoint(tmp_path / f"step-{step:08d}", training, step, [], CARD)
+def test_damage_is_seen(tmp_path, harm):
     newest, victim = tmp_path / "step-00000002", tmp_path / "step-00000002" / "net.safetensors"
+    save(newest, trained(), 2)
     if harm == "cut":
         victim.write_bytes(victim.read_bytes()[:-1])
     elif harm == "flip":
@@ -98,20 +102,21 @@ def test_damage_is_seen_and_the_older_checkpoint_taken(tmp_path, harm):
     else:
         (newest / "manifest.json").unlink()
     assert damage(newest)
-    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
     with pytest.raises(UserError, match="is damaged"):
         load_checkpoint(newest, trained(0))
 
 
-def test_no_checkpoint_is_none(tmp_path):
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_only_the_newest_are_kept(tmp_path):
-    for step in range(5):
-        (tmp_path / f"step-{step:08d}").mkdir()
-    keep_newest(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+def test_a_snapshot_does_not_follow_what_is_trained_on(tmp_path):
+    training = trained()
+    before = {name: tensor.clone() for name, tensor in training.net.state_dict().items()}
+    held = snapshot(training, Done(2), CARD)
+    with torch.no_grad():
+        for parameter in training.net.parameters():
+            parameter.add_(1)
+    write_folder(tmp_path / "step-2", held.write)
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in load_file(tmp_path / "step-2" / "net.safetensors").items()
+    )
 
 
 def test_a_folder_that_is_no_model_is_told(tmp_path):

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,27 +7,37 @@ import torch
 from safetensors.torch import load_file
 
 from denoise.checkpoint import read_card
+from denoise.checkpoint_store import Checkpoints, FolderStore
 from denoise.collection import Collection
 from denoise.config import load_config
 from denoise.errors import UserError
+from denoise.faults import Faults, parse_fault
 from denoise.shards import DamagedError, Shards
 from denoise.train import train
 
 BASE = ["train.steps=6", "train.crop=32", "train.log_every=1", "train.eval_every=6", "train.checkpoint_every=3"]
 
 
-def run(shards: Path, folder: Path, *overrides: str, resume: Path | None = None):
-    """Train in this process; return what was reported and the final weights."""
-    pictures = Collection([Shards.open(shards)])
-    rows, checkpoints = [], []
+def run(shards: Path, folder: Path, *overrides: str, faults: Faults | None = None, watch: bool = True):
+    """Train in this process from what the folder holds; return reports, final weights, and what was told."""
+    pictures, rows, told = Collection([Shards.open(shards)]), [], []
+    checkpoints = Checkpoints(FolderStore(folder / "checkpoints"), tell=told.append)
+    config = load_config(None, [*BASE, *overrides])
+    train(
+        config,
+        pictures,
+        pictures if watch else None,
+        folder,
+        lambda row: rows.append(dict(row)),
+        checkpoints,
+        faults=faults,
+    )
+    return rows, load_file(newest(folder) / "net.safetensors"), told
 
-    def report(metrics, checkpoint):
-        rows.append(dict(metrics))
-        if checkpoint:
-            checkpoints.append(checkpoint)
 
-    train(load_config(None, [*BASE, *overrides]), pictures, pictures, folder, report, resume)
-    return rows, load_file(checkpoints[-1] / "net.safetensors"), checkpoints
+def newest(folder: Path) -> Path:
+    """Return the newest checkpoint of a run."""
+    return max((folder / "checkpoints").glob("step-*"))
 
 
 def equal(first, second):
@@ -51,20 +58,70 @@ AVERAGED = ("train.ema=0.9", "train.optimizer=adamw", "train.augment=[flip, rota
     ids=str,
 )
 def test_a_resumed_run_ends_exactly_where_an_uninterrupted_one_does(small_shards, tmp_path, overrides):
-    rows, weights, checkpoints = run(small_shards, tmp_path / "whole", *overrides)
-    assert [path.name for path in checkpoints] == ["step-00000003", "step-00000006"]
-    again, resumed, _ = run(small_shards, tmp_path / "resumed", *overrides, resume=checkpoints[0])
+    rows, weights, told = run(small_shards, tmp_path / "whole", *overrides)
+    assert told == []
+    kept = tmp_path / "whole" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["step-00000003", "step-00000006"]
+    shutil.copytree(kept / "step-00000003", tmp_path / "resumed" / "checkpoints" / "step-00000003")
+    again, resumed, told = run(small_shards, tmp_path / "resumed", *overrides)
+    assert told == ["going on from step-00000003"]
     assert [row["step"] for row in again] == [4, 5, 6]
     assert [row["loss"] for row in again] == [row["loss"] for row in rows[3:]]
     assert equal(weights, resumed)
-    history = (tmp_path / "resumed" / "checkpoints" / "step-00000006" / "metrics.jsonl").read_text().splitlines()
+    history = (newest(tmp_path / "resumed") / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_finished_run_has_nothing_left_to_do(small_shards, tmp_path):
-    _, _, checkpoints = run(small_shards, tmp_path / "whole")
-    with pytest.raises(IndexError):  # nothing was reported
-        run(small_shards, tmp_path / "again", resume=checkpoints[-1])
+    run(small_shards, tmp_path)
+    assert run(small_shards, tmp_path)[0] == []
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(small_shards, tmp_path):
+    rows, _, _ = run(small_shards, tmp_path, "train.checkpoint_every=1", "train.eval_every=1", "train.lr=0.05")
+    best = max(rows, key=lambda row: row["val_psnr"])["step"]
+    kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {5, 6, best}
+
+
+@pytest.mark.parametrize("method", [("n2n",), ("n2v",), ("ssdn", "method.sigma=known")], ids=str)
+def test_micro_batches_learn_what_the_whole_batch_does(small_shards, tmp_path, method):
+    chosen = [
+        f"method={method[0]}",
+        *method[1:],
+        "train.optimizer=sgd",
+        "train.lr=0.002",
+        "train.precision=fp32",
+        "train.steps=2",
+    ]
+    rows, _, _ = run(small_shards, tmp_path / "whole", *chosen)
+    parts, _, _ = run(small_shards, tmp_path / "parts", *chosen, "train.micro_batch=3")
+    assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_a_full_memory_is_told_with_what_to_lower_or_halved_if_asked_to(small_shards, tmp_path):
+    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32")
+    full = parse_fault("memory:step=2")
+    with pytest.raises(UserError, match=r"4 crops of 32 pixels .* lower train.micro_batch=2, .*train\.oom=halve"):
+        run(small_shards, tmp_path / "told", *plain, faults=Faults([full]))
+    rows, _, _ = run(small_shards, tmp_path / "whole", *plain)
+    halved, _, _ = run(small_shards, tmp_path / "halved", *plain, "train.oom=halve", faults=Faults([full]))
+    assert [row["loss"] for row in halved] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_samples(small_shards, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is nan at step 3, on samples \d+ \(\w+.*\).* train.skip_nonfinite"):
+        run(small_shards, tmp_path, "train.log_every=3", faults=Faults([parse_fault("nan:step=2")]))
+    assert not list(tmp_path.glob("checkpoints/*"))  # what has gone wrong is not saved
+
+
+def test_steps_without_a_finite_loss_are_skipped_if_asked_to(small_shards, tmp_path):
+    faults = [parse_fault(f"nan:step={step}") for step in (1, 3)]
+    rows, weights, _ = run(small_shards, tmp_path / "two", "train.skip_nonfinite=2", faults=Faults(faults))
+    assert rows[-1]["skipped"] == 2
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    with pytest.raises(UserError, match=r"the loss of 2 steps was not finite, more than the 1 of"):
+        run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=Faults(faults))
 
 
 def test_the_same_seed_repeats_and_another_does_not(small_shards, tmp_path):
@@ -93,18 +150,10 @@ def test_damage_ends_the_run_before_it_is_learnt_from(harmed, small_shards, tmp_
 
 def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
     folder, count = harmed
-    sound = Collection([Shards.open(folder)])
-    rows, checkpoints = [], []
-    overrides = [*BASE, "train.batch_size=8", f"data.quarantine={count}"]
-
-    def report(metrics, checkpoint):
-        rows.append(dict(metrics))
-        checkpoints.append(checkpoint)
-
-    train(load_config(None, overrides), sound, None, tmp_path / "run", report)
+    rows, _, _ = run(folder, tmp_path / "run", "train.batch_size=8", f"data.quarantine={count}", watch=False)
     assert rows[-1]["quarantined"] == count
     assert all(row["quarantined"] <= count for row in rows)
-    left_out = read_card(checkpoints[-1])["provenance"]["left_out"]
+    left_out = read_card(newest(tmp_path / "run"))["provenance"]["left_out"]
     assert len(left_out) == count
     assert all("000001.tar has another sha256" in one["reason"] for one in left_out)
     with pytest.raises(DamagedError):
@@ -169,28 +218,21 @@ def test_a_crop_that_does_not_suit_the_net_is_refused(small_shards, tmp_path):
         run(small_shards, tmp_path, "train.crop=40")
 
 
-def launch(shards: Path, folder: Path, world: int, *overrides: str):
-    """Train with torchrun on ``world`` processes (plainly for one) and return what was reported, and the weights."""
-    folder.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
-    worker = Path(__file__).with_name("ddp_worker.py")
-    command = [sys.executable, *launcher, worker, folder, shards, *BASE, "train.precision=fp32", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    weights = load_file(folder / "checkpoints" / "step-00000006" / "net.safetensors")
-    return json.loads((folder / "rows.json").read_text()), weights
+def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):
+    pictures, checkpoints = Collection([Shards.open(small_shards)]), Checkpoints(FolderStore(tmp_path / "checkpoints"))
+    config = load_config(None, [*BASE, "net=cnn5", "train.steps=16"])
+    train(config, pictures, None, tmp_path, lambda row: None, checkpoints, profile=tmp_path / "profile")
+    page = (tmp_path / "profile" / "profile.html").read_text()
+    assert "10 training steps" in page
+    assert "convolution_backward" in page
+    names = {event["name"] for event in json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]}
+    assert {"ProfilerStep#5", "ProfilerStep#14"} <= names
 
 
-def test_world_sizes_agree(small_shards, tmp_path):
-    """1, 2 and 3 workers (4 samples a batch: 2 + 1 + 1) see the same samples and noise, and learn the same.
-
-    By small steps of SGD: Adam's first steps follow the sign of the gradient, and where that is zero but for rounding,
-    or a maximum has two nearly equal candidates, large steps make 1e-5 of 1e-7.
-    """
-    plain = ("train.optimizer=sgd", "train.lr=0.002", "noise=gauss5_50")
-    rows, weights = launch(small_shards, tmp_path / "1", 1, *plain)
-    for world in (2, 3):
-        others, theirs = launch(small_shards, tmp_path / str(world), world, *plain)
-        assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
-        assert all(torch.allclose(weights[name], theirs[name], atol=1e-4) for name in weights)
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["compile=true", "fused=false", "channels_last=false"])
+def test_switches_of_speed_change_nothing_but_rounding(small_shards, tmp_path, switch):
+    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32", "net=cnn5")
+    rows, _, _ = run(small_shards, tmp_path / "plain", *plain)
+    others, _, _ = run(small_shards, tmp_path / "switched", *plain, f"train.{switch}")
+    assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-5)

@@ -1,12 +1,17 @@
 """What the tests of MLflow share."""
 
+import os
+import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines import logged_model, tracking
+from pipelines.run_opening import Opening, open_run
+from pipelines.ui import start_server, stop_server, wait_until_up
 
 
 def shared_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -31,7 +36,7 @@ def log_a_model(uri: str, folder: Path, noise: str, seed: int = 0) -> tuple[str,
     """Return (run id, model folder) of a finished run that has logged a model."""
     model = make_model(folder / f"{noise}-{seed}", noise, seed)
     experiment = "helpers over http" if uri.startswith("http") else "helpers"
-    run_id = tracking.open_run(uri, experiment, f"{noise}-{seed}")
+    run_id = open_run(Opening(uri, experiment, f"{noise}-{seed}"))
     example = np.random.default_rng(0).random((1, 3, 40, 40), dtype=np.float32)
     logged_model.log_model(uri, run_id, model, example, {})
     tracking.finish_run(uri, run_id, "FINISHED")
@@ -48,3 +53,49 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class Server:
+    """A real MLflow server of a database: not there until it is started; it can be killed and started again."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.port = uri, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = start_server(self.uri, self.port)
+        wait_until_up(self.process, "127.0.0.1", self.port)
+
+    def signal(self, sign: signal.Signals) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, sign)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+        self.process = None
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.signal(signal.SIGCONT)
+            stop_server(self.process)
+
+
+def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a run's metric, in the order of MLflow."""
+    return [(entry.step, entry.value) for entry in tracking.client(uri).get_metric_history(run_id, key)]
+
+
+def pictures(uri: str, run_id: str) -> list[str]:
+    """Return the names of a run's pictures up to their step."""
+    names = [Path(file.path).name for file in tracking.client(uri).list_artifacts(run_id, "images")]
+    return sorted(name.split("+timestamp")[0] for name in names if name.endswith(".png"))
+
+
+def runs_named(uri: str, experiment: str, name: str) -> list[str]:
+    """Return the ids of all runs of that logical name: there should be one."""
+    api = tracking.client(uri)
+    found = api.search_runs([api.get_experiment_by_name(experiment).experiment_id], f"tags.`denoise.run` = '{name}'")
+    return [run.info.run_id for run in found]

@@ -127,6 +127,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_path):
     """Two workers, a cache smaller than the set, cut transfers, the server killed and started again in the middle.
 

@@ -8,6 +8,7 @@ import pytest
 import denoise
 from denoise.errors import UserError
 from pipelines import logged_model, tracking
+from pipelines.run_opening import Opening, open_run
 from tests.pipelines.mlflow_helpers import make_model, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[1]
@@ -43,7 +44,7 @@ assert denoise.__file__.startswith(sys.argv[1]), denoise.__file__
 
 
 def test_a_logged_model_predicts_without_this_project_and_without_pickle(uri, model, tmp_path, monkeypatch):
-    run_id = tracking.open_run(uri, "models", "n2n", params={"train.steps": 10})
+    run_id = open_run(Opening(uri, "models", "n2n", params={"train.steps": 10}))
     example = np.random.default_rng(0).random((2, 3, 64, 64), dtype=np.float32)
     model_uri = logged_model.log_model(uri, run_id, model, example, {"psnr": 30.5})
     assert logged_model.log_model(uri, run_id, model, example, {"psnr": 30.5}) == model_uri
@@ -80,6 +81,6 @@ def _restored(model: Path, noisy: np.ndarray) -> np.ndarray:
 
 
 def test_what_is_no_model_folder_is_not_logged(uri, tmp_path):
-    run_id = tracking.open_run(uri, "models", "none")
+    run_id = open_run(Opening(uri, "models", "none"))
     with pytest.raises(UserError, match=r"is no model folder: it has no model\.json"):
         logged_model.log_model(uri, run_id, tmp_path, np.zeros((1, 3, 8, 8), np.float32), {})

@@ -81,6 +81,33 @@ def test_what_was_sent_comes_back(bucket, tmp_path):
         assert target.address.rstrip("/") == target.address
 
 
+def test_what_begins_with_a_prefix_is_listed_over_all_pages_and_deleted(server, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PAGE", 2)
+    (tmp_path / "source").write_bytes(b"x")
+    names = [f"of/{number} +é" for number in range(5)]
+    for name in (*names, "other"):
+        bucket.send(tmp_path / "source", f"listed/{name}")
+    assert bucket.list("listed/o") == [f"listed/{name}" for name in (*names, "other")]
+    bucket.delete([f"listed/{name}" for name in (*names[1:], "nothing")])
+    assert bucket.list("listed/of/") == [f"listed/{names[0]}"]
+    with s3_environment(monkeypatch, server.port):
+        assert f"deep/prefix/listed/{names[0]}" in remote("s3://bucket").list("deep/")
+    assert bucket.list("listed/nothing") == []
+
+
+@pytest.mark.parametrize("attempt", ["list", "delete", "send"])
+def test_changes_in_a_wrong_bucket_are_told_at_once(bucket, tmp_path, attempt):
+    (tmp_path / "source").write_bytes(b"x")
+    place = remote("s3://nowhere/prefix", "ray.storage")
+    attempts = {
+        "list": lambda: place.list("a"),
+        "delete": lambda: place.delete(["a"]),
+        "send": lambda: place.send(tmp_path / "source", "a"),
+    }
+    with pytest.raises(UserError, match=r"nowhere/prefix/a.*no such bucket; check ray\.storage and the credentials"):
+        attempts[attempt]()
+
+
 def test_a_web_site_cannot_be_written_to(site):
     with pytest.raises(UserError, match="can only be read"):
         writable(site.address)
@@ -123,7 +150,8 @@ def test_no_bucket_and_no_credentials_are_told(bucket, monkeypatch, tmp_path):
         fetch_bytes(remote("s3://bucket"), "file")
 
 
+@pytest.mark.parametrize("key", ["data.url", "ray.storage"])
 @pytest.mark.parametrize(("url", "told"), [("s3://", "names no bucket"), ("ftp://host/x", "is not understood")])
-def test_an_address_that_is_none_is_told(url, told):
-    with pytest.raises(UserError, match=told):
-        remote(url)
+def test_an_address_that_is_none_is_told(url, told, key):
+    with pytest.raises(UserError, match=f"^{key}={url} {told}"):
+        remote(url, *([key] if key != "data.url" else []))

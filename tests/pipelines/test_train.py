@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -11,13 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SLOW_STEPS = [
-    "train.steps=60",
-    "train.crop=64",
-    "train.checkpoint_every=10",
-    "train.log_every=5",
-    "train.eval_every=60",
-]
+SMALL = ["net=cnn5", "train.log_every=3", "train.checkpoint_every=6"]
 
 
 def start(command, *overrides):
@@ -45,12 +40,18 @@ def wait_for(condition, seconds=400):
 
 
 def checkpoints(project: Path) -> list[str]:
-    return sorted(path.parent.name for path in project.glob("runs/ray/*/step-*/manifest.json"))
+    return sorted(path.parent.name for path in project.glob("runs/ray/*/checkpoints/step-*/manifest.json"))
 
 
-def workers(driver) -> list[psutil.Process]:
-    family = psutil.Process(driver.pid).children(recursive=True)
-    return [process for process in family if "RayTrainWorker" in " ".join(process.cmdline())]
+def until_killed(driver) -> None:
+    """Wait until a driver and all that it started are gone."""
+    family = []
+    while driver.poll() is None:
+        family = psutil.Process(driver.pid).children(recursive=True) or family
+        time.sleep(0.2)
+    driver.communicate()
+    assert driver.returncode == -9
+    psutil.wait_procs(family, timeout=60)
 
 
 def runs_of(project: Path):
@@ -97,32 +98,91 @@ def workers_left() -> list[psutil.Process]:
     return [process for process in ours if "ray::" in " ".join(process.cmdline())]
 
 
-def test_a_killed_worker_and_a_killed_driver_end_in_one_finished_run(project, denoise):
-    driver = start(denoise, *SLOW_STEPS)
-    wait_for(lambda: checkpoints(project) or driver.poll() is not None)
-    workers(driver)[0].kill()  # a worker: Ray Train restarts them all from the checkpoint
-    seen = checkpoints(project)[-1]
-    wait_for(lambda: checkpoints(project)[-1] > seen or driver.poll() is not None)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()  # the driver: the same command goes on
-    driver.communicate()
-    psutil.wait_procs(family, timeout=60)
+def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise):
+    """A checkpoint is damaged, a worker is killed and nothing else may fail, MLflow is away, the driver is killed."""
+    steps = ["train.steps=60", "train.eval_every=60", *SMALL]
+    faults = ("corrupt-checkpoint:step=12", "kill:rank=1,step=17", "tracker-down:step=6", "kill:rank=driver,step=36")
+    until_killed(start(denoise, *steps, "ray.max_failures=1", *[f"--inject={fault}" for fault in faults]))
     assert [run.info.status for run in runs_of(project)[1]] == ["RUNNING"]
-    at = int(checkpoints(project)[-1].removeprefix("step-"))
-    assert 20 <= at < 60
+    at = checkpoints(project)[-1]
+    assert int(at.removeprefix("step-")) >= 24  # the worker's death was outlived
 
-    document = finish(start(denoise, *SLOW_STEPS))
+    process = start(denoise, *steps)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert f"going on from {at}" in err
+    assert f"to resume it: denoise train --json {steps[0]}" in err
     client, (run,) = runs_of(project)
     assert run.info.status == "FINISHED"
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
-    assert steps == list(range(5, 61, 5))  # nothing twice, nothing missing
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in points) == list(range(3, 61, 3))  # nothing twice, nothing missing
 
     # The interrupted run on two workers learnt what an uninterrupted one of a single process learns.
-    local = subprocess.run([*denoise, "train", "--local", "--json", *SLOW_STEPS], capture_output=True, text=True)
-    assert local.returncode == 0, local.stderr
-    one = load_file(Path(json.loads(local.stdout)["model"]) / "net.safetensors")
-    two = load_file(Path(document["model"]) / "net.safetensors")
+    local = finish(start(denoise, "--local", *steps))
+    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (local, json.loads(out)))
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_goes_on(project, denoise):
+    steps = ["train.steps=1500", "train.eval_every=1500", *SMALL, "train.log_every=25", "train.checkpoint_every=1500"]
+    driver = start(denoise, *steps)
+    wait_for(lambda: journaled(project) or driver.poll() is not None)
+    driver.terminate()
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 143, err
+    assert "Traceback" not in err
+    (left,) = checkpoints(project)
+    at = int(left.removeprefix("step-"))
+    assert f"stopped after {at} of 1500 steps; the same command goes on from there." in err
+    client, (run,) = runs_of(project)
+    assert run.info.status == "KILLED"
+
+    # Three workers are wanted and one would do: there is room for two, or for three where there are more processors.
+    again = start(denoise, *steps, "ray.workers=3", "ray.min_workers=1", "ray.cpus_per_worker=0.6")
+    _, err = again.communicate(timeout=400)
+    assert again.returncode == 0, err
+    assert f"going on from {left}" in err
+    _, (run,) = runs_of(project)
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in points] == list(range(25, 1501, 25))
+
+
+def journaled(project: Path) -> list[Path]:
+    """Return the journals that hold metrics of a training step."""
+    found = project.glob("runs/ray/*/journal/metrics.jsonl")
+    return [path for path in found if '"loss"' in path.read_text()]
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
+    """SIGKILL to workers, to the driver, and in the middle of writing a checkpoint, each at a seeded step."""
+    steps = ["train.steps=84", "train.checkpoint_every=3", "train.log_every=1", "train.eval_every=84", "net=cnn5"]
+    whole = finish(start(denoise, *steps, "--name=whole"))
+    rng, kills = random.Random(0), 0
+    at = sorted(rng.sample(range(4, 83), 20))
+    while True:
+        inject = []
+        for step in at[kills : kills + 1]:
+            kind, rank = rng.choice([("kill", 0), ("kill", 1), ("kill", "driver"), ("kill-writing", 0)])
+            inject = [f"--inject={kind}:step={step},rank={rank}"]
+        process = start(denoise, *steps, "--name=killed", *inject)
+        out, err = process.communicate(timeout=400)
+        kills += len(inject)
+        if not inject:
+            break
+    assert process.returncode == 0, err
+    assert kills == 20
+    document = json.loads(out)
+    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (whole, document))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    client, runs = runs_of(project)
+    (run,) = [run for run in runs if run.info.run_name == "killed"]
+    assert run.info.status == "FINISHED"
+    for key in ("loss", "lr"):
+        points = client.get_metric_history(run.info.run_id, key)
+        assert sorted(point.step for point in points) == list(range(1, 85))
 
 
 @pytest.mark.slow

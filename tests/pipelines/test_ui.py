@@ -14,6 +14,7 @@ import denoise
 from denoise.errors import UserError
 from pipelines import promotion, registry, tracking
 from pipelines.run_log import RunLog
+from pipelines.run_opening import Opening, open_run
 from pipelines.ui import check_port, run_ui
 from tests.pipelines.mlflow_helpers import free_port, log_a_model, scores, shared_uri
 
@@ -60,8 +61,9 @@ def test_the_page_shows_what_is_in_the_database_and_ends_with_all_its_processes(
     code = f"{heard}; from pipelines.ui import run_ui; run_ui({uri!r}, {port})"
     page = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
-        run_id = tracking.open_run(uri, "page", "n2n")
-        log = RunLog(uri, run_id, system_metrics=False)
+        opening = Opening(uri, "page", "n2n")
+        run_id = open_run(opening)
+        log = RunLog(opening, tmp_path / "journal", system_metrics=False)
         log.log_picture("val", np.full((4, 6, 3), 200, np.uint8), 5)
         assert log.close()
         assert f"http://127.0.0.1:{port}/#/experiments" in page.stdout.readline()
@@ -85,7 +87,7 @@ def check_registry_over_http(uri: str, address: str, folder: Path) -> None:
     """Log, register, promote and fetch a model through the server; the database holds the same."""
     run_id, model = log_a_model(address, folder, "http")
     with pytest.raises(UserError, match="was created through a server"):
-        tracking.open_run(uri, "helpers over http", "any")
+        open_run(Opening(uri, "helpers over http", "any"))
     row = registry.register(address, model, scores(30.0), run_id)
     assert registry.register(address, model, scores(30.0), run_id) == row
     assert promotion.promote(address, row["name"], by="ada")["changed"] is True

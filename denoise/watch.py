@@ -1,0 +1,51 @@
+"""Validation while training: the centres of a few pictures, scored and shown."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from denoise.checkpoint import Denoiser
+from denoise.collection import Collection
+from denoise.images import Picture, pad, to_pixels, unpad, write_picture
+from denoise.metrics import psnr, ssim
+from denoise.noise import Noise
+from denoise.rng import batch_rng
+from denoise.scenes import trial
+
+WATCHED_PICTURES, WATCHED_SIDE = 8, 256  # validation sees the centres of the first pictures
+WATCH_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
+
+
+def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.device, strip: Path) -> dict[str, float]:
+    """Score the centres of the watched pictures, and write noisy | restored | clean of the first to ``strip``.
+
+    Mean PSNR and SSIM of unrounded pictures in one pass, with the same noise at every step; nothing where there are no
+    clean pictures to compare with.
+    """
+    training = denoiser.net.training
+    denoiser.net.eval()
+    scores: list[tuple[float, float]] = []
+    for index in range(min(len(watched), WATCHED_PICTURES)):
+        rng = batch_rng(0, WATCH_STEP, torch.tensor([index], device=device))
+        seen = trial(watched, index, noise, denoiser.channels, rng, device)
+        noisy = _centre(seen.noisy)
+        restored = unpad(denoiser(pad(noisy, denoiser.multiple), seen.level, rng), *noisy.shape[-2:])
+        shown = [noisy, restored]
+        if seen.clean is not None:
+            clean = _centre(seen.clean)
+            scores.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
+            shown.append(clean)
+        if index == 0:
+            strip.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(strip, Picture(to_pixels(torch.cat(shown, dim=-1)[0])))
+    denoiser.net.train(training)
+    if not scores:
+        return {}
+    return {"val_psnr": sum(s[0] for s in scores) / len(scores), "val_ssim": sum(s[1] for s in scores) / len(scores)}
+
+
+def _centre(picture: Tensor) -> Tensor:
+    height, width = picture.shape[-2:]
+    top, left = max(0, height - WATCHED_SIDE) // 2, max(0, width - WATCHED_SIDE) // 2
+    return picture[..., top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]

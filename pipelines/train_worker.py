@@ -1,0 +1,165 @@
+"""What Ray Train runs in every worker, and the words between the workers and the driver."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise.config import Config, from_dict
+from denoise.errors import UserError
+from denoise.faults import Fault, Faults
+from pipelines.checkpoint_s3 import open_store
+from pipelines.inputs import open_collections
+from pipelines.run_opening import Opening
+
+if TYPE_CHECKING:
+    from denoise.train import Report
+
+LISTEN_SECONDS = 0.5  # between two looks whether the driver wants the workers to leave
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train on one rank: what Ray Train runs in every worker."""
+    import ray
+    import ray.train
+    import torch
+
+    from denoise import distributed
+    from denoise.checkpoint_store import Checkpoints
+    from denoise.train import train
+
+    config, mailbox = from_dict(settings["config"]), settings["mailbox"]
+    if ray.get(mailbox.ending.remote())[0]:
+        return  # bad input does not get better by trying again
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    first = distributed.rank() == 0
+    faults = Faults(settings["inject"], distributed.rank(), lambda fault: bool(ray.get(mailbox.first.remote(fault))))
+    store = open_store(settings["storage"], settings["name"])
+    checkpoints = Checkpoints(store, config.ray.keep_checkpoints, mailbox.say.remote, faults.tamper)
+    writer = RankZero(settings, faults) if first else None
+    with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
+        try:
+            sets = open_collections(config, settings["parts"])
+            done = train(
+                config,
+                sets["train"],
+                sets.get("val"),
+                Path(folder),
+                _reporter(writer, Path(folder), config),
+                checkpoints,
+                settings["provenance"],
+                writer.leaving.is_set if writer else lambda: False,
+                faults,
+                settings["profile"],
+            )
+            if first:
+                ray.get(mailbox.end.remote("", done))
+        except UserError as error:
+            ray.get(mailbox.end.remote(str(error), 0))
+            raise
+        finally:
+            if writer:
+                writer.close()
+
+
+class RankZero:
+    """What only rank 0 does: MLflow, and words to and from the driver."""
+
+    def __init__(self, settings: Mapping[str, Any], faults: Faults) -> None:
+        from pipelines.run_log import RunLog
+
+        self.faults, self.down_until = faults, 0.0
+        opening = Opening.from_dict(settings["opening"])
+        self.log = RunLog(opening, Path(settings["journal"]), down=lambda: time.monotonic() < self.down_until)
+        self.mailbox = settings["mailbox"]
+        self.leaving, self.closed = threading.Event(), threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def report(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """Record the metrics, and the validation picture if this step made one; the journal keeps them at once."""
+        step = int(metrics["step"])
+        for fault in self.faults.due(step, "tracker-down"):
+            self.down_until = time.monotonic() + fault.seconds
+        self.log.log_metrics(step, {key: value for key, value in metrics.items() if key != "step"})
+        picture = folder / "pictures" / f"step-{step:06d}.png"
+        if picture.exists():
+            self.log.log_picture("validation", picture, step)
+        self.mailbox.put.remote(dict(metrics))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.closed.set()
+        self.log.close()
+
+    def _listen(self) -> None:
+        """Hear whether the driver was told to leave."""
+        import ray
+
+        while not self.closed.wait(LISTEN_SECONDS) and not self.leaving.is_set():
+            if ray.get(self.mailbox.leaving.remote()):
+                self.leaving.set()
+
+
+class Mailbox:
+    """A Ray actor that carries words between the workers and the driver, whichever machines they run on."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self.words: list[str] = []
+        self.message, self.done = "", 0
+        self.leave_asked = False
+        self.struck: set[Fault] = set()
+
+    def put(self, metrics: dict[str, float]) -> None:
+        """Leave the latest metrics."""
+        self.latest = metrics
+
+    def say(self, sentence: str) -> None:
+        """Leave a sentence for the driver to print."""
+        self.words.append(sentence)
+
+    def take(self) -> tuple[dict[str, float], list[str]]:
+        """Return the latest metrics and the sentences since the last call."""
+        words, self.words = self.words, []
+        return self.latest, words
+
+    def leave(self) -> None:
+        """Ask the workers to save a checkpoint and return."""
+        self.leave_asked = True
+
+    def leaving(self) -> bool:
+        """Say whether the workers were asked to leave."""
+        return self.leave_asked
+
+    def first(self, fault: Fault) -> bool:
+        """Say whether a fault strikes for the first time."""
+        known = fault in self.struck
+        self.struck.add(fault)
+        return not known
+
+    def end(self, message: str, done: int) -> None:
+        """Say after how many steps training has ended, or why the run cannot succeed; the first reason stays."""
+        self.message, self.done = self.message or message, done
+
+    def ending(self) -> tuple[str, int]:
+        """Return why the run cannot succeed, empty while there is no reason, and the steps done at the end."""
+        return self.message, self.done
+
+
+def _reporter(writer: RankZero | None, folder: Path, config: Config) -> "Report":
+    """Return the ``report`` of the core's loop: rank 0 tells MLflow, every rank tells Ray when it has validated.
+
+    Ray takes one report at each look of its controller and lets further ones wait: too slow for every row.
+    """
+    import ray.train
+
+    def report(metrics: dict[str, float]) -> None:
+        if writer:
+            writer.report(metrics, folder)
+        if metrics["step"] % config.train.eval_every == 0 or metrics["step"] == config.train.steps:
+            ray.train.report(metrics)
+
+    return report
