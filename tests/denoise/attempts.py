@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from denoise.train import train
 
 SMALL = ["net=cnn5", "train.crop=16", "train.log_every=1", "train.eval_every=1000", "train.precision=fp32"]
 SECONDS = 200  # after which an attempt is given up
+GRACE = 15  # seconds for the others to notice that a rank has died
 
 
 def attempt(shards: Path, folder: Path, world: int, *overrides: str, inject: Sequence[str] = ()) -> list[int]:
@@ -35,8 +37,11 @@ def attempt(shards: Path, folder: Path, world: int, *overrides: str, inject: Seq
     ranks = [context.Process(target=_rank, args=(rank, world, port, *settings)) for rank in range(world)]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+        if any(process.exitcode for process in ranks):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        time.sleep(0.05)
     for process in ranks:
         if process.is_alive():
             process.kill()
