@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import time
 from pathlib import Path
@@ -101,11 +100,12 @@ def workers_left() -> list[psutil.Process]:
 def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise):
     """A checkpoint is damaged, a worker is killed and nothing else may fail, MLflow is away, the driver is killed."""
     steps = ["train.steps=60", "train.eval_every=60", *SMALL]
-    faults = ("corrupt-checkpoint:step=12", "kill:rank=1,step=17", "tracker-down:step=6", "kill:rank=driver,step=36")
+    faults = ["corrupt-checkpoint:step=12", "kill:rank=1,step=17", "tracker-down:step=6", "kill:rank=driver,step=36"]
+    faults += ["hang:rank=0,step=40,seconds=60"]  # the driver looks every half second, and must find it running
     until_killed(start(denoise, *steps, "ray.max_failures=1", *[f"--inject={fault}" for fault in faults]))
     assert [run.info.status for run in runs_of(project)[1]] == ["RUNNING"]
     at = checkpoints(project)[-1]
-    assert int(at.removeprefix("step-")) >= 24  # the worker's death was outlived
+    assert at == "step-00000036"  # the worker's death was outlived
 
     process = start(denoise, *steps)
     out, err = process.communicate(timeout=400)
@@ -153,36 +153,6 @@ def journaled(project: Path) -> list[Path]:
     """Return the journals that hold metrics of a training step."""
     found = project.glob("runs/ray/*/journal/metrics.jsonl")
     return [path for path in found if '"loss"' in path.read_text()]
-
-
-@pytest.mark.slow
-def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
-    """SIGKILL to workers, to the driver, and in the middle of writing a checkpoint, each at a seeded step."""
-    steps = ["train.steps=84", "train.checkpoint_every=3", "train.log_every=1", "train.eval_every=84", "net=cnn5"]
-    whole = finish(start(denoise, *steps, "--name=whole"))
-    rng, kills = random.Random(0), 0
-    at = sorted(rng.sample(range(4, 83), 20))
-    while True:
-        inject = []
-        for step in at[kills : kills + 1]:
-            kind, rank = rng.choice([("kill", 0), ("kill", 1), ("kill", "driver"), ("kill-writing", 0)])
-            inject = [f"--inject={kind}:step={step},rank={rank}"]
-        process = start(denoise, *steps, "--name=killed", *inject)
-        out, err = process.communicate(timeout=400)
-        kills += len(inject)
-        if not inject:
-            break
-    assert process.returncode == 0, err
-    assert kills == 20
-    document = json.loads(out)
-    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (whole, document))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    client, runs = runs_of(project)
-    (run,) = [run for run in runs if run.info.run_name == "killed"]
-    assert run.info.status == "FINISHED"
-    for key in ("loss", "lr"):
-        points = client.get_metric_history(run.info.run_id, key)
-        assert sorted(point.step for point in points) == list(range(1, 85))
 
 
 @pytest.mark.slow
