@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV)/bin)
 STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-slow test-gpu install hooks lint docs clean
+.PHONY: demo test test-slow test-cluster test-gpu install hooks lint docs clean
 
 demo: install
 	denoise demo
@@ -16,6 +16,10 @@ test: install debian
 
 test-slow: install debian
 	python -m pytest -m slow
+
+test-cluster: install
+	@command -v ip >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2; }
+	python -m pytest -m cluster
 
 test-gpu: install
 	python -m pytest -m gpu

@@ -30,7 +30,7 @@ from denoise.shards import DamagedError
 from denoise.step import Stepper
 from denoise.watch import watch
 
-Report = Callable[[Metrics], None]
+Report = Callable[[Metrics], bool | None]
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
         watched: pictures to validate on while training, or None.
         folder: a local folder of rank 0 for validation pictures.
         report: called on every rank after ``log_every`` steps, at validation, at a checkpoint and at the end, with the
-            metrics.
+            metrics; where it is true, on every rank, a checkpoint is saved at once.
         checkpoints: what to continue from, and where to save.
         provenance: what the checkpoints should record about where they come from.
         leave: asked on every rank before every step; once it is true on one, all save a checkpoint and return.
@@ -122,7 +122,9 @@ def train(
         books.close(metrics)  # without times: the same run always leaves the same files
         if saving:
             save(finished)
-        report({**metrics, "images_per_second": clock.rate(finished - done.step, spec.batch_size)})
+        urgent = report({**metrics, "images_per_second": clock.rate(finished - done.step, spec.batch_size)})
+        if urgent and not saving:
+            save(finished)
     else:
         step = spec.steps
     checkpoints.wait()

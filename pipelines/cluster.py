@@ -13,6 +13,11 @@ from denoise.errors import UserError
 POLL_SECONDS = "0.5"
 
 
+def ray_address(config: Config) -> str | None:
+    """Return the address of the cluster that is asked for, None where it is to be one on this machine."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[str]:
     """Connect to ``ray.address``, else to RAY_ADDRESS, else start Ray on this machine and stop it afterwards.
@@ -26,7 +31,7 @@ def ray_cluster(config: Config) -> Iterator[str]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     import ray
 
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = ray_address(config)
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if ray.is_initialized():  # somebody else's connection: theirs to close
         yield ""

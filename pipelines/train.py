@@ -15,7 +15,7 @@ from denoise.errors import UserError
 from denoise.faults import DRIVER, Fault, Faults
 from pipelines import tracking
 from pipelines.checkpoint_s3 import open_store
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import ray_address, ray_cluster
 from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.journal import Journal
 from pipelines.progress import progress, say
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from denoise.checkpoint_store import Store
 
 PROGRESS_SECONDS = 0.5
+RESIZE_SECONDS = 30.0  # between two looks whether there is room for more workers
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,10 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # no worker's death
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     gpu = _use_gpu(config)
     least = config.ray.min_workers
     trainer = TorchTrainer(
@@ -145,12 +148,14 @@ def _fit(
             "opening": opening.as_dict(),
             "journal": str(journal),
             "mailbox": mailbox,
+            "preemptible": bool(ray_address(config)),
             "inject": list(inject),
             "profile": (Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
         },
         torch_config=TorchConfig(timeout_s=int(config.ray.timeout)),
         scaling_config=ScalingConfig(
             num_workers=config.ray.workers if least is None else (least, config.ray.workers),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpu,
             resources_per_worker={"CPU": config.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),

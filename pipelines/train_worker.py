@@ -36,6 +36,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     first = distributed.rank() == 0
+    hosts = distributed.union({distributed.rank(): ray.util.get_node_ip_address()})
+    if first:
+        mailbox.say.remote(f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
     faults = Faults(settings["inject"], distributed.rank(), lambda fault: bool(ray.get(mailbox.first.remote(fault))))
     store = open_store(settings["storage"], settings["name"])
     checkpoints = Checkpoints(store, config.ray.keep_checkpoints, mailbox.say.remote, faults.tamper)
@@ -48,7 +51,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 sets["train"],
                 sets.get("val"),
                 Path(folder),
-                _reporter(writer, Path(folder), config),
+                _reporter(writer, Path(folder), config, Notices(settings["preemptible"])),
                 checkpoints,
                 settings["provenance"],
                 writer.leaving.is_set if writer else lambda: False,
@@ -149,17 +152,33 @@ class Mailbox:
         return self.message, self.done
 
 
-def _reporter(writer: RankZero | None, folder: Path, config: Config) -> "Report":
+class Notices:
+    """Tells of machines that are about to be taken away, which a cloud does with its spot machines."""
+
+    def __init__(self, possible: bool) -> None:
+        self.possible, self.known = possible, frozenset[str]()
+
+    def new(self) -> bool:
+        """Say, alike on every rank, whether there is a new notice; every rank must ask."""
+        import ray.train
+
+        notice = ray.train.get_preemption_info() if self.possible else None
+        before, self.known = self.known, frozenset(notice.preempted_node_ids if notice else ())
+        return bool(self.known - before)
+
+
+def _reporter(writer: RankZero | None, folder: Path, config: Config, notices: Notices) -> "Report":
     """Return the ``report`` of the core's loop: rank 0 tells MLflow, every rank tells Ray when it has validated.
 
     Ray takes one report at each look of its controller and lets further ones wait: too slow for every row.
     """
     import ray.train
 
-    def report(metrics: dict[str, float]) -> None:
+    def report(metrics: dict[str, float]) -> bool:
         if writer:
             writer.report(metrics, folder)
         if metrics["step"] % config.train.eval_every == 0 or metrics["step"] == config.train.steps:
             ray.train.report(metrics)
+        return notices.new()
 
     return report

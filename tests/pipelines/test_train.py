@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -42,15 +43,16 @@ def checkpoints(project: Path) -> list[str]:
     return sorted(path.parent.name for path in project.glob("runs/ray/*/checkpoints/step-*/manifest.json"))
 
 
-def until_killed(driver) -> None:
-    """Wait until a driver and all that it started are gone."""
+def until_killed(driver) -> str:
+    """Wait until a driver and all that it started are gone, and return what it said."""
     family = []
     while driver.poll() is None:
         family = psutil.Process(driver.pid).children(recursive=True) or family
         time.sleep(0.2)
-    driver.communicate()
+    _, err = driver.communicate()
     assert driver.returncode == -9
     psutil.wait_procs(family, timeout=60)
+    return err
 
 
 def runs_of(project: Path):
@@ -121,6 +123,36 @@ def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise
     local = finish(start(denoise, "--local", *steps))
     one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (local, json.loads(out)))
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
+    """SIGKILL to workers, in the middle of writing a checkpoint, and to the driver, at seeded steps."""
+    steps = ["net=cnn5", "train.steps=160", "train.eval_every=160", "train.checkpoint_every=3", "train.log_every=1"]
+    whole = finish(start(denoise, *steps, "--name=whole"))
+    rng, kills = random.Random(0), 0
+    for launch in range(4):  # each ends with the driver, after four other deaths
+        at = [40 * launch + 7 * number + rng.randrange(3, 6) for number in range(5)]
+        faults = [f"{rng.choice(['kill', 'kill-writing'])}:rank=0,step={step}" for step in at[:2]]
+        faults += [f"kill:rank={rng.randrange(2)},step={step}" for step in at[2:4]]
+        faults += [f"kill:rank=driver,step={at[4]}", f"hang:rank=0,step={at[4] + 2},seconds=60"]
+        process = start(
+            denoise, *steps, "--name=killed", "ray.max_failures=4", *[f"--inject={fault}" for fault in faults]
+        )
+        err = until_killed(process)
+        starts = err.count("workers: 2")
+        assert starts == 5, err  # four deaths, each followed by a start
+        kills += starts
+    document = finish(start(denoise, *steps, "--name=killed"))
+    assert kills == 20
+    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (whole, document))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) == 0.0
+    client, runs = runs_of(project)
+    (run,) = [run for run in runs if run.info.run_name == "killed"]
+    assert run.info.status == "FINISHED"
+    for key in ("loss", "lr"):
+        points = client.get_metric_history(run.info.run_id, key)
+        assert sorted(point.step for point in points) == list(range(1, 161))
 
 
 @pytest.mark.slow

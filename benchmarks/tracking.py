@@ -1,0 +1,154 @@
+"""What a missing MLflow costs: one run, during which the server is killed and comes back, and a run without a server.
+
+The journal of a run says when each row was written, so the times of steps with and without a server come from the same
+process. Afterwards everything must be in MLflow, each step once.
+
+Run it in a folder where `denoise demo` has made the shards of `samples`:  python benchmarks/tracking.py --seconds 60
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from pipelines.ui import start_server, wait_until_up
+
+CLI = [sys.executable, "-m", "pipelines.cli"]
+NAME = "tracking"
+EVERY = 5  # steps of a row
+
+
+class Tracker:
+    """An MLflow server that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.database, self.address = f"sqlite:///{folder}/mlflow.db", f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.process = start_server(self.database, self.port)
+        wait_until_up(self.process, "127.0.0.1", self.port)
+
+    def kill(self) -> None:
+        """Kill it and all its workers."""
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class Run:
+    """A training run of one worker on Ray."""
+
+    def __init__(self, name: str, tracker: Tracker, folder: Path) -> None:
+        self.file = folder / "ray" / name / "journal" / "metrics.jsonl"
+        wanted = ["train.steps=1000000", f"train.log_every={EVERY}", "train.eval_every=1000000", "ray.workers=1"]
+        wanted += ["train.checkpoint_every=1000000", "train.crop=64", f"ray.storage={folder}/ray"]
+        command = [*CLI, "train", f"--name={name}", *wanted, f"tracking.uri={tracker.address}"]
+        with (folder / f"{name}.log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the rows with a loss: their step, and when they were written, in seconds."""
+        if not self.file.exists():
+            return []
+        rows = [json.loads(line) for line in self.file.read_text().splitlines() if line.endswith("}")]
+        return [{"step": row["step"], "time": row["time"] / 1000} for row in rows if "loss" in row["metrics"]]
+
+    def wait(self) -> None:
+        """Wait until it trains."""
+        while len(self.rows()) < 5:
+            if self.process.poll() is not None:
+                raise SystemExit("the run has ended before it trained")
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Let it save a checkpoint and leave."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def step_time(rows: list[dict[str, float]], begin: float, end: float) -> float:
+    """Return the median milliseconds of a step between two moments."""
+    inside = [row for row in rows if begin <= row["time"] <= end]
+    return 1000 * statistics.median((two["time"] - one["time"]) / EVERY for one, two in pairwise(inside))
+
+
+def lacking(run: Run, name: str, tracker: Tracker) -> str:
+    """Say what MLflow lacks of a run, or holds twice."""
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracker.address)
+    found = [one for one in api.search_runs(["1"]) if one.info.run_name == name]
+    steps = [point.step for one in found for point in api.get_metric_history(one.info.run_id, "loss")]
+    missing = {int(row["step"]) for row in run.rows()} - set(steps)
+    return f"{len(found)} run in MLflow, {len(missing)} rows missing, {len(steps) - len(set(steps))} twice"
+
+
+def interrupted(tracker: Tracker, seconds: float, rounds: int, folder: Path) -> None:
+    """Kill the server in the middle of a run, again and again, and print the ratios."""
+    tracker.start()
+    run = Run(NAME, tracker, folder)
+    run.wait()
+    time.sleep(10)  # what starts beside the first steps
+    up, down = [], []
+    for _ in range(rounds):
+        for times in (up, down):
+            begin = time.time()
+            time.sleep(seconds)
+            times.append((begin, time.time()))
+            tracker.kill() if times is up else tracker.start()
+        time.sleep(5)  # what was kept is written
+    run.stop()
+    with_server, without = ([step_time(run.rows(), *span) for span in spans] for spans in (up, down))
+    ratios = [two / one for one, two in zip(with_server, without, strict=True)]
+    print(f"step with a server {statistics.median(with_server):.1f} ms, without {statistics.median(without):.1f} ms;")
+    print(
+        f"ratio without / with: {', '.join(f'{ratio:.4f}' for ratio in ratios)}, median {statistics.median(ratios):.4f}"
+    )
+    print(lacking(run, NAME, tracker))
+
+
+def without(tracker: Tracker, seconds: float, folder: Path) -> None:
+    """Train without a server and bring what the run has logged afterwards."""
+    tracker.kill()
+    run = Run("never", tracker, folder)
+    run.wait()
+    time.sleep(seconds)
+    run.stop()
+    tracker.start()
+    subprocess.run(
+        [*CLI, "runs", "sync", "never", f"ray.storage={folder}/ray", f"tracking.uri={tracker.address}"], check=True
+    )
+    print(f"without a server for the whole run, after `denoise runs sync`: {lacking(run, 'never', tracker)}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="that the server is there, and is not")
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        tracker = Tracker(Path(folder))
+        try:
+            interrupted(tracker, chosen.seconds, chosen.rounds, Path(folder))
+            without(tracker, chosen.seconds / 2, Path(folder))
+        finally:
+            tracker.kill()
+
+
+if __name__ == "__main__":
+    main()
