@@ -8,16 +8,19 @@ Run it in a folder where `denoise demo` has made the shards of `samples`:  pytho
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import accumulate
 from pathlib import Path
 
 from denoise.config import Config, load_config
 
 WORLD, BATCH = 2, 4
+SPAN, START = 2, 10  # seconds: of a row, and until everything has started
 COMMON = ["train.crop=64", f"train.batch_size={BATCH}", "train.eval_every=1000000", "train.checkpoint_every=1000000"]
 CLI = [sys.executable, "-m", "pipelines.cli", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
@@ -27,6 +30,7 @@ def bare(config: Config, seconds: float) -> float:
     """Return the images per second of this process alone on its share of a batch that is in memory."""
     import torch
 
+    from denoise.allocator import keep_freed_memory
     from denoise.checkpoint import Training
     from denoise.methods import with_net
     from denoise.nets import NetMaker
@@ -37,6 +41,7 @@ def bare(config: Config, seconds: float) -> float:
     from denoise.train import check, resolve_precision
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as training does
     config = with_net(config)
     method, noise, _ = check(config)
     net = method.make_net(NetMaker(config.net.name, 3, config.net.fields)).to(memory_format=torch.channels_last)
@@ -69,13 +74,15 @@ def bare_in_two(overrides: list[str], seconds: float) -> float:
     return sum(float(process.communicate()[0]) for process in both)
 
 
-def rate_of(rows: list[dict[str, float]]) -> float:
-    """Return the rate of all steps after the first report, during which things start."""
-    rates = [row["images_per_second"] for row in rows[1:] if "images_per_second" in row]
-    return len(rates) / sum(1 / rate for rate in rates)
+def rate_of(rows: list[dict[str, float]], every: int) -> float:
+    """Return the rate of all steps but those in which things still start (a worker imports MLflow) or it validates."""
+    rates = [row["images_per_second"] for row in rows if "images_per_second" in row and "val_psnr" not in row]
+    seconds = list(accumulate(every * BATCH / rate for rate in rates))
+    steady = [rate for rate, at in zip(rates, seconds, strict=True) if at > START]
+    return len(steady) / sum(1 / rate for rate in steady)
 
 
-def through(kind: str, overrides: list[str], name: str, folder: Path) -> float:
+def through(kind: str, overrides: list[str], every: int, name: str, folder: Path) -> float:
     """Return the images per second of a run through torchrun or Ray."""
     if kind == "torchrun":
         command = [*TORCHRUN, "-m", "pipelines.cli", "train", "--name", name, *overrides]
@@ -87,21 +94,29 @@ def through(kind: str, overrides: list[str], name: str, folder: Path) -> float:
         file = storage / name / "journal" / "metrics.jsonl"
     subprocess.run([*command, f"--out={folder / name}"], check=True, capture_output=True)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return rate_of([row.get("metrics", row) for row in rows])
+    shutil.rmtree(Path("runs") / name, ignore_errors=True)
+    return rate_of([row.get("metrics", row) for row in rows], every)
 
 
-def measure(method: str, seconds: float, rounds: int, folder: Path) -> dict[str, float]:
-    """Return images per second by kind, the median of some rounds in turn."""
+def measure(method: str, seconds: float, rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Return images per second by kind, in some rounds in turn."""
     overrides = [f"method={method}", *COMMON]
     limit = bare_in_two(overrides, 5)
-    every = max(2, int(seconds * limit / BATCH / 8))
-    overrides += [f"train.steps={8 * every}", f"train.log_every={every}"]
+    every = max(1, int(SPAN * limit / BATCH))
+    steps = every * (1 + int((START + seconds) / SPAN))
+    overrides += [f"train.steps={steps}", f"train.log_every={every}"]
     rates: dict[str, list[float]] = {"bare": [], "torchrun": [], "ray": []}
     for turn in range(rounds):
         rates["bare"].append(bare_in_two(overrides, seconds))
         for kind in ("torchrun", "ray"):
-            rates[kind].append(through(kind, overrides, f"bench-{folder.name}-{method}-{kind}-{turn}", folder))
-    return {kind: statistics.median(found) for kind, found in rates.items()}
+            name = f"bench-{folder.name}-{method}-{kind}-{turn}"
+            rates[kind].append(through(kind, overrides, every, name, folder))
+    return rates
+
+
+def median_ratio(ones: list[float], others: list[float]) -> str:
+    """Return the median of the ratios within the rounds: the machine's own speed drifts between them."""
+    return f"{statistics.median(one / other for one, other in zip(ones, others, strict=True)):.3f}"
 
 
 def main() -> None:
@@ -120,12 +135,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for method in chosen.methods:
             rates = measure(method, chosen.seconds, chosen.rounds, Path(folder))
-            ratios = f"{rates['torchrun'] / rates['bare']:.3f} | {rates['ray'] / rates['torchrun']:.3f}"
-            print(f"| {method} | {rates['bare']:.1f} | {ratios} |", flush=True)
+            ratios = [median_ratio(rates["torchrun"], rates["bare"]), median_ratio(rates["ray"], rates["torchrun"])]
+            print(f"| {method} | {statistics.median(rates['bare']):.1f} | {' | '.join(ratios)} |", flush=True)
     if "ssdn" in chosen.methods:
-        blind = bare_in_two(["method=ssdn", *COMMON], chosen.seconds)
-        plain = bare_in_two(["method=n2c", "net=unet_ssdn", *COMMON], chosen.seconds)
-        print(f"\nssdn takes {plain / blind:.2f} times the time of its plain U-Net (n2c, net=unet_ssdn)")
+        ways = {"plain": ["method=n2c", "net=unet_ssdn", *COMMON], "blind": ["method=ssdn", *COMMON]}
+        found = [{key: bare_in_two(way, chosen.seconds) for key, way in ways.items()} for _ in range(chosen.rounds)]
+        times = median_ratio([one["plain"] for one in found], [one["blind"] for one in found])
+        print(f"\nssdn takes {times} times the time of its plain U-Net (n2c, net=unet_ssdn)")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from denoise import distributed
+from denoise.allocator import keep_freed_memory
 from denoise.books import Books, Clock, Metrics
 from denoise.checkpoint import Card, Denoiser, Done, Training, load_checkpoint, make_card, snapshot
 from denoise.checkpoint_store import Checkpoints
@@ -88,7 +89,7 @@ def train(
     scenes = open_scenes(config, pictures, method, noise)
     quarantine = Quarantine(config.data.quarantine)
     crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
-    batches = read(config, scenes, pictures, crop, quarantine, done.step, pin=device.type == "cuda")
+    shares = read(config, scenes, pictures, crop, quarantine, done.step, pin=device.type == "cuda")
     books = Books(done, device)
     agreement, clock = distributed.Agreement(device), Clock()
 
@@ -105,7 +106,7 @@ def train(
                 save(step)
             break
         faults.strike(step)
-        ours = next(batches)
+        ours = next(shares)
         lr = spec.lr * rate(step / spec.steps, spec)
         books.add(step, ours, step_on(step, ours, lr))
 
@@ -139,6 +140,8 @@ def _prepare_device(deterministic: bool) -> torch.device:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: the same bits on several streams
         torch.use_deterministic_algorithms(deterministic)
+    else:
+        keep_freed_memory()
     return device
 
 

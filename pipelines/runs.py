@@ -14,6 +14,7 @@ DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_pictur
 NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
 # Modules of the core that no training step depends on.
 NOT_TRAINING = (
+    "allocator.py",
     "evaluate.py",
     "faults.py",
     "fingerprints.py",

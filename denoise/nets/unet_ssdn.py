@@ -63,20 +63,23 @@ class UNetSSDN(nn.Module):
         """Map (B, channels, H, W) to (B, outputs, H, W)."""
         square = noisy.shape[-2] == noisy.shape[-1]
         x = self._around(noisy, together=square) if self.blind_spot else self._maps(noisy)
-        x = _relu(self.nin_b(_relu(self.nin_a(x))))
-        answer: Tensor = self.nin_c(x)
-        return answer
+        x = x.permute(0, 2, 3, 1)  # a 1x1 convolution is a matrix product over the channels, and faster as one
+        for layer in (self.nin_a, self.nin_b):
+            x = F.leaky_relu(_mixed(layer, x), SLOPE)  # not in place: the product is a view, whose gradient would copy
+        return _mixed(self.nin_c, x).permute(0, 3, 1, 2)
 
     def _around(self, noisy: Tensor, together: bool) -> Tensor:
         """Return (B, 4 * 96, H, W), what lies above, right of, below and left of each pixel.
 
         The rotations run as one batch where they are of one shape (``together``), else as two.
         """
+        layout = _layout(noisy)  # which turning does not keep
         turned = [torch.rot90(noisy, turn, (2, 3)) for turn in range(TURNS)]
         if together:
-            above = self._maps(torch.cat(turned)).chunk(TURNS)
+            above = self._maps(torch.cat(turned).contiguous(memory_format=layout)).chunk(TURNS)
         else:
-            upright, sideways = (self._maps(torch.cat(turned[start::2])).chunk(2) for start in (0, 1))
+            halves = (torch.cat(turned[start::2]).contiguous(memory_format=layout) for start in (0, 1))
+            upright, sideways = (self._maps(half).chunk(2) for half in halves)
             above = (upright[0], sideways[0], upright[1], sideways[1])
         pixels = [_shift(x).permute(0, 2, 3, 1) for x in above]  # channels last, as 1x1 convolutions are fastest
         stacked = torch.cat([torch.rot90(x, -turn, (1, 2)) for turn, x in enumerate(pixels)], dim=3)
@@ -113,7 +116,17 @@ def _shift(x: Tensor) -> Tensor:
 
 def _below(x: Tensor, rows: int) -> Tensor:
     """Put rows of zeros on top; unlike F.pad this writes once and its gradient is a view."""
-    return torch.cat([x.new_zeros(*x.shape[:2], rows, x.shape[3]), x], dim=2)
+    zeros = x.new_zeros(*x.shape[:2], rows, x.shape[3]).contiguous(memory_format=_layout(x))  # else cat changes it
+    return torch.cat([zeros, x], dim=2)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+
+
+def _mixed(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (B, H, W, C)."""
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
 def _relu(x: Tensor) -> Tensor:
