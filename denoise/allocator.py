@@ -21,4 +21,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
         return False
-    return all([mallopt(parameter, value) for parameter, value in SETTINGS.items()])
+    taken = [mallopt(parameter, value) for parameter, value in SETTINGS.items()]
+    return all(taken)
