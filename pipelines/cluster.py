@@ -47,9 +47,20 @@ def ray_cluster(config: Config) -> Iterator[str]:
         cpus = max(os.cpu_count() or 1, int(-(-wanted // 1)))
         # A cluster for one run: nobody preempts it, and nobody has the time to open its dashboard.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # A Ray worker trains in a thread; in an arena of its own denoise.allocator would not help it.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "1")
         connected = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     try:
         with redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; standard output is for answers
             yield connected.dashboard_url or ""
     finally:
         ray.shutdown()
+
+
+def room(config: Config, gpu: bool) -> int:
+    """Return how many workers the connected cluster could run, were nothing else running on it."""
+    import ray
+
+    needs = {"CPU": config.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})}
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(has.get(kind, 0) // need) for kind, need in needs.items()) for has in alive)

@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from denoise.errors import UserError
 from denoise.faults import DRIVER, Fault, Faults
 from pipelines import tracking
 from pipelines.checkpoint_s3 import open_store
-from pipelines.cluster import ray_address, ray_cluster
+from pipelines.cluster import ray_address, ray_cluster, room
 from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.journal import Journal
 from pipelines.progress import progress, say
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from denoise.checkpoint_store import Store
 
 PROGRESS_SECONDS = 0.5
+ROOM_SECONDS = 20.0  # without a word of the workers, after which to see whether the cluster has room for them
 RESIZE_SECONDS = 30.0  # between two looks whether there is room for more workers
 
 
@@ -166,7 +168,8 @@ def _fit(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with terminated() as leave, _attended(mailbox, inputs.name, config, leave, Faults(inject, DRIVER)):
+    waits = Waits(inputs.name, config, gpu)
+    with terminated() as leave, _attended(mailbox, inputs.name, config, leave, waits, Faults(inject, DRIVER)):
         try:
             with _own_interrupt():
                 trainer.fit()
@@ -180,7 +183,9 @@ def _fit(
 
 
 @contextmanager
-def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, faults: Faults) -> Iterator[None]:
+def _attended(
+    mailbox: Any, name: str, config: Config, leave: threading.Event, waits: "Waits", faults: Faults
+) -> Iterator[None]:
     """Show what the workers say while the block runs, and pass on the wish to leave."""
     import ray
 
@@ -197,6 +202,7 @@ def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, f
                 metrics, words = ray.get(mailbox.take.remote())
                 for sentence in words:
                     say(f"{name}: {sentence}")
+                waits.look(bool(words) or metrics.get("step", 0) != seen)
                 if metrics.get("step", 0) != seen:
                     advance(metrics["step"] - seen, note_of(metrics))
                     seen = metrics["step"]
@@ -209,6 +215,29 @@ def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, f
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+class Waits:
+    """Says once that a run waits for room in the cluster: Ray itself waits in silence."""
+
+    def __init__(self, name: str, config: Config, gpu: bool) -> None:
+        self.name, self.config, self.gpu = name, config, gpu
+        self.moved, self.said = time.monotonic(), False
+
+    def look(self, moves: bool) -> None:
+        """Note whether the run moves, and look for room when it has not for a while."""
+        if moves:
+            self.moved, self.said = time.monotonic(), False
+        if self.said or time.monotonic() - self.moved < ROOM_SECONDS:
+            return
+        least = self.config.ray.min_workers or self.config.ray.workers
+        found = room(self.config, self.gpu)
+        if found < least:
+            self.said = True
+            say(
+                f"{self.name}: waits, as the cluster has room for {found} of {least} workers; add machines, or stop "
+                "this and lower ray.workers, ray.min_workers or ray.cpus_per_worker."
+            )
 
 
 @contextmanager

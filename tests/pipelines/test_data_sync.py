@@ -139,6 +139,8 @@ def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_pat
         [*denoise, "train", "--out", str(tmp_path / "near"), *STEPS], capture_output=True, text=True
     )
     assert reference.returncode == 0, reference.stderr
+    near_state = next(project.glob("runs/ray/*/checkpoints/step-00000060/state.json"))
+    samples = json.loads(near_state.read_text())["samples"]
     shutil.rmtree(project / "runs")
 
     folder = project / "data/shards/train/small"
@@ -161,9 +163,10 @@ def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_pat
         env=environment,
     )
     deadline = time.monotonic() + 300
-    while not list(project.glob("runs/ray/*/step-*/manifest.json")) and training.poll() is None:
+    while not list(project.glob("runs/ray/*/checkpoints/step-*/manifest.json")) and training.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert training.poll() is None, "it should be in the middle"
     network.down()
     s3.kill()
     time.sleep(3)
@@ -176,4 +179,6 @@ def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_pat
     assert network.cuts > 0
     model = Path(json.loads(out)["model"])
     near, far = (load_file(one / "net.safetensors") for one in (tmp_path / "near", model))
+    far_state = next(project.glob("runs/ray/*/checkpoints/step-00000060/state.json"))
+    assert json.loads(far_state.read_text())["samples"] == samples
     assert all(torch.equal(near[name], far[name]) for name in near)

@@ -71,6 +71,23 @@ def test_training_goes_on_without_a_host_that_fails_and_with_one_that_comes(proj
     check_one_run(project, denoise, 900)
 
 
+def test_a_run_without_room_says_so_and_goes_on_when_a_host_comes(project, denoise, tmp_path_factory):
+    with Hosts(3, tmp_path_factory.mktemp("hosts")) as hosts:
+        driver = drive(hosts, denoise, project, *steps(200), "ray.min_workers=null")
+        wait_for(lambda: len(checkpoints(project)) > 1 or driver.poll() is not None)
+        hosts.kill(3)
+        told = ""
+        while "waits, as the cluster has room for 1 of 2 workers" not in told:
+            line = driver.stderr.readline()
+            assert line, told
+            told += line
+        hosts.join()
+        err = ended(driver)
+        assert f"workers: 2, on {hosts.address(2)}, {hosts.address(4)}" in err
+        assert "going on from step-" in err
+    check_one_run(project, denoise, 200)
+
+
 def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(project, denoise, tmp_path_factory):
     with Hosts(3, tmp_path_factory.mktemp("hosts")) as hosts:
         driver = drive(hosts, denoise, project, *steps(600), "train.checkpoint_every=600")

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.pipelines.s3_helpers import s3_environment
+
 SMALL = ["net=cnn5", "train.log_every=3", "train.checkpoint_every=6"]
 
 
@@ -179,6 +181,39 @@ def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_goes_on(projec
     assert run.info.status == "FINISHED"
     points = client.get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in points] == list(range(25, 1501, 25))
+
+
+@pytest.mark.slow
+def test_checkpoints_on_s3_bring_a_run_back_whose_driver_was_killed(project, denoise, s3, monkeypatch):
+    steps = ["train.steps=40", "train.eval_every=20", *SMALL]
+    near = finish(start(denoise, *steps, "--name=near"))
+    with s3_environment(monkeypatch, s3.port):
+        far = [*steps, "--name=far", "ray.storage=s3://bucket/runs"]
+        faults = ["--inject=kill:rank=driver,step=21", "--inject=hang:rank=0,step=26,seconds=60"]
+        until_killed(start(denoise, *far, *faults))
+        process = start(denoise, *far)
+        out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert "far: going on from step-000000" in err
+    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (near, json.loads(out)))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    listed = s3.client().list_objects_v2(Bucket="bucket", Prefix="runs/far/checkpoints/")["Contents"]
+    assert "runs/far/checkpoints/step-00000040/manifest.json" in {entry["Key"] for entry in listed}
+    client, runs = runs_of(project)
+    (run,) = [run for run in runs if run.info.run_name == "far"]
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in points) == sorted({*range(3, 41, 3), 20, 40})
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_given_up_and_started_again(project, denoise):
+    steps = ["train.steps=40", "train.eval_every=40", *SMALL]
+    process = start(denoise, *steps, "ray.timeout=15", "--inject=hang:rank=1,step=15,seconds=300")
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert err.count("workers: 2") == 2
+    assert "going on from step-000000" in err
 
 
 def journaled(project: Path) -> list[Path]:
