@@ -129,9 +129,8 @@ def without(tracker: Tracker, seconds: float, folder: Path) -> None:
     time.sleep(seconds)
     run.stop()
     tracker.start()
-    subprocess.run(
-        [*CLI, "runs", "sync", "never", f"ray.storage={folder}/ray", f"tracking.uri={tracker.address}"], check=True
-    )
+    given = ["-S", f"ray.storage={folder}/ray", "-S", f"tracking.uri={tracker.address}"]
+    subprocess.run([*CLI, "runs", "sync", "never", *given], check=True, stdout=subprocess.DEVNULL)
     print(f"without a server for the whole run, after `denoise runs sync`: {lacking(run, 'never', tracker)}")
 
 

@@ -128,6 +128,7 @@ def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # twenty deaths and six launches
 def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
     """SIGKILL to workers, in the middle of writing a checkpoint, and to the driver, at seeded steps."""
     steps = ["net=cnn5", "train.steps=160", "train.eval_every=160", "train.checkpoint_every=3", "train.log_every=1"]
