@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.tracking import set_environment
 from tests.pipelines.s3_helpers import S3Server
+
+set_environment()  # a test may import mlflow before any code of ours does
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
