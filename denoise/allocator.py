@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Let memory that is freed stay with this process, and say whether the C library can do so (glibc).
 
     Every step allocates and frees the same large tensors. By default they go back to the system, which hands them out
-    again page by page and zeroed: 7 to 9 % of a step on a CPU. The price is that a process never shrinks.
+    again page by page and zeroed, which costs a step on a CPU some 7 %. The price is that a process never shrinks.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

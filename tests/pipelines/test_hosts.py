@@ -8,7 +8,7 @@ import pytest
 
 from denoise.checkpoint import STATE
 from tests.pipelines.hosts import Hosts, possible
-from tests.pipelines.test_train import checkpoints, runs_of, start, wait_for
+from tests.pipelines.test_train import checkpoints, journaled, runs_of, start, wait_for
 
 pytestmark = [
     pytest.mark.cluster,
@@ -91,7 +91,7 @@ def test_a_run_without_room_says_so_and_goes_on_when_a_host_comes(project, denoi
 def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(project, denoise, tmp_path_factory):
     with Hosts(3, tmp_path_factory.mktemp("hosts")) as hosts:
         driver = drive(hosts, denoise, project, *steps(600), "train.checkpoint_every=600")
-        wait_for(lambda: "loss" in journal(project) or driver.poll() is not None)
+        wait_for(lambda: journaled(project) or driver.poll() is not None)
         hosts.drain(3, seconds=60)
         wait_for(lambda: checkpoints(project) or driver.poll() is not None)
         (saved,) = checkpoints(project)
@@ -112,7 +112,3 @@ def test_the_same_command_on_another_cluster_goes_on_when_the_head_has_failed(pr
         err = ended(drive(others, denoise, project, *steps(400)))
         assert "going on from step-" in err
     check_one_run(project, denoise, 400)
-
-
-def journal(project: Path) -> str:
-    return "".join(path.read_text() for path in project.glob("runs/ray/*/journal/metrics.jsonl"))
