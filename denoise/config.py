@@ -90,6 +90,7 @@ class Train:
     channels_last: bool = True
     fused: bool = True  # one kernel for all parameters in the optimizer
     compile: bool = False  # by torch.compile: worth its minute on a GPU and long runs
+    cuda_graphs: bool = False  # compile, and on a GPU launch all kernels of a pass at once ("reduce-overhead")
     static_graph: bool = True  # tell DDP that every step runs the same graph; not with a micro-batch
     deterministic: bool = False  # the same bits on a GPU, at some cost; a CPU gives them anyway
     micro_batch: Positive | None = (
@@ -99,6 +100,7 @@ class Train:
     skip_nonfinite: Count = (
         0  # steps that may be skipped because their loss is not finite; 0: the first one ends the run
     )
+    val_loss: bool = False  # validate the method's own loss besides, which needs no clean pictures
     model: Literal["last", "best"] = "last"  # the checkpoint that becomes the model: the last, or the best in val_psnr
     log_every: Positive = 50
     eval_every: Positive = 100
@@ -123,6 +125,7 @@ class Ray:
     min_workers: Positive | None = None  # go on with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpu: Literal["auto", "yes", "no"] = "auto"
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, workers share a GPU
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
     max_failures: Count = 3  # worker failures a run survives
     keep_checkpoints: Positive = 2  # the newest; the best is kept beside them
@@ -135,6 +138,13 @@ class Tracking:
 
     uri: str = "sqlite:///mlflow.db"
     experiment: str = "denoise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+    """Where Optuna keeps the trials of sweeps."""
+
+    storage: str = "sqlite:///optuna.db"  # postgresql://... where several machines begin sweeps; or journal:FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +162,7 @@ class Config:
     evaluate: Evaluate = Evaluate()
     ray: Ray = Ray()
     tracking: Tracking = Tracking()
+    tune: Tune = Tune()
 
 
 def load_config(

@@ -47,10 +47,13 @@ class Stepper:
         # A rank whose memory is full repeats its step by itself, which DDP, in the middle of averaging, would not bear.
         self.alone = self.spec.oom == "halve" or distributed.world_size() == 1
         objective = Objective(training.net, method)
-        if self.spec.compile:
-            objective.compile()
+        if self.spec.compile or self.spec.cuda_graphs:
+            objective.compile(mode="reduce-overhead" if self.spec.cuda_graphs else None)
         static = self.spec.static_graph and self.spec.micro_batch is None
         self.objective = objective if self.alone else distributed.wrap(objective, static)
+        if self.spec.cuda_graphs:  # see _forget_gradients
+            for parameter in training.net.parameters():
+                parameter.grad = torch.zeros_like(parameter)
 
     def __call__(self, step: int, ours: Crops, lr: float) -> Terms | None:
         """Learn from a batch and return this rank's part of the mean terms of the loss, None if the step was skipped.
@@ -67,7 +70,7 @@ class Stepper:
         finite = not self.spec.skip_nonfinite or self._finite(terms)
         if finite:
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         if finite and self.training.average is not None:
             self.training.average.update_parameters(self.training.net)
         return terms if finite else None
@@ -82,7 +85,7 @@ class Stepper:
                 if self.spec.oom != "halve" or size == 1:
                     raise self._advice(size) from None
             self.micro = -(-size // 2)
-            self.training.optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -92,6 +95,8 @@ class Stepper:
         for number, part in enumerate(parts):
             batch = self._make_batch(step, part)
             share = len(part.positions) / self.spec.batch_size
+            if self.spec.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with self._averaging(number == len(parts) - 1):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
                     terms = self.objective(batch, step / self.spec.steps)
@@ -101,6 +106,10 @@ class Stepper:
                 weighted = value.detach().float() * share
                 total[name] = total[name] + weighted if name in total else weighted
         return total
+
+    def _forget_gradients(self) -> None:
+        """Drop the gradients; CUDA graphs write theirs to memory of their own, which must be added up elsewhere."""
+        self.training.optimizer.zero_grad(set_to_none=not self.spec.cuda_graphs)
 
     def _make_batch(self, step: int, part: Crops) -> Batch:
         """Return what the method sees of some crops: the views it needs and no other."""

@@ -29,7 +29,7 @@ from denoise.scenes import FreshScenes, open_scenes
 from denoise.schedules import Schedule, schedule
 from denoise.shards import DamagedError
 from denoise.step import Stepper
-from denoise.watch import watch
+from denoise.watch import held_out_loss, watch
 
 Report = Callable[[Metrics], bool | None]
 
@@ -87,6 +87,7 @@ def train(
 
     step_on = Stepper(config, training, method, noise, half, faults)
     scenes = open_scenes(config, pictures, method, noise)
+    unseen = open_scenes(config, watched, method, noise) if watched is not None and spec.val_loss else None
     quarantine = Quarantine(config.data.quarantine)
     crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
     shares = read(config, scenes, pictures, crop, quarantine, done.step, pin=device.type == "cuda")
@@ -120,6 +121,8 @@ def train(
         if evaluating and watched is not None and rank == 0:
             denoiser = Denoiser(training.model, method, card, passes=1)
             metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{finished:06d}.png"))
+            if unseen is not None:
+                metrics["val_loss"] = held_out_loss(denoiser, unseen, noise, crop, device)
         books.close(metrics)  # without times: the same run always leaves the same files
         if saving:
             save(finished)

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from denoise.checkpoint import Denoiser
 from denoise.collection import Collection
+from denoise.data import Scenes, as_floats, collate, random_crop
 from denoise.images import Picture, pad, to_pixels, unpad, write_picture
 from denoise.metrics import psnr, ssim
 from denoise.noise import Noise
 from denoise.rng import batch_rng
-from denoise.scenes import trial
+from denoise.scenes import as_views, trial
 
 WATCHED_PICTURES, WATCHED_SIDE = 8, 256  # validation sees the centres of the first pictures
+MIDDLE = (0.5, 0.5)
 WATCH_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
 
 
@@ -43,6 +45,34 @@ def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.d
     if not scores:
         return {}
     return {"val_psnr": sum(s[0] for s in scores) / len(scores), "val_ssim": sum(s[1] for s in scores) / len(scores)}
+
+
+def held_out_loss(denoiser: Denoiser, scenes: Scenes, noise: Noise, crop: int, device: torch.device) -> float:
+    """Return the method's own loss on the watched pictures, with the same noise and the same masks at every step.
+
+    It asks for a clean picture only where the method does: what to go by where there are only noisy ones.
+
+    Args:
+        denoiser: the net and its method.
+        scenes: the pictures, as training reads them.
+        noise: what synthetic scenes are corrupted with.
+        crop: side of a training crop, in pixels of the scenes; the centres that are looked at are multiples of it.
+        device: that computes.
+    """
+    net, method = denoiser.net, denoiser.method
+    side = max(1, WATCHED_SIDE * noise.scale // crop) * crop
+    training = net.training
+    net.eval()
+    losses = []
+    for index in range(min(len(scenes), WATCHED_PICTURES)):
+        rng = batch_rng(0, WATCH_STEP, torch.tensor([index], device=device))
+        centre = {name: random_crop(view, side, MIDDLE) for name, view in scenes[index].items()}
+        views = {name: as_floats(view.to(device)) for name, view in collate([centre], denoiser.channels).items()}
+        batch = method.make_batch(as_views(views, method, noise, rng), rng.stream("method"))
+        with torch.no_grad():
+            losses.append(float(method.loss(net, batch, 1.0)["loss"]))
+    net.train(training)
+    return sum(losses) / len(losses)
 
 
 def _centre(picture: Tensor) -> Tensor:

@@ -57,10 +57,15 @@ def ray_cluster(config: Config) -> Iterator[str]:
         ray.shutdown()
 
 
+def worker_needs(config: Config, gpu: bool) -> dict[str, float]:
+    """Return the resources of one worker, as Ray names them."""
+    return {"CPU": config.ray.cpus_per_worker, **({"GPU": config.ray.gpus_per_worker} if gpu else {})}
+
+
 def room(config: Config, gpu: bool) -> int:
     """Return how many workers the connected cluster could run, were nothing else running on it."""
     import ray
 
-    needs = {"CPU": config.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})}
+    needs = worker_needs(config, gpu)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(has.get(kind, 0) // need) for kind, need in needs.items()) for has in alive)

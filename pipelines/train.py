@@ -16,7 +16,7 @@ from denoise.errors import UserError
 from denoise.faults import DRIVER, Fault, Faults
 from pipelines import tracking
 from pipelines.checkpoint_s3 import open_store
-from pipelines.cluster import ray_address, ray_cluster, room
+from pipelines.cluster import ray_address, ray_cluster, room, worker_needs
 from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.journal import Journal
 from pipelines.progress import progress, say
@@ -159,7 +159,7 @@ def _fit(
             num_workers=config.ray.workers if least is None else (least, config.ray.workers),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpu,
-            resources_per_worker={"CPU": config.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            resources_per_worker=worker_needs(config, gpu),
         ),
         run_config=RunConfig(
             name=inputs.name,
@@ -269,7 +269,7 @@ def _use_gpu(config: Config) -> bool:
     import ray
 
     if config.ray.gpu == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= config.ray.workers)
+        return bool(ray.cluster_resources().get("GPU", 0) >= config.ray.workers * config.ray.gpus_per_worker)
     return config.ray.gpu == "yes"
 
 

@@ -229,10 +229,29 @@ def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):
     assert {"ProfilerStep#5", "ProfilerStep#14"} <= names
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("parts", ["train.micro_batch=null", "train.micro_batch=1"])
+def test_cuda_graphs_change_nothing_but_rounding(small_shards, tmp_path, parts):
+    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32", "net=cnn5", parts)
+    rows, _, _ = run(small_shards, tmp_path / "plain", *plain)
+    others, _, _ = run(small_shards, tmp_path / "graphs", *plain, "train.cuda_graphs=true")
+    assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("switch", ["compile=true", "fused=false", "channels_last=false"])
+@pytest.mark.parametrize("switch", ["compile=true", "cuda_graphs=true", "fused=false", "channels_last=false"])
 def test_switches_of_speed_change_nothing_but_rounding(small_shards, tmp_path, switch):
     plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32", "net=cnn5")
     rows, _, _ = run(small_shards, tmp_path / "plain", *plain)
     others, _, _ = run(small_shards, tmp_path / "switched", *plain, f"train.{switch}")
     assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_the_loss_on_unseen_pictures_is_the_same_whenever_it_is_asked_for(small_shards, tmp_path):
+    """Nothing is learnt at a rate this low: the same noise and masks give the same loss, the training loss moves."""
+    still = ("method=n2v", "net=cnn5", "train.lr=1e-12", "train.precision=fp32", "train.val_loss=true")
+    rows, _, _ = run(small_shards, tmp_path, *still, "train.eval_every=2", "train.log_every=2")
+    unseen = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert len(unseen) > 1
+    assert unseen == pytest.approx([unseen[0]] * len(unseen), rel=1e-5)
+    assert len({round(row["loss"], 5) for row in rows}) > 1

@@ -1,0 +1,157 @@
+"""Images per second of training steps on a GPU, against the same net in eager fp32 in the same run, and the share of
+the card's own bf16 matrix rate that they use.
+
+A step is the whole one of `denoise train`: crops from the host's memory, noise, loss, gradients, optimizer. "fast" is
+bf16, channels_last, the fused optimizer and torch.compile; "graphs" launches them as CUDA graphs besides. Operations
+are those of eager fp32, counted once; a multiply and an add are two. Eager fp32 is PyTorch as it comes, which lets
+convolutions compute in TF32.
+
+It needs no Ray, MLflow or shards. --psnr instead trains on the shards of `samples` in the given folder, once in fp32
+and once in bf16, and prints both validation PSNR.
+
+    python benchmarks/gpu.py                                # papers' batches and crops, then batch 64
+    python benchmarks/gpu.py n2n --psnr data/shards --steps 500
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from denoise.checkpoint import Training
+from denoise.checkpoint_store import Checkpoints, FolderStore
+from denoise.collection import Collection
+from denoise.config import Config, load_config
+from denoise.data import Batch
+from denoise.faults import Faults
+from denoise.methods import build_method, with_net
+from denoise.nets import NetMaker
+from denoise.noise import parse_noise
+from denoise.optimizers import make_average, make_optimizer
+from denoise.scenes import PICTURE
+from denoise.shards import Shards
+from denoise.step import Stepper
+from denoise.train import train
+
+# Crop side and batch of the papers' training (docs/methods.md names the sources).
+PAPERS = {"n2n": (256, 4), "n2v": (64, 128), "ssdn": (256, 4), "r2r": (40, 128)}
+EAGER = ("train.precision=fp32", "train.channels_last=false", "train.fused=false")
+FAST = ("train.precision=bf16", "train.compile=true")
+WAYS = {"eager": EAGER, "fast": FAST, "graphs": (*FAST, "train.cuda_graphs=true")}
+WARM = 5  # steps before the clock starts: compiling, capturing, choosing kernels
+SIDE = 8192  # of the matrices whose product measures the card
+
+Step = Callable[[], object]
+
+
+def make_step(config: Config, device: torch.device) -> Step:
+    """Return a training step on one batch of the host's memory."""
+    config, noise = with_net(config), parse_noise(config.noise)
+    method = build_method(config.method.name, config.method.fields, noise)
+    torch.manual_seed(0)
+    net = method.make_net(NetMaker(config.net.name, 3, config.net.fields)).to(device)
+    if config.train.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    training = Training(net, make_optimizer(net.parameters(), config.train), make_average(net, config.train))
+    stepper = Stepper(config, training, method, noise, config.train.precision == "bf16", Faults())
+    size, crop = config.train.batch_size, config.train.crop
+    picture = torch.randint(256, (size, 3, crop, crop), dtype=torch.uint8)
+    batch = Batch(torch.arange(size), {PICTURE: picture.pin_memory() if device.type == "cuda" else picture})
+    numbers = iter(range(config.train.steps))
+    return lambda: stepper(next(numbers), batch, 1e-4)
+
+
+def seconds_each(step: Step, device: torch.device, seconds: float) -> float:
+    """Return the median time of a call, of groups that each wait for the device once."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(WARM):
+        step()
+    wait()
+    start, count, times = time.perf_counter(), 1, []
+    while time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        for _ in range(count):
+            step()
+        wait()
+        times.append((time.perf_counter() - begin) / count)
+        count = max(1, int(seconds / 10 / times[-1]))
+    return statistics.median(times)
+
+
+def operations(step: Step) -> int:
+    """Return the floating-point operations of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, seconds: float, side: int) -> float:
+    """Return the operations per second of a bf16 matrix product."""
+    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / seconds_each(lambda: one @ other, device, seconds)
+
+
+def compare(method: str, crop: int, batch: int, device: torch.device, seconds: float, rate: float) -> str:
+    """Return a line of the table."""
+    shape = (f"method={method}", f"train.crop={crop}", f"train.batch_size={batch}", "train.steps=1000000")
+    made = {way: make_step(load_config(None, [*shape, *extra]), device) for way, extra in WAYS.items()}
+    work = operations(made["eager"])
+    times = {way: seconds_each(step, device, seconds) for way, step in made.items()}
+    best = min(times["fast"], times["graphs"])
+    ratios = " | ".join(f"{times['eager'] / times[way]:.2f}" for way in ("fast", "graphs"))
+    share = f"{work / best / rate:.1%}"
+    return f"| {method} | {crop} | {batch} | {batch / times['eager']:.0f} | {batch / best:.0f} | {ratios} | {share} |"
+
+
+def psnr(method: str, precision: str, shards: Path, steps: int) -> float:
+    """Return the validation PSNR (protocol float) after that many steps."""
+    rows: list[dict[str, float]] = []
+    overrides = [f"method={method}", f"train.precision={precision}", f"train.steps={steps}"]
+    config = load_config(None, [*overrides, f"train.eval_every={steps}", f"train.checkpoint_every={steps}"])
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        checkpoints = Checkpoints(FolderStore(Path(folder) / "checkpoints"))
+        train(config, part(shards, "train"), part(shards, "val"), Path(folder), rows.append, checkpoints)
+    return rows[-1]["val_psnr"]
+
+
+def part(shards: Path, split: str) -> Collection:
+    """Return the pictures of one part of `samples`."""
+    return Collection([Shards.open(shards / split / "samples")])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=list(PAPERS))
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--crop", type=int, help="instead of the papers'")
+    parser.add_argument("--batch", type=int, help="instead of the papers' and 64")
+    parser.add_argument("--device", default="cuda", help="cpu shows that the script works, and little else")
+    parser.add_argument("--psnr", type=Path, metavar="SHARDS", help="compare bf16 with fp32 instead")
+    parser.add_argument("--steps", type=int, default=500, help="of --psnr")
+    chosen = parser.parse_args()
+    if chosen.psnr:
+        for method in chosen.methods:
+            found = {precision: psnr(method, precision, chosen.psnr, chosen.steps) for precision in ("fp32", "bf16")}
+            print(f"{method}, {chosen.steps} steps: fp32 {found['fp32']:.3f} dB, bf16 {found['bf16']:.3f} dB (float)")
+        return
+    device = torch.device(chosen.device)
+    torch.backends.cudnn.benchmark = True
+    rate = matrix_rate(device, chosen.seconds, SIDE if device.type == "cuda" else SIDE // 8)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}: bf16 matrix product {rate / 1e12:.3g} Tflop/s\n")
+    print("| method | crop | batch | eager fp32, images/s | best, images/s | fast / eager | graphs / eager | share |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method in chosen.methods:
+        crop, batch = PAPERS[method]
+        for size in [chosen.batch] if chosen.batch else [batch, 64]:
+            print(compare(method, chosen.crop or crop, size, device, chosen.seconds, rate), flush=True)
+
+
+if __name__ == "__main__":
+    main()
