@@ -1,6 +1,7 @@
 """What every command shares: parameters, answers, and models by reference."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +17,13 @@ Settings = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
 
 
-def configuration(overrides: list[str] | None) -> "Config":
+def configuration(overrides: list[str] | None, recipe: Mapping[str, Any] | None = None) -> "Config":
     """Return params.yaml of this folder (or the defaults), with a recipe laid over it, and then overrides."""
     from denoise.config import load_config
 
-    config = load_config(PARAMS, overrides or [])
+    config = load_config(PARAMS, overrides or [], recipe)
+    if recipe is not None:
+        return config
     if config.preset is None:
         return config
     from pipelines.presets import load_preset

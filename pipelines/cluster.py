@@ -19,8 +19,13 @@ def ray_address(config: Config) -> str | None:
 
 
 @contextmanager
-def ray_cluster(config: Config) -> Iterator[str]:
+def ray_cluster(config: Config, state_api: bool = False) -> Iterator[str]:
     """Connect to ``ray.address``, else to RAY_ADDRESS, else start Ray on this machine and stop it afterwards.
+
+    Args:
+        config: which cluster.
+        state_api: whether a cluster on this machine should answer questions about its actors, which takes its
+            dashboard: Ray asks them when it frees what a trial that was stopped had.
 
     Yields:
         The address of Ray's dashboard, HOST:PORT, empty where there is none.
@@ -49,7 +54,9 @@ def ray_cluster(config: Config) -> Iterator[str]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # A Ray worker trains in a thread; in an arena of its own denoise.allocator would not help it.
         os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-        connected = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        # Ray lets its workers yield to its own processes, which wait for them: torchrun's are not held back either.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        connected = ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quiet)
     try:
         with redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; standard output is for answers
             yield connected.dashboard_url or ""

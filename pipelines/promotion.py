@@ -10,6 +10,7 @@ from denoise.errors import UserError
 from pipelines.logged_model import DIGEST_TAG, denoiser_in, logged_folder, model_digest
 from pipelines.registry import (
     AUDIT,
+    CHALLENGER,
     CHAMPION,
     SETTING,
     Row,
@@ -65,6 +66,13 @@ def rollback(uri: str, name: str, by: str | None = None) -> dict[str, Any]:
         if target is None:
             raise UserError(f"{name} has no earlier champion to go back to.")
         return _move(api, "rollback", named(name, rows, target), champion, by)
+
+
+def challenge(uri: str, name: str, version: str) -> None:
+    """Point @challenger to a version, which may then be scored and promoted."""
+    api = client(uri)
+    with plain_errors(uri), locked(uri):
+        api.set_registered_model_alias(name, CHALLENGER, version)
 
 
 def _best(name: str, rows: list[Row], champion: Row | None) -> Row:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PREFIX = "denoise-"
 SOURCE = "models:/"  # of a version: models:/ and the id of the logged model, which the page links to
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 AUDIT = "promotion."  # tags of the registered model: promotion.0001, promotion.0002, ...
 FIGURES = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
 SETTING = ("protocol", "data", "data_digest")  # scores compare only where these are equal

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from pipelines.train_worker import Mailbox, train_worker
 
 if TYPE_CHECKING:
     from denoise.checkpoint_store import Store
+
+Heed = Callable[[Mapping[str, float]], bool]
 
 PROGRESS_SECONDS = 0.5
 ROOM_SECONDS = 20.0  # without a word of the workers, after which to see whether the cluster has room for them
@@ -71,20 +73,7 @@ def train_on_ray(
     config = with_net(config)
     inputs = training_inputs(config, name)
     folder = out or Path("runs") / inputs.name / "model"
-    opening = Opening(
-        tracking.resolve_uri(config.tracking.uri, Path.cwd()),
-        config.tracking.experiment,
-        inputs.name,
-        tags={
-            "mlflow.source.name": "denoise train",
-            "method": config.method.name,
-            "noise": config.noise,
-            "data": ",".join(config.data.train),
-            **inputs.versions,
-        },
-        params=flatten(to_dict(config)),
-        datasets=tuple(DataUse(part.name, part.split, part.digest, part.place) for part in inputs.parts),
-    )
+    opening = _opening(config, inputs, {"mlflow.source.name": "denoise train"})
     journal = journal_folder(config.ray.storage, inputs.name)
     with driven(opening, journal) as run:
         store = open_store(config.ray.storage, inputs.name)
@@ -95,6 +84,53 @@ def train_on_ray(
         metrics = export_model(config, store, folder)
         Journal(journal).set_model(folder, _final_figures(metrics), inputs.example(config))
     return Trained(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
+
+
+def train_part(config: Config, name: str, tags: Mapping[str, object], heed: Heed) -> Mapping[str, float]:
+    """Train on the connected cluster as a part of something larger, and return the figures of the last step.
+
+    The run has checkpoints and an MLflow run of its own, but its model is left in the last checkpoint.
+
+    Args:
+        config: what to train, and where.
+        name: of the run; the same one resumes it.
+        tags: of its MLflow run.
+        heed: told the figures of every validation as it happens; where it answers yes, training leaves.
+
+    Raises:
+        UserError: bad input, or training failed for good.
+        Stopped: ``heed`` wanted it; a checkpoint has been saved.
+    """
+    from denoise.checkpoint import read_history
+    from denoise.methods import with_net
+
+    config = with_net(config)
+    inputs = training_inputs(config, name)
+    journal = journal_folder(config.ray.storage, name)
+    with driven(_opening(config, inputs, tags), journal) as run:
+        store = open_store(config.ray.storage, name)
+        if not _finished(config, store):
+            _fit(config, inputs, run.opening, journal, (), False, heed)
+        with store.open(store.names()[-1]) as last:
+            return dict(read_history(last)[-1])
+
+
+def _opening(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]) -> Opening:
+    """Return what opens the MLflow run of a training."""
+    return Opening(
+        tracking.resolve_uri(config.tracking.uri, Path.cwd()),
+        config.tracking.experiment,
+        inputs.name,
+        tags={
+            "method": config.method.name,
+            "noise": config.noise,
+            "data": ",".join(config.data.train),
+            **inputs.versions,
+            **tags,
+        },
+        params=flatten(to_dict(config)),
+        datasets=tuple(DataUse(part.name, part.split, part.digest, part.place) for part in inputs.parts),
+    )
 
 
 def _announce(opening: Opening, storage: str, dashboard: str) -> None:
@@ -122,12 +158,13 @@ def _fit(
     journal: Path,
     inject: "Sequence[Fault]",
     profile: bool,
+    heed: Heed = lambda row: False,
 ) -> None:
-    """Train on the connected cluster until the last step is done.
+    """Train on the connected cluster until the last step is done, or ``heed``, told every validation, answers yes.
 
     Raises:
         UserError: bad input, or more failures than allowed.
-        Stopped: SIGTERM came; a checkpoint has been saved.
+        Stopped: it was told to leave; a checkpoint has been saved.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -137,14 +174,14 @@ def _fit(
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # no worker's death
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
-    gpu = _use_gpu(config)
+    gpu = use_gpu(config)
     least = config.ray.min_workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "config": to_dict(config),
             "name": inputs.name,
-            "storage": _absolute(config.ray.storage),
+            "storage": absolute(config.ray.storage),
             "parts": [part.as_dict() for part in inputs.parts],
             "provenance": provenance(inputs),
             "opening": opening.as_dict(),
@@ -163,13 +200,13 @@ def _fit(
         ),
         run_config=RunConfig(
             name=inputs.name,
-            storage_path=_absolute(config.ray.storage),
+            storage_path=absolute(config.ray.storage),
             failure_config=FailureConfig(max_failures=config.ray.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    waits = Waits(inputs.name, config, gpu)
-    with terminated() as leave, _attended(mailbox, inputs.name, config, leave, waits, Faults(inject, DRIVER)):
+    hear = Ears(heed, Waits(inputs.name, config, gpu), Faults(inject, DRIVER))
+    with terminated() as leave, _attended(mailbox, inputs.name, config, leave, hear):
         try:
             with _own_interrupt():
                 trainer.fit()
@@ -182,10 +219,17 @@ def _fit(
         raise Stopped(done, config.train.steps)
 
 
+@dataclass(frozen=True)
+class Ears:
+    """What hears of a run's steps in its driver."""
+
+    heed: Heed  # of every validation
+    waits: "Waits"
+    faults: Faults
+
+
 @contextmanager
-def _attended(
-    mailbox: Any, name: str, config: Config, leave: threading.Event, waits: "Waits", faults: Faults
-) -> Iterator[None]:
+def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, ears: Ears) -> Iterator[None]:
     """Show what the workers say while the block runs, and pass on the wish to leave."""
     import ray
 
@@ -193,20 +237,24 @@ def _attended(
 
     def follow() -> None:
         with progress(f"train {name}", config.train.steps, "steps") as advance:
-            seen, asked = 0.0, False
-            while not stop.wait(PROGRESS_SECONDS):
+            seen, asked, ended = 0.0, False, False
+            while not ended:
+                ended = stop.wait(PROGRESS_SECONDS)  # and look once more: the last validation must be heard
                 if leave.is_set() and not asked:
                     asked = True
                     ray.get(mailbox.leave.remote())
                     say(f"{name}: told to leave; saving a checkpoint")
-                metrics, words = ray.get(mailbox.take.remote())
+                metrics, words, validated = ray.get(mailbox.take.remote())
                 for sentence in words:
                     say(f"{name}: {sentence}")
-                waits.look(bool(words) or metrics.get("step", 0) != seen)
+                for row in validated:
+                    if ears.heed(row):
+                        leave.set()
+                ears.waits.look(bool(words) or metrics.get("step", 0) != seen)
                 if metrics.get("step", 0) != seen:
                     advance(metrics["step"] - seen, note_of(metrics))
                     seen = metrics["step"]
-                    faults.strike(int(seen))
+                    ears.faults.strike(int(seen))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -243,6 +291,9 @@ class Waits:
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
     """Make Ctrl-C a KeyboardInterrupt again: Ray Train ends the run, then leaves with SystemExit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -265,7 +316,8 @@ def _told(mailbox: Any, name: str, error: Exception) -> UserError:
     )
 
 
-def _use_gpu(config: Config) -> bool:
+def use_gpu(config: Config) -> bool:
+    """Say whether workers get a GPU: as asked, or where the connected cluster has one for each of them."""
     import ray
 
     if config.ray.gpu == "auto":
@@ -273,7 +325,7 @@ def _use_gpu(config: Config) -> bool:
     return config.ray.gpu == "yes"
 
 
-def _absolute(storage: str) -> str:
+def absolute(storage: str) -> str:
     """Return the storage as workers find it, whose current folder is another."""
     return storage if "://" in storage else str(Path(storage).absolute())
 

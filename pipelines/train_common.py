@@ -18,8 +18,11 @@ class Stopped(SystemExit):
 
 @contextmanager
 def terminated() -> Iterator[threading.Event]:
-    """Set an event when SIGTERM comes, instead of ending at once."""
+    """Set an event when SIGTERM comes, instead of ending at once; only the main thread may say so."""
     event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
     before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
     try:
         yield event

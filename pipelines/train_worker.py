@@ -81,7 +81,7 @@ class RankZero:
         self.leaving, self.closed = threading.Event(), threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def report(self, metrics: Mapping[str, float], folder: Path) -> None:
+    def report(self, metrics: Mapping[str, float], folder: Path, validated: bool) -> None:
         """Record the metrics, and the validation picture if this step made one; the journal keeps them at once."""
         step = int(metrics["step"])
         for fault in self.faults.due(step, "tracker-down"):
@@ -90,7 +90,7 @@ class RankZero:
         picture = folder / "pictures" / f"step-{step:06d}.png"
         if picture.exists():
             self.log.log_picture("validation", picture, step)
-        self.mailbox.put.remote(dict(metrics))
+        self.mailbox.put.remote(dict(metrics), validated)
 
     def close(self) -> None:
         """Write what is left."""
@@ -111,23 +111,27 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
+        self.validated: list[dict[str, float]] = []
         self.words: list[str] = []
         self.message, self.done = "", 0
         self.leave_asked = False
         self.struck: set[Fault] = set()
 
-    def put(self, metrics: dict[str, float]) -> None:
+    def put(self, metrics: dict[str, float], validated: bool) -> None:
         """Leave the latest metrics."""
         self.latest = metrics
+        if validated:
+            self.validated.append(metrics)
 
     def say(self, sentence: str) -> None:
         """Leave a sentence for the driver to print."""
         self.words.append(sentence)
 
-    def take(self) -> tuple[dict[str, float], list[str]]:
-        """Return the latest metrics and the sentences since the last call."""
+    def take(self) -> tuple[dict[str, float], list[str], list[dict[str, float]]]:
+        """Return the latest metrics, and the sentences and the metrics of validations since the last call."""
         words, self.words = self.words, []
-        return self.latest, words
+        validated, self.validated = self.validated, []
+        return self.latest, words, validated
 
     def leave(self) -> None:
         """Ask the workers to save a checkpoint and return."""
@@ -175,9 +179,10 @@ def _reporter(writer: RankZero | None, folder: Path, config: Config, notices: No
     import ray.train
 
     def report(metrics: dict[str, float]) -> bool:
+        validated = metrics["step"] % config.train.eval_every == 0 or metrics["step"] == config.train.steps
         if writer:
-            writer.report(metrics, folder)
-        if metrics["step"] % config.train.eval_every == 0 or metrics["step"] == config.train.steps:
+            writer.report(metrics, folder, validated)
+        if validated:
             ray.train.report(metrics)
         return notices.new()
 

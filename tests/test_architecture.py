@@ -41,7 +41,15 @@ def test_only_its_own_files_import_mlflow():
 def test_a_service_is_imported_where_it_lives(service):
     users = {path.relative_to(ROOT).as_posix() for path in SOURCES if service in imports(path, everywhere=True)}
     homes = {
-        "ray": {"pipelines/train.py", "pipelines/train_worker.py", "pipelines/cluster.py"},
+        "ray": {
+            "pipelines/train.py",
+            "pipelines/train_worker.py",
+            "pipelines/cluster.py",
+            "pipelines/tune.py",
+            "pipelines/tune_search.py",
+            "pipelines/tune_trial.py",
+        },
+        "optuna": {"pipelines/tune_study.py", "pipelines/tune_results.py", "pipelines/tune_pictures.py"},
         "webdataset": {"denoise/shard_writer.py"},
         "boto3": {"pipelines/storage.py"},
     }

@@ -143,6 +143,7 @@ def test_a_server_that_is_missing_hangs_dies_and_comes_back_loses_nothing(uri, s
     assert math.isnan(history(uri, run_id, "nan")[0][1])
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_under_load_gets_everything_once(uri, server, tmp_path):
     """It is killed wherever it happens to be, also between the parts of a request."""
     server.start()
