@@ -240,11 +240,14 @@ def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, e
             seen, asked, ended = 0.0, False, False
             while not ended:
                 ended = stop.wait(PROGRESS_SECONDS)  # and look once more: the last validation must be heard
-                if leave.is_set() and not asked:
-                    asked = True
-                    ray.get(mailbox.leave.remote())
-                    say(f"{name}: told to leave; saving a checkpoint")
-                metrics, words, validated = ray.get(mailbox.take.remote())
+                try:
+                    if leave.is_set() and not asked:
+                        asked = True
+                        ray.get(mailbox.leave.remote())
+                        say(f"{name}: told to leave; saving a checkpoint")
+                    metrics, words, validated = ray.get(mailbox.take.remote())
+                except ray.exceptions.RayError:  # the cluster is gone, which the run's own end tells
+                    return
                 for sentence in words:
                     say(f"{name}: {sentence}")
                 for row in validated:

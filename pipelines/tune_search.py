@@ -68,6 +68,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if RUNG not in result or trial_id not in self.numbers:
             return False
         number, rung, value = self.numbers[trial_id], int(result[RUNG]), float(result[VALUE])
+        if self.study.trials()[number].state.is_finished():
+            return False
         rate = float(result[RATE])
         self.board.moved(number, rung, value, rate)
         if self.study.note(number, rung, value, rate):
