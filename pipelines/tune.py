@@ -21,7 +21,8 @@ from pipelines.tune_results import Results, settle
 from pipelines.tune_space import Dimension, Sweep, corners, identity, sweep_name, trial_config
 from pipelines.tune_study import Study
 
-TRIAL_BYTES = 1  # of Ray's memory: a trial's own process only waits, but Tune wants it to need something
+# A trial's own process only waits. It does so on the head, which stays when spot machines go.
+ON_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}
 LEAVE_SECONDS = 60  # that a trial which is stopped has to save a checkpoint and go, before it is killed
 SWEEPS = Path("sweeps")  # folder of what a sweep leaves: pictures, table, model
 
@@ -136,7 +137,7 @@ def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -
         searcher = StudySearcher(study, board)
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, task=task),
-            tune.PlacementGroupFactory([{"CPU": 0, "memory": TRIAL_BYTES}]),
+            tune.PlacementGroupFactory([ON_HEAD]),
         )
         with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, board.shown():
             tune.Tuner(
