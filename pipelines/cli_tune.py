@@ -39,6 +39,8 @@ def tune(
     """
     options = {"trials": trials, "sampler": sampler, "pruner": pruner, "seed": seed}
     if resume is not None:
+        if space and "=" in space:  # there is no SPACE then
+            overrides, space = [space, *(overrides or [])], None
         if space or any(value is not None for value in (*options.values(), name)):
             raise UsageError("--resume ID goes on with what that sweep was; leave SPACE, --trials and the like away.")
         planned = _resumed(resume, overrides)
@@ -82,9 +84,10 @@ def _planned(space: str, overrides: list[str] | None, options: dict[str, Any], n
 
 def _resumed(name: str, overrides: list[str] | None) -> "Plan":
     from pipelines.tune import plan
-    from pipelines.tune_space import resumed
+    from pipelines.tune_space import refuse_changes, resumed
     from pipelines.tune_study import known_sweep
 
+    refuse_changes(overrides or [])
     config = configuration(overrides)
     sweep, base = resumed(known_sweep(config.tune.storage, name), config)
     return plan(sweep, base, name, name)

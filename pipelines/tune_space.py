@@ -153,6 +153,21 @@ def identity(sweep: Sweep, base: Config, data_digest: str) -> dict[str, Any]:
     return {"sweep": {**_plain(sweep), "config": {}}, "config": kept, "data_digest": data_digest}
 
 
+def refuse_changes(overrides: Sequence[str]) -> None:
+    """Refuse keys of a command that resumes a sweep and that would be another sweep's.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        part, _, rest = key.partition(".")
+        if part in ("preset", "seed", "noise", "method", "net", "train") or (part == "data" and rest in DECISIVE):
+            raise UsageError(
+                f"{key} cannot change while a sweep is resumed; leave it away, or begin another sweep with it."
+            )
+
+
 def resumed(known: Mapping[str, Any], config: Config) -> tuple[Sweep, Config]:
     """Return a sweep and its base from what ``identity`` wrote; where it runs and is recorded is as ``config`` says."""
     tree = to_dict(config)

@@ -208,11 +208,13 @@ def known_sweep(address: str, name: str) -> dict[str, Any]:
     """
     import optuna
 
-    storage = open_storage(address)
-    names = optuna.get_all_study_names(storage)
+    names = [row["name"] for row in listed(address)]
     if name not in names:
-        raise UserError(f"there is no sweep {name} in {shown(address)}{nearest(name, names)}; `denoise sweeps list`.")
-    known: dict[str, Any] = optuna.load_study(study_name=name, storage=storage).user_attrs[IDENTITY]
+        raise UserError(
+            f"there is no sweep {name} in {shown(address)}{nearest(name, names)}; `denoise sweeps list` names those "
+            "there are."
+        )
+    known: dict[str, Any] = optuna.load_study(study_name=name, storage=open_storage(address)).user_attrs[IDENTITY]
     return known
 
 
@@ -283,6 +285,9 @@ def listed(address: str) -> list[dict[str, Any]]:
     import optuna
     from optuna.trial import TrialState
 
+    file = address.removeprefix("sqlite:///").removeprefix(JOURNAL)
+    if file != address and not Path(file).exists():  # opening it would make it
+        return []
     storage = open_storage(address)
     rows = []
     for name in optuna.get_all_study_names(storage):

@@ -67,6 +67,12 @@ def test_version(denoise):
         (["data", "pull", "small", "-S", "data.url=nowhere"], 1, "not at nowhere"),
         (["train", "data.url=ftp://host"], 1, "ftp://host is not understood"),
         (["train", "data.url=nowhere"], 1, "denoise data push small"),
+        (["tune", "ee559-randon"], 2, "did you mean ee559-random"),
+        (["tune", "mine.yaml"], 2, "mine.yaml is not there"),
+        (["tune", "tpe-asha", "--sampler", "tpee"], 2, "sampler"),
+        (["tune", "--resume", "nothing"], 1, "there is no sweep nothing"),
+        (["tune", "--resume", "nothing", "train.steps=3"], 2, "train.steps cannot change"),
+        (["tune", "tpe-asha", "--resume", "nothing"], 2, "leave SPACE"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(project, arguments, code, told, monkeypatch, capfd):

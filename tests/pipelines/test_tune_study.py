@@ -187,3 +187,9 @@ def test_nothing_is_said_by_optuna(tmp_path, capfd):
     study.complete(0, FIGURES, 1)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+
+
+def test_asking_for_sweeps_makes_no_storage(tmp_path):
+    for address in (f"sqlite:///{tmp_path}/optuna.db", f"journal:{tmp_path}/sweeps.log"):
+        assert listed(address) == []
+    assert list(tmp_path.iterdir()) == []
