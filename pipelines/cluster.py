@@ -64,6 +64,14 @@ def ray_cluster(config: Config, state_api: bool = False) -> Iterator[str]:
         ray.shutdown()
 
 
+def this_node() -> Any:
+    """Return the strategy that keeps an actor on this process's machine, where no worker's death takes it along."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def worker_needs(config: Config, gpu: bool) -> dict[str, float]:
     """Return the resources of one worker, as Ray names them."""
     return {"CPU": config.ray.cpus_per_worker, **({"GPU": config.ray.gpus_per_worker} if gpu else {})}

@@ -16,7 +16,7 @@ from denoise.errors import UserError
 from denoise.faults import DRIVER, Fault, Faults
 from pipelines import tracking
 from pipelines.checkpoint_s3 import open_store
-from pipelines.cluster import ray_address, ray_cluster, room, worker_needs
+from pipelines.cluster import ray_address, ray_cluster, room, this_node, worker_needs
 from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.journal import Journal
 from pipelines.progress import progress, say
@@ -170,10 +170,8 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # no worker's death
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node())(Mailbox).remote()
     gpu = use_gpu(config)
     least = config.ray.min_workers
     trainer = TorchTrainer(

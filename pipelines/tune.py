@@ -9,7 +9,7 @@ from pathlib import Path
 from denoise.config import Config, flatten, from_dict, to_dict
 from denoise.errors import UserError
 from pipelines import tracking
-from pipelines.cluster import ray_cluster, room
+from pipelines.cluster import ray_cluster, room, this_node
 from pipelines.inputs import training_inputs
 from pipelines.progress import say
 from pipelines.run_opening import Opening
@@ -122,19 +122,22 @@ def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     with ray_cluster(plan.base, state_api=True):
+        import ray
         from ray import tune
 
         from pipelines.tune_search import StudyScheduler, StudySearcher
-        from pipelines.tune_trial import run_trial
+        from pipelines.tune_trial import Verdicts, run_trial
 
+        verdicts = ray.remote(num_cpus=0, scheduling_strategy=this_node())(Verdicts).remote()
         task = {
             "name": plan.name,
             "sweep": dataclasses.asdict(plan.sweep),
             "base": to_dict(plan.base),
             "parent": _run_id(opening),
+            "verdicts": verdicts,
         }
         board = Board(study)
-        searcher = StudySearcher(study, board)
+        searcher = StudySearcher(study, board, lambda number: ray.get(verdicts.prune.remote(number)))
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, task=task),
             tune.PlacementGroupFactory([ON_HEAD]),

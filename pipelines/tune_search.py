@@ -5,7 +5,7 @@ for ever, and joins any study of the same name; and Tune's state is a pickle. So
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -32,9 +32,10 @@ class Board(Protocol):
 class StudySearcher(Searcher):  # type: ignore[misc]
     """Hands Ray Tune the trials of a study, and tells the study how they ended."""
 
-    def __init__(self, study: Study, board: Board) -> None:
+    def __init__(self, study: Study, board: Board, prune: Callable[[int], object]) -> None:
+        """``prune`` lets a trial know that it should leave."""
         super().__init__()
-        self.study, self.board = study, board
+        self.study, self.board, self.prune = study, board, prune
         self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
         self.pruned: set[int] = set()
 
@@ -63,18 +64,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return
         self.board.ended(number)
 
-    def heard(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Note what a trial has reported, and say whether it should stop."""
+    def heard(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Note what a trial has reported, and let it know if it should leave."""
         if RUNG not in result or trial_id not in self.numbers:
-            return False
+            return
         number, rung, value = self.numbers[trial_id], int(result[RUNG]), float(result[VALUE])
-        if self.study.trials()[number].state.is_finished():
-            return False
+        if number in self.pruned or self.study.trials()[number].state.is_finished():
+            return
         rate = float(result[RATE])
         self.board.moved(number, rung, value, rate)
         if self.study.note(number, rung, value, rate):
             self.pruned.add(number)
-        return number in self.pruned
+            self.prune(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study is all there is to keep."""
@@ -91,16 +92,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
 
 class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Stops the trials that the study prunes."""
+    """Passes on what trials report. It stops none: one that is pruned leaves by itself.
+
+    Where Tune ends a trial's process, its Ray Train run now and then leaves its resources taken (ray#54305).
+    """
 
     def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()
         self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return STOP or CONTINUE."""
-        stop = self.searcher.heard(trial.trial_id, result)
-        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+        """Return CONTINUE."""
+        self.searcher.heard(trial.trial_id, result)
+        return str(TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing, as StudySearcher does."""

@@ -5,15 +5,32 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import tune
 
 from denoise.config import Config, build, from_dict
 from denoise.errors import UserError
 from pipelines.train import train_part
+from pipelines.train_common import Stopped
 from pipelines.tune_search import END, RATE, RUNG, VALUE
 from pipelines.tune_space import Sweep, trial_config
 
 SWEEP_TAG, TRIAL_TAG, SEED_TAG, PARENT_TAG = "denoise.sweep", "denoise.trial", "denoise.seed", "mlflow.parentRunId"
+
+
+class Verdicts:
+    """A Ray actor that knows which trials are pruned, whichever machines they run on."""
+
+    def __init__(self) -> None:
+        self.pruned: set[int] = set()
+
+    def prune(self, number: int) -> None:
+        """Note that a trial should leave."""
+        self.pruned.add(number)
+
+    def is_pruned(self, number: int) -> bool:
+        """Say whether a trial should leave."""
+        return number in self.pruned
 
 
 def run_trial(asked: Mapping[str, Any], task: Mapping[str, Any]) -> None:
@@ -21,13 +38,17 @@ def run_trial(asked: Mapping[str, Any], task: Mapping[str, Any]) -> None:
 
     Args:
         asked: number and params of the trial.
-        task: what all trials share: the sweep's name, the sweep, the base configuration, the id of its MLflow run.
+        task: what all trials share: the sweep's name, the sweep, the base configuration, the id of its MLflow run,
+            and the ``verdicts``.
     """
     sweep, base = build(Sweep, task["sweep"]), from_dict(task["base"])
     try:
         figures = {seed: _train(task, sweep, base, asked, seed) for seed in sweep.seeds}
     except UserError as error:
         tune.report({END: json.dumps({"failed": str(error)})})
+        return
+    except Stopped:
+        tune.report({END: json.dumps({"pruned": True})})
         return
     config = trial_config(sweep, base, asked["params"], 0)
     tune.report({END: json.dumps({"figures": figures, "images": config.train.steps * config.train.batch_size})})
@@ -50,10 +71,10 @@ def _train(
             return False
         rung, value = round(row["step"] / config.train.eval_every), row.get(sweep.objectives[0], math.nan)
         try:
-            tune.report({RUNG: rung, VALUE: value, RATE: row["images_per_second"]})
-        except SystemExit:  # so Tune ends a thread of a trial that is stopped
+            tune.report({RUNG: rung, VALUE: value, RATE: row["images_per_second"]})  # returns when it has been heard
+        except SystemExit:  # so Tune ends a thread where it ends the trial
             return True
-        return False
+        return bool(ray.get(task["verdicts"].is_pruned.remote(asked["number"])))
 
     tags = {SWEEP_TAG: task["name"], TRIAL_TAG: asked["number"], SEED_TAG: seed}
     if task["parent"]:

@@ -105,7 +105,7 @@ def test_from_a_file_to_a_challenger(project, denoise, sweep):
 @pytest.mark.timeout(900)
 def test_a_pruned_trial_is_pruned_everywhere_and_a_finished_sweep_is_given_back(project, denoise, sweep):
     space = {"train.lr": {"choice": [GOOD, IDLE]}}
-    file = sweep(space=space, trials=2, sampler="grid", pruner="asha", reduction=2)
+    file = sweep(space=space, trials=2, sampler="grid", pruner="asha", reduction=2, images=800)
     options = [file, "--name=pruned", "--concurrency=1", "--seed=1"]
     found = tuned(denoise, *options)
     assert found["trials"] == {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0}
