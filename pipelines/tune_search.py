@@ -1,4 +1,4 @@
-"""Between Ray Tune, which runs trials, and the study, which knows them: Tune asks it what to run and when to stop.
+"""Between Ray Tune, which runs trials, and the study, which knows them: one asks what to run, the other hears of it.
 
 Ray's own OptunaSearch stores a trial that was stopped early as complete, leaves one whose loss is not a number running
 for ever, and joins any study of the same name; and Tune's state is a pickle. So Tune keeps nothing of a sweep here.

@@ -126,7 +126,7 @@ class Study:
         waits = any(one.state == TrialState.WAITING for one in trials)
         if not waits and len(trials) >= self.sweep.trials:
             return None
-        # Seeded by the trial's number, a sampler needs no memory: a resumed sweep asks what an unbroken one asks.
+        # Seeded by the trial's number, a sampler needs no memory but the study: random asks the same after any break.
         self.study.sampler = make_sampler(self.sweep, self.sweep.seed * 1_000_003 + len(trials))
         trial = self.study.ask(self.distributions)
         return Asked(trial.number, dict(trial.params))
