@@ -18,7 +18,8 @@ test-slow: install debian
 	python -m pytest -m slow
 
 test-cluster: install
-	@command -v ip >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2; }
+	@command -v ip >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || test "$$(id -u)" != 0 || { \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2 postgresql >/dev/null; }
 	python -m pytest -m cluster
 
 test-gpu: install
@@ -32,13 +33,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # where pip does not: every process starts faster
 	touch $@
 
-# The browser of the page tests; without root those tests skip and say so.
+# The browser of the page tests, and PostgreSQL for those of sweeps; without root those tests skip and say so.
+PACKAGES := chromium chromium-driver fonts-dejavu-core postgresql
 .PHONY: debian
 debian:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
 	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
-	} || echo "no Chromium here: the browser tests will skip"
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	} || echo "no Chromium or PostgreSQL here: the tests that need them will skip"
 
 lint: install
 	pre-commit run --all-files

@@ -25,7 +25,7 @@ def tune(
     pruner: Annotated[str | None, typer.Option(help="none, asha, hyperband or median.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Trials side by side; by default as many as there is room for.")
+        int | None, typer.Option(min=1, help="Trials at a time; by default one more than there is room for.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep; the same name resumes it.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="ID", help="Go on with the sweep of that name.")] = None,

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -281,6 +281,15 @@ class Elsewhere:
         part = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, part)
         part.replace(target)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files, whether or not they are there, and the folders that become empty."""
+        for path in paths:
+            target = self.folder / path
+            target.unlink(missing_ok=True)
+            for folder in list(target.parents)[: len(Path(path).parts) - 1]:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def _code(error: Exception) -> str:

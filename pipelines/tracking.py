@@ -149,6 +149,17 @@ def check_answers(uri: str) -> None:
         ) from None
 
 
+def ask(uri: str) -> None:
+    """Ask MLflow for an experiment, which takes it, its database and the right to read.
+
+    Raises:
+        UserError: it does not answer, or does not let us in.
+    """
+    api = client(uri)
+    with plain_errors(uri):
+        api.search_experiments(max_results=1)
+
+
 @contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into one sentence: UnreachableError where the reason may be gone later."""

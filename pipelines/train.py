@@ -19,11 +19,12 @@ from pipelines.checkpoint_s3 import open_store
 from pipelines.cluster import ray_address, ray_cluster, room, this_node, worker_needs
 from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.journal import Journal
+from pipelines.mailbox import Mailbox
 from pipelines.progress import progress, say
 from pipelines.run_opening import DataUse, Opening
 from pipelines.run_sync import driven, journal_folder
 from pipelines.train_common import PROFILE, Stopped, note_of, terminated
-from pipelines.train_worker import Mailbox, train_worker
+from pipelines.train_worker import train_worker
 
 if TYPE_CHECKING:
     from denoise.checkpoint_store import Store

@@ -1,4 +1,4 @@
-"""What Ray Train runs in every worker, and the words between the workers and the driver."""
+"""What Ray Train runs in every worker."""
 
 import tempfile
 import threading
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config, from_dict
 from denoise.errors import UserError
-from denoise.faults import Fault, Faults
+from denoise.faults import Faults
 from pipelines.checkpoint_s3 import open_store
 from pipelines.inputs import open_collections
 from pipelines.run_opening import Opening
@@ -104,56 +104,6 @@ class RankZero:
         while not self.closed.wait(LISTEN_SECONDS) and not self.leaving.is_set():
             if ray.get(self.mailbox.leaving.remote()):
                 self.leaving.set()
-
-
-class Mailbox:
-    """A Ray actor that carries words between the workers and the driver, whichever machines they run on."""
-
-    def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
-        self.validated: list[dict[str, float]] = []
-        self.words: list[str] = []
-        self.message, self.done = "", 0
-        self.leave_asked = False
-        self.struck: set[Fault] = set()
-
-    def put(self, metrics: dict[str, float], validated: bool) -> None:
-        """Leave the latest metrics."""
-        self.latest = metrics
-        if validated:
-            self.validated.append(metrics)
-
-    def say(self, sentence: str) -> None:
-        """Leave a sentence for the driver to print."""
-        self.words.append(sentence)
-
-    def take(self) -> tuple[dict[str, float], list[str], list[dict[str, float]]]:
-        """Return the latest metrics, and the sentences and the metrics of validations since the last call."""
-        words, self.words = self.words, []
-        validated, self.validated = self.validated, []
-        return self.latest, words, validated
-
-    def leave(self) -> None:
-        """Ask the workers to save a checkpoint and return."""
-        self.leave_asked = True
-
-    def leaving(self) -> bool:
-        """Say whether the workers were asked to leave."""
-        return self.leave_asked
-
-    def first(self, fault: Fault) -> bool:
-        """Say whether a fault strikes for the first time."""
-        known = fault in self.struck
-        self.struck.add(fault)
-        return not known
-
-    def end(self, message: str, done: int) -> None:
-        """Say after how many steps training has ended, or why the run cannot succeed; the first reason stays."""
-        self.message, self.done = self.message or message, done
-
-    def ending(self) -> tuple[str, int]:
-        """Return why the run cannot succeed, empty while there is no reason, and the steps done at the end."""
-        return self.message, self.done
 
 
 class Notices:

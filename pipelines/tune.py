@@ -9,8 +9,9 @@ from pathlib import Path
 from denoise.config import Config, flatten, from_dict, to_dict
 from denoise.errors import UserError
 from pipelines import tracking
-from pipelines.cluster import ray_cluster, room, this_node
+from pipelines.cluster import ray_address, ray_cluster, room, this_node
 from pipelines.inputs import training_inputs
+from pipelines.mailbox import Verdicts
 from pipelines.progress import say
 from pipelines.run_opening import Opening
 from pipelines.run_sync import driven, journal_folder
@@ -89,13 +90,14 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> Swept:
 
     Args:
         plan: the sweep.
-        concurrency: trials side by side at most; by default as many as the cluster has room for.
+        concurrency: trials side by side at most; by default as many as the cluster has room for, and one more.
 
     Raises:
         UserError: the cluster has no room for a trial, or every trial failed.
         KeyboardInterrupt: Ctrl-C came; what had begun goes on with the next start.
     """
     study = Study(plan.base.tune.storage, plan.name, plan.sweep, identity(plan.sweep, plan.base, plan.data_digest))
+    study.claim.keep()
     study.requeue()
     opening, journal = plan.opening(), journal_folder(plan.base.ray.storage, plan.name)
     with driven(opening, journal) as run:
@@ -126,7 +128,7 @@ def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -
         from ray import tune
 
         from pipelines.tune_search import StudyScheduler, StudySearcher
-        from pipelines.tune_trial import Verdicts, run_trial
+        from pipelines.tune_trial import run_trial
 
         verdicts = ray.remote(num_cpus=0, scheduling_strategy=this_node())(Verdicts).remote()
         task = {
@@ -150,6 +152,7 @@ def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -
                     scheduler=StudyScheduler(searcher),
                     num_samples=study.remaining(),
                     max_concurrent_trials=_side_by_side(plan.base, concurrency),
+                    reuse_actors=True,  # a trial's process imports for seconds; the next one needs no more
                 ),
                 run_config=tune.RunConfig(
                     name=plan.name,
@@ -170,14 +173,21 @@ def _run_id(opening: Opening) -> str:
 
 
 def _side_by_side(config: Config, wanted: int | None) -> int:
-    """Return how many trials the cluster has room for: with more, each would hold what another waits for."""
+    """Return how many trials to have at a time: as many as there is room for, and one that gets ready meanwhile.
+
+    That one waits until another has gone. It holds nothing, since a trial gets the places of all its workers at once.
+    """
     places = room(config, use_gpu(config)) // config.ray.workers
+    if ray_address(config):  # which may grow
+        if not places:
+            say(f"the cluster has no room for a trial of {config.ray.workers} workers; trials wait until machines come")
+        return wanted or max(places, 1) + 1
     if not places:
         raise UserError(
-            f"the cluster has no room for a trial of {config.ray.workers} workers; lower ray.workers or "
-            "ray.cpus_per_worker, or add machines."
+            f"this machine has no room for a trial of {config.ray.workers} workers; lower ray.workers or "
+            "ray.cpus_per_worker, or set ray.gpu=no."
         )
-    return min(places, wanted or places)
+    return min(places + 1, wanted or places + 1)
 
 
 def _words(one: Dimension) -> str:

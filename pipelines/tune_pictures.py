@@ -74,7 +74,14 @@ def _each(plots: Any, study: "optuna.Study", named: dict[str, Any]) -> "list[tup
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's matplotlib pictures are called experimental
             try:
-                made.append((name, plot(study, **named)))
+                made.append((name, plot(study, **named, **_own(name))))
             except (ValueError, RuntimeError):
                 continue
     return made
+
+
+def _own(name: str) -> dict[str, Any]:
+    """Return what one picture needs and the others do not know."""
+    from optuna.importance import FanovaImportanceEvaluator
+
+    return {"evaluator": FanovaImportanceEvaluator(seed=0)} if name == "importance" else {}

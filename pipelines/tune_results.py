@@ -140,13 +140,16 @@ def _settle_trial(api: "MlflowClient", plan: "Plan", parent: str, trial: Any) ->
     tracked = plan.base.tracking
     status = ENDS.get(trial.state.name, "KILLED")
     for name in run_names(plan.sweep, plan.name, trial.number).values():
-        run = known_run(tracked.uri, tracked.experiment, name)
-        if run is None or run.data.tags.get(STATE_TAG) == trial.state.name:
-            continue
         journal = journal_folder(plan.base.ray.storage, name)
-        if run.info.status != status and journal.is_dir():
+        run = known_run(tracked.uri, tracked.experiment, name)
+        if run is not None and run.data.tags.get(STATE_TAG) == trial.state.name:
+            continue
+        if journal.is_dir() and (run is None or run.info.status != status):
             finish(journal, status)  # with what the journal still holds
-        elif run.info.status != status:
+            run = known_run(tracked.uri, tracked.experiment, name)
+        if run is None:
+            continue
+        if run.info.status != status:
             finish_run(tracked.uri, run.info.run_id, status)
         api.set_tag(run.info.run_id, PARENT_TAG, parent)
         api.set_tag(run.info.run_id, STATE_TAG, trial.state.name)

@@ -60,7 +60,7 @@ class Sweep:
     trials: Positive = 20
     sampler: Sampler = "random"
     pruner: Pruner = "none"
-    reduction: Annotated[int, Field(ge=2)] = 4  # asha, hyperband: one trial of so many goes on at every rung
+    reduction: Annotated[int, Field(ge=2)] = 3  # asha, hyperband: one trial of so many goes on at every rung
     evaluations: Positive = 8  # times that a trial validates, evenly spread: what the pruner counts in
     images: Positive | None = None  # a trial's length in training images; None: train.steps, whatever the batch
     objectives: tuple[Objective, ...] = ("val_psnr",)  # val_loss needs no clean pictures; two: nsga2

@@ -6,13 +6,14 @@ Nothing else about a sweep is kept anywhere: whoever opens the study can go on w
 import json
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, nearest
-from pipelines.run_driver import is_gone, this_driver
 from pipelines.tracking import shown
+from pipelines.tune_claim import Claim
 from pipelines.tune_space import DIRECTIONS, Dimension, Sweep, Value
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
 
-IDENTITY, DRIVER = "denoise.sweep", "denoise.driver"  # attributes of the study
+IDENTITY = "denoise.sweep"  # attribute of the study
 REASON, SEEDS, RATES = "reason", "seeds", "rates"  # of a trial: why it failed; figures by seed; images/s by rung
 NOISY = "the pictures of data.val are noisy alone; objectives: [val_loss] needs no clean ones"
 UNMEASURED = {"val_psnr": NOISY, "val_ssim": NOISY, "val_loss": "set train.val_loss=true"}
@@ -60,6 +61,12 @@ def open_storage(address: str) -> "BaseStorage":
         ) from None
 
 
+def is_made(address: str) -> bool:
+    """Say whether a storage is there, as far as that can be said without making it: opening a file would."""
+    file = address.removeprefix("sqlite:///").removeprefix(JOURNAL)
+    return file == address or Path(file).exists()
+
+
 class Study:
     """The trials of one sweep; one process at a time goes on with them."""
 
@@ -81,25 +88,26 @@ class Study:
             load_if_exists=True,
         )
         self.distributions = {key: distribution(one) for key, one in sweep.space.items()}
-        self._claim(json.loads(json.dumps(identity)))
+        self._refuse_another(json.loads(json.dumps(identity)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names(list(sweep.objectives))  # as which optuna-dashboard shows them
+        self.claim = Claim(self.study)
+        self.claim.take()
 
-    def _claim(self, identity: Mapping[str, Any]) -> None:
+    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         known = self.study.user_attrs.get(IDENTITY)
         if known is not None and known != identity:
             raise UserError(
                 f"sweep {self.name} was started with another {_first_difference(known, identity)}; give this one a "
                 "name of its own with --name, or resume that one with what it had."
             )
-        driver = self.study.user_attrs.get(DRIVER, "")
-        if driver and driver != this_driver() and not is_gone(driver) and _here(driver):
-            raise UserError(f"sweep {self.name} is being run by another process ({driver}); wait for it, or stop it.")
         self.study.set_user_attr(IDENTITY, identity)
-        self.study.set_user_attr(DRIVER, this_driver())
 
     def release(self) -> None:
         """Let go of the study: what is RUNNING waits to be resumed, and another process may do that."""
         self.requeue()
-        self.study.set_user_attr(DRIVER, "")
+        self.claim.release()
 
     def requeue(self) -> int:
         """Make trials WAITING whose process died, so that they go on before new ones begin; return how many."""
@@ -265,10 +273,6 @@ def make_pruner(sweep: Sweep) -> "optuna.pruners.BasePruner":
     return pruners.NopPruner()
 
 
-def _here(driver: str) -> bool:
-    return driver.split(" ", maxsplit=1)[0] == this_driver().split(" ")[0]
-
-
 def _first_difference(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
     for key in sorted({*known, *now}):
         one, other = known.get(key), now.get(key)
@@ -285,8 +289,7 @@ def listed(address: str) -> list[dict[str, Any]]:
     import optuna
     from optuna.trial import TrialState
 
-    file = address.removeprefix("sqlite:///").removeprefix(JOURNAL)
-    if file != address and not Path(file).exists():  # opening it would make it
+    if not is_made(address):
         return []
     storage = open_storage(address)
     rows = []

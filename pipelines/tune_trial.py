@@ -18,21 +18,6 @@ from pipelines.tune_space import Sweep, trial_config
 SWEEP_TAG, TRIAL_TAG, SEED_TAG, PARENT_TAG = "denoise.sweep", "denoise.trial", "denoise.seed", "mlflow.parentRunId"
 
 
-class Verdicts:
-    """A Ray actor that knows which trials are pruned, whichever machines they run on."""
-
-    def __init__(self) -> None:
-        self.pruned: set[int] = set()
-
-    def prune(self, number: int) -> None:
-        """Note that a trial should leave."""
-        self.pruned.add(number)
-
-    def is_pruned(self, number: int) -> bool:
-        """Say whether a trial should leave."""
-        return number in self.pruned
-
-
 def run_trial(asked: Mapping[str, Any], task: Mapping[str, Any]) -> None:
     """Train as a trial's parameters say, and report how that ended.
 

@@ -33,10 +33,13 @@ def _ip(*words: str) -> None:
 
 
 class Hosts:
-    """A Ray cluster of several hosts: number 1 is its head and has no processors, the others have one each."""
+    """A Ray cluster of several hosts: number 1 is its head and has no processors, the others have one each.
 
-    def __init__(self, count: int, folder: Path) -> None:
-        self.tag, self.folder, self.count = secrets.token_hex(2), folder, count
+    They share all files, but for those below ``own``, where each host has a disk of its own.
+    """
+
+    def __init__(self, count: int, folder: Path, own: Path | None = None, token: bool = True) -> None:
+        self.tag, self.folder, self.count, self.own = secrets.token_hex(2), folder, count, own
         self.net = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
         self.ray_folder = Path(f"/tmp/ray-{self.tag}")  # Ray's sockets have a limit of 107 characters
         self.hosts: list[int] = []
@@ -45,13 +48,14 @@ class Hosts:
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
             "PATH": f"{BIN}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_MODE": "token" if token else "disabled",
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
             "GLOO_SOCKET_IFNAME": "eth0",
         }
 
     def __enter__(self) -> "Hosts":
         _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.outside}/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
         try:
             for _ in range(self.count):
@@ -101,6 +105,17 @@ class Hosts:
         command = ["ray", "drain-node", f"--address={self.address(1)}:{PORT}", f"--node-id={found}", *why]
         subprocess.run(self._on(1, *command), env=self.environment, check=True, capture_output=True)
 
+    @property
+    def outside(self) -> str:
+        """The address at which the hosts reach this process: for servers that no host's failure takes along."""
+        return f"{self.net}.254"
+
+    def disk(self, number: int) -> Path:
+        """Return what a host has at ``own``."""
+        disk = self.folder / f"disk-{number}"
+        disk.mkdir(exist_ok=True)
+        return disk
+
     def address(self, number: int) -> str:
         """Return the address of a host."""
         return f"{self.net}.{number}"
@@ -139,7 +154,11 @@ class Hosts:
             time.sleep(0.1)
 
     def _on(self, number: int, *command: str) -> list[str]:
-        return ["ip", "netns", "exec", self._name(number), *command]
+        enter = ["ip", "netns", "exec", self._name(number)]  # its mounts are its own too
+        if self.own is None:
+            return [*enter, *command]
+        mount = ["sh", "-c", 'mount --bind "$0" "$1" && cd "$1" && shift && exec "$@"']
+        return [*enter, *mount, str(self.disk(number)), str(self.own), *command]
 
     def _name(self, number: int) -> str:
         return f"host-{self.tag}-{number}"

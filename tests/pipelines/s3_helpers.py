@@ -20,23 +20,23 @@ START_SECONDS = 60
 class S3Server:
     """moto's server in a process of its own; what it holds is lost when it is killed, so it is filled again."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host, self.port = host, free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         script = Path(sys.executable).with_name("moto_server")
         if not script.exists():
             pytest.skip("needs moto's server: pip install 'noise2x[dev]'")
         quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen([script, "-H", "127.0.0.1", "-p", str(self.port)], stdout=quiet, stderr=quiet)
+        self.process = subprocess.Popen([script, "-H", self.host, "-p", str(self.port)], stdout=quiet, stderr=quiet)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            with suppress(OSError), socket.create_connection((self.host, self.port), 1):
                 return
             time.sleep(0.1)
         raise TimeoutError("moto's server does not answer")
@@ -126,12 +126,16 @@ class Network:
             self.open.discard(end)
 
 
+def s3_variables(address: str) -> dict[str, str]:
+    """Return what lets boto3 find the server as users of S3-compatible ones do: by the environment."""
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {"AWS_ENDPOINT_URL": address, **keys}
+
+
 @contextmanager
 def s3_environment(monkeypatch: pytest.MonkeyPatch, port: int) -> Iterator[None]:
-    """Let boto3 find the server as users of S3-compatible ones do: by the environment."""
+    """Put them into this process's environment."""
     with monkeypatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for key, value in s3_variables(f"http://127.0.0.1:{port}").items():
+            patch.setenv(key, value)
         yield

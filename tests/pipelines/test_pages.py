@@ -1,11 +1,17 @@
-"""MLflow's pages in a real browser: what a user sees after a training."""
+"""MLflow's and Optuna's pages in a real browser: what a user sees after a training, and of a sweep."""
 
 import shutil
+import socket
 import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from pipelines.tune_space import Dimension, Sweep
+from pipelines.tune_study import Study
 from pipelines.ui import start_server, stop_server, wait_until_up
 from tests.pipelines.mlflow_helpers import free_port
 
@@ -106,3 +112,33 @@ def test_the_port_of_a_running_page_is_refused(site, checkout, denoise):
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def dashboard(tmp_path):
+    """optuna-dashboard over the study of a sweep that has pruned a trial."""
+    address = f"sqlite:///{tmp_path}/optuna.db"
+    space = {"train.lr": Dimension(float=(1e-5, 1e-3), log=True)}
+    study = Study(address, "a sweep", Sweep("a test", space, trials=3), {})
+    for psnr in (30.0, 31.0):
+        study.complete(study.ask().number, {"0": {"val_psnr": psnr}}, 100)
+    study.note(study.ask().number, 1, 12.0, 10.0)
+    study.prune(2)
+    port = free_port()
+    command = [Path(sys.executable).with_name("optuna-dashboard"), address, "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while server.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}/dashboard/studies/1"
+    server.terminate()
+    server.wait()
+
+
+def test_a_sweep_can_be_seen_in_optunas_dashboard(browser, dashboard, tmp_path):
+    wanted = ("a sweep", "val_psnr", "train.lr", "Best Trial (number=1)", "31")
+    text = text_of(browser, dashboard, *wanted, picture=tmp_path / "study.png")
+    assert all(word in text for word in wanted)
+    text = text_of(browser, f"{dashboard}/trials", "3 Trials", "Complete", "Pruned", picture=tmp_path / "trials.png")
+    assert text.count("Pruned") == 1

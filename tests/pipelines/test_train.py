@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.pipelines.processes import left_behind
 from tests.pipelines.s3_helpers import s3_environment
 
 SMALL = ["net=cnn5", "train.log_every=3", "train.checkpoint_every=6"]
@@ -83,7 +84,7 @@ def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
         "model.json",
         "net.safetensors",
     ]
-    assert not workers_left()
+    assert left_behind() == []
 
     before = load_file(Path(document["model"]) / "net.safetensors")
     again = finish(start(denoise))  # a finished run is given back
@@ -93,12 +94,6 @@ def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [2, 4, 6, 8, 10, 12]
     after = load_file(Path(document["model"]) / "net.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def workers_left() -> list[psutil.Process]:
-    """Ray workers of ours that outlived their driver."""
-    ours = psutil.Process().children(recursive=True)
-    return [process for process in ours if "ray::" in " ".join(process.cmdline())]
 
 
 def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise):

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
 import random
 import signal
+import sqlite3
 import subprocess
+import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import optuna
@@ -17,6 +21,10 @@ from mlflow import MlflowClient
 from denoise.checkpoint import load_denoiser
 from pipelines.tune_results import STATE_TAG
 from pipelines.tune_study import REASON
+from tests.pipelines.conftest import ROOT
+from tests.pipelines.mlflow_helpers import Server
+from tests.pipelines.processes import left_behind
+from tests.pipelines.test_train import wait_for
 
 BASE = {"net": "cnn5", "ray": {"workers": 1}, "train": {"crop": 32, "batch_size": 2}}
 GOOD, IDLE, WILD = 1e-3, 1e-9, 1e30  # learning rates: learns, learns nothing, leaves the numbers
@@ -54,11 +62,6 @@ def runs_of(name):
 
 def ends_of(children):
     return {float(run.data.params["train.lr"]): (run.info.status, run.data.tags[STATE_TAG]) for run in children}
-
-
-def left_behind():
-    ours = psutil.Process().children(recursive=True)
-    return [process for process in ours if "ray::" in " ".join(process.cmdline())]
 
 
 def tuned(denoise, *arguments, timeout=500):
@@ -154,3 +157,114 @@ def test_ten_kills_of_the_driver_leave_the_exact_budget(project, denoise, sweep)
     for run in children:
         points = client.get_metric_history(run.info.run_id, "val_psnr")
         assert sorted(point.step for point in points) == [6, 12, 18, 24]
+
+
+def begun(command, condition):
+    """Start a sweep as a terminal does, in a group of processes of its own, and wait for something to happen."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    wait_for(lambda: condition() or process.poll() is not None)
+    return process
+
+
+def states_of(name):
+    """Return the states of a sweep's trials without making a storage that is not there yet."""
+    query = "SELECT state FROM trials JOIN studies USING (study_id) WHERE study_name = ? ORDER BY number"
+    try:
+        with closing(sqlite3.connect("file:optuna.db?mode=ro", uri=True)) as connection:
+            return [state for (state,) in connection.execute(query, [name])]
+    except sqlite3.OperationalError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_leaves_a_sweep_that_goes_on(project, denoise, denoise_at_a_terminal, sweep):
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    command = [*denoise_at_a_terminal, "tune", sweep(space=space, trials=4, images=800), "--name=stopped", "--json"]
+    process = begun(command, lambda: "COMPLETE" in states_of("stopped"))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert err.rstrip().endswith("interrupted; to resume it: denoise tune --resume stopped")
+    assert "Traceback" not in err
+    assert "RUNNING" not in states_of("stopped")
+    assert left_behind() == []
+    assert runs_of("stopped")[0].info.status == "KILLED"
+
+    found = tuned(denoise, "--resume", "stopped")
+    assert found["trials"] == {"COMPLETE": 4, "PRUNED": 0, "FAIL": 0}
+    parent, children = runs_of("stopped")
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
+
+
+def kill_one(word):
+    """Kill a process of ours by what Ray calls it, and say whether there was one."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if word in " ".join(process.cmdline()):
+                process.kill()
+                return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_whose_processes_are_killed_goes_on_from_its_checkpoint(project, denoise, sweep):
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    options = [sweep(space=space, trials=2, images=1600), "--name=hurt", "--concurrency=1", "ray.max_failures=2"]
+    saved = lambda number: list(project.glob(f"runs/ray/hurt-{number:03d}/checkpoints/step-*/manifest.json"))  # noqa: E731
+    process = begun([*denoise, "tune", *options, "--json"], lambda: saved(0))
+    assert kill_one("ray::ImplicitFunc")  # the trial's own process
+    wait_for(lambda: saved(1) or process.poll() is not None)
+    assert kill_one("ray::RayTrainWorker")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert json.loads(out)["trials"] == {"COMPLETE": 2, "PRUNED": 0, "FAIL": 0}
+    assert left_behind() == []
+    parent, children = runs_of("hurt")
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
+    client = mlflow_client()
+    for run in children:
+        points = client.get_metric_history(run.info.run_id, "val_psnr")
+        assert sorted(point.step for point in points) == [200, 400, 600, 800]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_goes_on_without_mlflow_and_the_same_command_brings_what_it_lacks(project, denoise, sweep):
+    server = Server(f"sqlite:///{Path('mlflow.db').absolute()}")
+    server.start()
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    options = [sweep(space=space, trials=4), "--name=alone", f"tracking.uri={server.address}"]
+    try:
+        process = begun([*denoise, "tune", *options, "--json"], lambda: "COMPLETE" in states_of("alone"))
+        server.kill()
+        _, err = process.communicate(timeout=500)
+        assert "Traceback" not in err
+        assert states_of("alone") == ["COMPLETE"] * 4, err
+        server.start()
+        tuned(denoise, *options)
+    finally:
+        server.stop()
+    parent, children = runs_of("alone")
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
+    assert [run.data.tags[STATE_TAG] for run in children] == ["COMPLETE"] * 4
+    client = mlflow_client()
+    for run in children:
+        points = client.get_metric_history(run.info.run_id, "val_psnr")
+        assert sorted(point.step for point in points) == [6, 12, 18, 24]
+
+
+@pytest.mark.slow
+def test_pruned_trials_leave_nothing_behind(project):
+    """Actors, placement groups, processors and processes of a cluster that outlives the sweep."""
+    script = ROOT / "benchmarks" / "sweep.py"
+    done = subprocess.run(
+        [sys.executable, script, "--trials", "8", "--images", "400"], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["left_behind"] == []
+    assert found["trials"]["PRUNED"] > 0
+    assert sum(found["trials"].values()) == 8

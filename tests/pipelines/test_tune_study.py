@@ -3,13 +3,17 @@
 import math
 import subprocess
 import sys
+import time
 
 import optuna
 import pytest
 
 from denoise.errors import UserError
+from pipelines.run_driver import this_driver
+from pipelines.tune_claim import DRIVER, SEEN, SILENT_SECONDS
 from pipelines.tune_space import Dimension, Sweep, changed
 from pipelines.tune_study import REASON, Study, known_sweep, listed, open_storage
+from tests.pipelines.postgres_helpers import Postgres
 
 SPACE = {
     "train.lr": Dimension(float=(1e-5, 1e-3), log=True),
@@ -20,8 +24,16 @@ SWEEP = Sweep("a test", SPACE, trials=6, evaluations=4)
 FIGURES = {"0": {"val_psnr": 30.0}}
 
 
-@pytest.fixture(params=["sqlite:///{}/optuna.db", "journal:{}/sweeps.log"])
+@pytest.fixture(scope="module")
+def postgres():
+    with Postgres("127.0.0.1") as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite:///{}/optuna.db", "journal:{}/sweeps.log", "postgresql"])
 def address(request, tmp_path):
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").new()
     return request.param.format(tmp_path)
 
 
@@ -138,6 +150,19 @@ def test_two_processes_at_one_sweep_are_refused(address):
         study_of(address)
     sleeper.communicate(b"\n")
     study_of(address)
+
+
+def test_a_driver_on_another_machine_is_refused_until_it_has_been_silent(tmp_path):
+    address = f"sqlite:///{tmp_path}/optuna.db"
+    study = study_of(address).study
+    study.set_user_attr(DRIVER, "another-machine 1 1.0")
+    study.set_user_attr(SEEN, time.time() - SILENT_SECONDS / 2)
+    with pytest.raises(UserError, match="another-machine"):
+        study_of(address)
+    study.set_user_attr(SEEN, time.time() - SILENT_SECONDS * 2)
+    study_of(address)
+    assert study.user_attrs[DRIVER] == this_driver()
+    assert study.user_attrs[SEEN] == pytest.approx(time.time(), abs=SILENT_SECONDS / 2)
 
 
 def test_an_unknown_sweep_and_storage_are_told(tmp_path):
