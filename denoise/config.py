@@ -20,6 +20,11 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _word(value: object) -> object:
+    """Return the word that YAML has made a truth value of: it reads yes and no so."""
+    return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -124,7 +129,7 @@ class Ray:
     workers: Positive = 2
     min_workers: Positive | None = None  # go on with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)] = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, workers share a GPU
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
     max_failures: Count = 3  # worker failures a run survives

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from denoise.errors import UsageError, UserError
-from pipelines import cli_data, cli_models, cli_runs, cli_tune
+from pipelines import cli_cluster, cli_data, cli_models, cli_runs, cli_tune
 from pipelines.cli_common import AsJson, Settings, answer, configuration, open_model, tracking_uri
 from pipelines.stage_guard import dependencies_unchanged
 
@@ -28,6 +28,8 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_tune.app, name="sweeps")
 app.command()(cli_tune.tune)
+app.add_typer(cli_cluster.app, name="cluster")
+app.command(context_settings={"allow_interspersed_args": False})(cli_cluster.submit)
 
 DEVIATION_SHOWN = 4.0  # a standard deviation of 1/4 is white: those of sigma 25 are in the middle of the greys
 

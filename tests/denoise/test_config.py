@@ -76,6 +76,12 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, told):
     assert told in str(caught.value)
 
 
+def test_yes_and_no_stay_words(tmp_path):
+    (tmp_path / "params.yaml").write_text("ray: {gpu: yes}\n")
+    assert load_config(tmp_path / "params.yaml").ray.gpu == "yes"
+    assert load_config(None, ["ray.gpu=no"]).ray.gpu == "no"
+
+
 def test_plain_data_goes_there_and_back():
     config = load_config(None, ["method=n2c", "method.loss_name=l1", "data.test=kodak"])
     assert from_dict(to_dict(config)) == config

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipelines.tracking import set_environment
+from tests.pipelines.one_host import OneHost
 from tests.pipelines.s3_helpers import S3Server
 
 set_environment()  # a test may import mlflow before any code of ours does
@@ -45,6 +46,16 @@ def denoise() -> list[str]:
     return [sys.executable, "-m", "pipelines.cli"]
 
 
+@pytest.fixture(scope="session")
+def denoise_at_a_terminal() -> list[str]:
+    """The command line of a process that hears Ctrl-C, whatever the tests run in.
+
+    A test run in the background of a script inherits that Ctrl-C is ignored; a terminal's programs do not.
+    """
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    return [sys.executable, "-c", f"{heard}; from pipelines.cli import main; main()"]
+
+
 @pytest.fixture
 def s3() -> Iterator[S3Server]:
     """A server of the S3 protocol, with an empty bucket called ``bucket``."""
@@ -53,6 +64,13 @@ def s3() -> Iterator[S3Server]:
     server.client().create_bucket(Bucket="bucket")
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
+    """A Ray cluster of this machine alone, which asks for a token."""
+    with OneHost(tmp_path_factory.mktemp("ray")) as head:
+        yield head
 
 
 def call(*command, cwd, code=0):
