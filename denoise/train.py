@@ -29,7 +29,7 @@ from denoise.scenes import FreshScenes, open_scenes
 from denoise.schedules import Schedule, schedule
 from denoise.shards import DamagedError
 from denoise.step import Stepper
-from denoise.watch import held_out_loss, watch
+from denoise.watch import Watch
 
 Report = Callable[[Metrics], bool | None]
 
@@ -76,21 +76,15 @@ def train(
     method, noise, rate = check(config)
     half = resolve_precision(spec.precision, device) == "bf16"
 
-    torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
-    maker = NetMaker(config.net.name, config.data.channels, config.net.fields)
-    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
-    net = method.make_net(maker).to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    training = Training(net, make_optimizer(net.parameters(), spec), make_average(net, spec))
-    with checkpoints.newest() as resume:
-        done = load_checkpoint(resume, training) if resume else Done()
+    training, done = _begin(config, method, device, checkpoints)
     card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
 
     step_on = Stepper(config, training, method, noise, half, faults)
     scenes = open_scenes(config, pictures, method, noise)
-    unseen = open_scenes(config, watched, method, noise) if watched is not None and spec.val_loss else None
     quarantine = Quarantine(config.data.quarantine)
     crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
     shares = read(config, scenes, pictures, crop, quarantine, done.step, pin=device.type == "cuda")
+    watch = _watch(config, watched, method, noise, crop, device, folder)
     books = Books(done, device)
     agreement, clock = distributed.Agreement(device), Clock()
 
@@ -118,11 +112,8 @@ def train(
         if not (evaluating or saving or finished % spec.log_every == 0):
             continue
         metrics = {"step": float(finished), "lr": lr, **books.means(spec, pictures.name), **_left_out(quarantine)}
-        if evaluating and watched is not None and rank == 0:
-            denoiser = Denoiser(training.model, method, card, passes=1)
-            metrics.update(watch(denoiser, watched, noise, device, folder / "pictures" / f"step-{finished:06d}.png"))
-            if unseen is not None:
-                metrics["val_loss"] = held_out_loss(denoiser, unseen, noise, crop, device)
+        if evaluating and watch and rank == 0:
+            metrics.update(watch.figures(Denoiser(training.model, method, card, passes=1), finished))
         books.close(metrics)  # without times: the same run always leaves the same files
         if saving:
             save(finished)
@@ -133,6 +124,33 @@ def train(
         step = spec.steps
     checkpoints.wait()
     return step
+
+
+def _begin(config: Config, method: Method, device: torch.device, checkpoints: Checkpoints) -> tuple[Training, Done]:
+    """Return the state to go on from: that of the newest checkpoint, or of a seed."""
+    spec = config.train
+    torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
+    maker = NetMaker(config.net.name, config.data.channels, config.net.fields)
+    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
+    net = method.make_net(maker).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    training = Training(net, make_optimizer(net.parameters(), spec), make_average(net, spec))
+    with checkpoints.newest() as resume:
+        return training, load_checkpoint(resume, training) if resume else Done()
+
+
+def _watch(
+    config: Config,
+    watched: Collection | None,
+    method: Method,
+    noise: Noise,
+    crop: int,
+    device: torch.device,
+    folder: Path,
+) -> Watch | None:
+    if watched is None:
+        return None
+    unseen = open_scenes(config, watched, method, noise) if config.train.val_loss else None
+    return Watch(watched, unseen, noise, crop, device, folder / "pictures")
 
 
 def _prepare_device(deterministic: bool) -> torch.device:

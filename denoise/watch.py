@@ -1,5 +1,6 @@
 """Validation while training: the centres of a few pictures, scored and shown."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,34 @@ from denoise.scenes import as_views, trial
 WATCHED_PICTURES, WATCHED_SIDE = 8, 256  # validation sees the centres of the first pictures
 MIDDLE = (0.5, 0.5)
 WATCH_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Validates a denoiser as it learns, on the same pictures with the same noise whenever it is asked.
+
+    Attributes:
+        pictures: the watched pictures.
+        unseen: the same as training reads its own, for the method's loss on them; None where that is not asked for.
+        noise: what clean pictures are corrupted with.
+        crop: side of a training crop, in pixels of the scenes.
+        device: that computes.
+        strips: the folder of what it looked like.
+    """
+
+    pictures: Collection
+    unseen: Scenes | None
+    noise: Noise
+    crop: int
+    device: torch.device
+    strips: Path
+
+    def figures(self, denoiser: Denoiser, step: int) -> dict[str, float]:
+        """Return the scores after ``step`` steps, and the loss where that is asked for."""
+        figures = watch(denoiser, self.pictures, self.noise, self.device, self.strips / f"step-{step:06d}.png")
+        if self.unseen is not None:
+            figures["val_loss"] = held_out_loss(denoiser, self.unseen, self.noise, self.crop, self.device)
+        return figures
 
 
 def watch(denoiser: Denoiser, watched: Collection, noise: Noise, device: torch.device, strip: Path) -> dict[str, float]:

@@ -116,6 +116,11 @@ def open_store(storage: str, name: str) -> Store:
     return FolderStore(Path(storage).absolute() / name / "checkpoints")
 
 
+def absolute(storage: str) -> str:
+    """Return the storage as workers find it, whose current folder is another."""
+    return storage if "://" in storage else str(Path(storage).absolute())
+
+
 def _whole(paths: list[str]) -> list[str]:
     """Return the names among the paths NAME/FILE that have a manifest."""
     return sorted(path.partition("/")[0] for path in paths if path.partition("/")[2] == MANIFEST)

@@ -97,6 +97,15 @@ def this_node() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def use_gpu(config: Config) -> bool:
+    """Say whether workers get a GPU: as asked, or where the connected cluster has one for each of them."""
+    import ray
+
+    if config.ray.gpu == "auto":
+        return bool(ray.cluster_resources().get("GPU", 0) >= config.ray.workers * config.ray.gpus_per_worker)
+    return config.ray.gpu == "yes"
+
+
 def worker_needs(config: Config, gpu: bool) -> dict[str, float]:
     """Return the resources of one worker, as Ray names them."""
     return {"CPU": config.ray.cpus_per_worker, **({"GPU": config.ray.gpus_per_worker} if gpu else {})}

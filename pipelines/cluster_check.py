@@ -9,7 +9,8 @@ from typing import Any
 from denoise.config import Config
 from denoise.errors import UserError
 from pipelines import cluster_guard, tracking
-from pipelines.cluster import ray_address, ray_cluster, room
+from pipelines.checkpoint_s3 import absolute
+from pipelines.cluster import ray_address, ray_cluster, room, use_gpu
 from pipelines.cluster_findings import (
     Finding,
     by_host,
@@ -21,8 +22,7 @@ from pipelines.cluster_findings import (
 )
 from pipelines.cluster_probe import Probe, clear, leave, versions
 from pipelines.sources import data_place
-from pipelines.train import absolute, use_gpu
-from pipelines.tune_study import is_made, open_storage
+from pipelines.tune_optuna import is_made, open_storage
 
 SECONDS = 60.0  # that the hosts have to start a process, and then to answer
 CLOCK_TRIES = 5  # the quickest answer says most about a clock

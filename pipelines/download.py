@@ -1,23 +1,15 @@
-"""Files from elsewhere, each checked: downloads that resume, copies, links, the members of archives; whole folders."""
+"""Downloads that resume, each file checked."""
 
-import fcntl
-import gzip
-import hashlib
 import json
-import lzma
-import os
-import shutil
-import tarfile
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
+from pipelines.placing import sha256_of, wrong_checksum
 
 if TYPE_CHECKING:
     import requests
@@ -27,7 +19,6 @@ CONNECTIONS = 8
 ATTEMPTS = 4
 PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two packets
-LARGEST_PICTURE = 1 << 28  # bytes of one picture in an archive
 ADVICE = "check the network, or give a copy with --mirror FOLDER_OR_URL"
 
 
@@ -37,28 +28,6 @@ class NotThereError(UserError):
 
 class _BrokenError(Exception):
     """An attempt that failed in a way that the next one may not."""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_valid(path: Path, sha256: str) -> bool:
-    """Tell whether the file is there and is the expected one."""
-    return path.is_file() and sha256_of(path) == sha256
-
-
-def wrong_checksum(name: str, expected: str, got: str) -> UserError:
-    """Say that a file is not the expected one."""
-    return UserError(
-        f"{name} has the wrong checksum (expected sha256 {expected}, got {got}): it is damaged or another version, "
-        f"so it was not kept; fetch again or give a good copy with --mirror FOLDER_OR_URL"
-    )
-
-
-# --- downloads ---------------------------------------------------------------------------------------------------
 
 
 def download(
@@ -247,124 +216,3 @@ def _discard(part: Path) -> None:
 
 def _ignore(_: float) -> None:
     """Count nothing."""
-
-
-# --- files and folders put in place --------------------------------------------------------------------------------
-
-
-def copy(source: Path, target: Path, sha256: str | None = None) -> None:
-    """Copy a file and check what was read; ``target`` appears when it is complete, never before."""
-    write(target, source.read_bytes(), sha256, str(source))
-
-
-def write(target: Path, data: bytes, sha256: str | None = None, name: str = "") -> None:
-    """Write a whole file, after checking its bytes; ``name`` says where they come from."""
-    if sha256 and (digest := hashlib.sha256(data).hexdigest()) != sha256:
-        raise wrong_checksum(name, sha256, digest)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    try:
-        part.write_bytes(data)
-        part.replace(target)
-    except OSError:  # a full disk, most often
-        part.unlink(missing_ok=True)
-        raise
-
-
-def link(source: Path, target: Path, symbolic: bool = False) -> None:
-    """Make ``target`` the same file as ``source`` without taking space.
-
-    Where the two are on different disks it becomes a symbolic link if ``symbolic``, else a copy.
-    """
-    source = source.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        if symbolic:
-            target.symlink_to(source)
-        else:
-            shutil.copyfile(source, target)
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Keep other processes that use the same lock file waiting; the system frees it even after a kill."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """Hand out an empty folder that takes the place of ``folder`` when all went well, and vanishes when not.
-
-    It lies two levels up, beside the parent, so that nothing an interrupted call left can count as part of the parent.
-    """
-    beside = folder.parent.parent / f".{folder.parent.name}-{folder.name}"
-    fresh, old = beside.with_suffix(".new"), beside.with_suffix(".old")
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-        folder.parent.mkdir(exist_ok=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-# --- archives ----------------------------------------------------------------------------------------------------
-
-
-def tar_files(archive: Path | IO[bytes], name: str, limit: int) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Yield path and bytes of the files in a tar, one in memory at a time; tars inside it count as folders.
-
-    Nothing is unpacked here. A member that leads out of the folder (absolute, ..), or is a link or a device, is a
-    UserError; so are more than ``limit`` bytes in all, an archive that is cut short, and one with a broken header in
-    the middle, where tarfile would end without a word.
-
-    Args:
-        archive: a path (compressed or not) or an open file.
-        name: how to call it in errors.
-        limit: bytes that the members may have together.
-    """
-    try:
-        with _open_tar(archive) as tar:
-            for member in tar:
-                path = PurePosixPath(member.name)
-                if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-                    raise UserError(f"{name} is not safe to unpack: its member {member.name!r} is a link or leads out")
-                limit -= member.size
-                if limit < 0:
-                    raise UserError(f"{name} holds more data than the set has: it is no copy of it, so use another one")
-                stream = tar.extractfile(member)
-                if stream is None:
-                    continue
-                if path.suffix == ".tar":
-                    inner = tar_files(stream, f"{name}: {path}", limit + member.size)
-                    yield from ((path.with_suffix("") / file, data) for file, data in inner)
-                elif member.size > LARGEST_PICTURE:
-                    raise UserError(f"{name} is not the expected archive: its member {path} has {member.size} bytes")
-                else:
-                    yield path, stream.read()
-            _check_end(tar)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise UserError(f"{name} is damaged or no tar archive ({reason}): get a whole copy of it") from error
-
-
-def _open_tar(archive: Path | IO[bytes]) -> tarfile.TarFile:
-    return tarfile.open(archive) if isinstance(archive, Path) else tarfile.open(fileobj=archive)
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """A tar ends with blocks of zeros; anything else where reading stopped is damage."""
-    assert tar.fileobj is not None  # noqa: S101 - mypy: a tar that was just read has one
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"it breaks off after {tar.offset} bytes")

@@ -4,8 +4,7 @@ import shlex
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,23 @@ from denoise.config import Config, flatten, to_dict
 from denoise.errors import UserError
 from denoise.faults import DRIVER, Fault, Faults
 from pipelines import tracking
-from pipelines.checkpoint_s3 import open_store
-from pipelines.cluster import ray_address, ray_cluster, room, this_node, worker_needs
+from pipelines.checkpoint_s3 import absolute, open_store
+from pipelines.cluster import ray_address, ray_cluster, this_node, use_gpu, worker_needs
 from pipelines.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.journal import Journal
 from pipelines.mailbox import Mailbox
-from pipelines.progress import progress, say
+from pipelines.progress import say
 from pipelines.run_opening import DataUse, Opening
 from pipelines.run_sync import driven, journal_folder
-from pipelines.train_common import PROFILE, Stopped, note_of, terminated
+from pipelines.train_common import PROFILE, Stopped, terminated
+from pipelines.train_driver import Ears, Heed, Waits, attended
 from pipelines.train_worker import train_worker
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
     from denoise.checkpoint_store import Store
 
-Heed = Callable[[Mapping[str, float]], bool]
-
-PROGRESS_SECONDS = 0.5
-ROOM_SECONDS = 20.0  # without a word of the workers, after which to see whether the cluster has room for them
 RESIZE_SECONDS = 30.0  # between two looks whether there is room for more workers
 
 
@@ -168,44 +166,25 @@ def _fit(
         Stopped: it was told to leave; a checkpoint has been saved.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
 
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node())(Mailbox).remote()
     gpu = use_gpu(config)
-    least = config.ray.min_workers
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": to_dict(config),
-            "name": inputs.name,
-            "storage": absolute(config.ray.storage),
-            "parts": [part.as_dict() for part in inputs.parts],
-            "provenance": provenance(inputs),
-            "opening": opening.as_dict(),
-            "journal": str(journal),
-            "mailbox": mailbox,
-            "preemptible": bool(ray_address(config)),
-            "inject": list(inject),
-            "profile": (Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
-        },
-        torch_config=TorchConfig(timeout_s=int(config.ray.timeout)),
-        scaling_config=ScalingConfig(
-            num_workers=config.ray.workers if least is None else (least, config.ray.workers),
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            use_gpu=gpu,
-            resources_per_worker=worker_needs(config, gpu),
-        ),
-        run_config=RunConfig(
-            name=inputs.name,
-            storage_path=absolute(config.ray.storage),
-            failure_config=FailureConfig(max_failures=config.ray.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
+    work = {
+        "config": to_dict(config),
+        "name": inputs.name,
+        "storage": absolute(config.ray.storage),
+        "parts": [part.as_dict() for part in inputs.parts],
+        "provenance": provenance(inputs),
+        "opening": opening.as_dict(),
+        "journal": str(journal),
+        "mailbox": mailbox,
+        "preemptible": bool(ray_address(config)),
+        "inject": list(inject),
+        "profile": (Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
+    }
+    trainer = _trainer(config, inputs.name, gpu, work)
     hear = Ears(heed, Waits(inputs.name, config, gpu), Faults(inject, DRIVER))
-    with terminated() as leave, _attended(mailbox, inputs.name, config, leave, hear):
+    with terminated() as leave, attended(mailbox, inputs.name, config, leave, hear):
         try:
             with _own_interrupt():
                 trainer.fit()
@@ -218,76 +197,30 @@ def _fit(
         raise Stopped(done, config.train.steps)
 
 
-@dataclass(frozen=True)
-class Ears:
-    """What hears of a run's steps in its driver."""
+def _trainer(config: Config, name: str, gpu: bool, work: dict[str, Any]) -> "TorchTrainer":
+    """Return Ray's trainer of ``work`` on the workers that the configuration asks for."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
 
-    heed: Heed  # of every validation
-    waits: "Waits"
-    faults: Faults
-
-
-@contextmanager
-def _attended(mailbox: Any, name: str, config: Config, leave: threading.Event, ears: Ears) -> Iterator[None]:
-    """Show what the workers say while the block runs, and pass on the wish to leave."""
-    import ray
-
-    stop = threading.Event()
-
-    def follow() -> None:
-        with progress(f"train {name}", config.train.steps, "steps") as advance:
-            seen, asked, ended = 0.0, False, False
-            while not ended:
-                ended = stop.wait(PROGRESS_SECONDS)  # and look once more: the last validation must be heard
-                try:
-                    if leave.is_set() and not asked:
-                        asked = True
-                        ray.get(mailbox.leave.remote())
-                        say(f"{name}: told to leave; saving a checkpoint")
-                    metrics, words, validated = ray.get(mailbox.take.remote())
-                except ray.exceptions.RayError:  # the cluster is gone, which the run's own end tells
-                    return
-                for sentence in words:
-                    say(f"{name}: {sentence}")
-                for row in validated:
-                    if ears.heed(row):
-                        leave.set()
-                ears.waits.look(bool(words) or metrics.get("step", 0) != seen)
-                if metrics.get("step", 0) != seen:
-                    advance(metrics["step"] - seen, note_of(metrics))
-                    seen = metrics["step"]
-                    ears.faults.strike(int(seen))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-
-
-class Waits:
-    """Says once that a run waits for room in the cluster: Ray itself waits in silence."""
-
-    def __init__(self, name: str, config: Config, gpu: bool) -> None:
-        self.name, self.config, self.gpu = name, config, gpu
-        self.moved, self.said = time.monotonic(), False
-
-    def look(self, moves: bool) -> None:
-        """Note whether the run moves, and look for room when it has not for a while."""
-        if moves:
-            self.moved, self.said = time.monotonic(), False
-        if self.said or time.monotonic() - self.moved < ROOM_SECONDS:
-            return
-        least = self.config.ray.min_workers or self.config.ray.workers
-        found = room(self.config, self.gpu)
-        if found < least:
-            self.said = True
-            say(
-                f"{self.name}: waits, as the cluster has room for {found} of {least} workers; add machines, or stop "
-                "this and lower ray.workers, ray.min_workers or ray.cpus_per_worker."
-            )
+    most, least = config.ray.workers, config.ray.min_workers
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=work,
+        torch_config=TorchConfig(timeout_s=int(config.ray.timeout)),
+        scaling_config=ScalingConfig(
+            num_workers=most if least is None else (least, most),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=gpu,
+            resources_per_worker=worker_needs(config, gpu),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=absolute(config.ray.storage),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 @contextmanager
@@ -316,20 +249,6 @@ def _told(mailbox: Any, name: str, error: Exception) -> UserError:
     return UserError(
         f"training run {name} failed for good ({reason}); the same command resumes from its last checkpoint."
     )
-
-
-def use_gpu(config: Config) -> bool:
-    """Say whether workers get a GPU: as asked, or where the connected cluster has one for each of them."""
-    import ray
-
-    if config.ray.gpu == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= config.ray.workers * config.ray.gpus_per_worker)
-    return config.ray.gpu == "yes"
-
-
-def absolute(storage: str) -> str:
-    """Return the storage as workers find it, whose current folder is another."""
-    return storage if "://" in storage else str(Path(storage).absolute())
 
 
 def _final_figures(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from denoise.config import Config, flatten, from_dict, to_dict
 from denoise.errors import UserError
 from pipelines import tracking
-from pipelines.cluster import ray_address, ray_cluster, room, this_node
+from pipelines.checkpoint_s3 import absolute
+from pipelines.cluster import ray_address, ray_cluster, room, this_node, use_gpu
 from pipelines.inputs import training_inputs
 from pipelines.mailbox import Verdicts
 from pipelines.progress import say
 from pipelines.run_opening import Opening
 from pipelines.run_sync import driven, journal_folder
-from pipelines.train import absolute, use_gpu
 from pipelines.tune_best import Challenger, enter
 from pipelines.tune_board import Board
 from pipelines.tune_results import Results, settle

@@ -7,26 +7,22 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, nearest
 from pipelines.tracking import shown
 from pipelines.tune_claim import Claim
-from pipelines.tune_space import DIRECTIONS, Dimension, Sweep, Value
+from pipelines.tune_optuna import distribution, is_made, make_pruner, make_sampler, open_storage
+from pipelines.tune_space import DIRECTIONS, Sweep, Value
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
 
 IDENTITY = "denoise.sweep"  # attribute of the study
 REASON, SEEDS, RATES = "reason", "seeds", "rates"  # of a trial: why it failed; figures by seed; images/s by rung
 NOISY = "the pictures of data.val are noisy alone; objectives: [val_loss] needs no clean ones"
 UNMEASURED = {"val_psnr": NOISY, "val_ssim": NOISY, "val_loss": "set train.val_loss=true"}
-JOURNAL = "journal:"  # storage in a file that several hosts may append to
-FIRST_RUNG = 1
 
 
 class Asked(NamedTuple):
@@ -34,37 +30,6 @@ class Asked(NamedTuple):
 
     number: int
     params: dict[str, Value]
-
-
-def open_storage(address: str) -> "BaseStorage":
-    """Return the storage at ``sqlite:///FILE``, ``postgresql://...`` or ``journal:FILE``.
-
-    Raises:
-        UserError: it does not answer.
-    """
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        if address.startswith(JOURNAL):
-            file = Path(address.removeprefix(JOURNAL))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        return optuna.storages.RDBStorage(address)
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        reason = " ".join(str(error).splitlines()[0].split())
-        raise UserError(
-            f"Optuna's storage {shown(address)} cannot be opened ({reason}); check tune.storage, for example "
-            "sqlite:///optuna.db."
-        ) from None
-
-
-def is_made(address: str) -> bool:
-    """Say whether a storage is there, as far as that can be said without making it: opening a file would."""
-    file = address.removeprefix("sqlite:///").removeprefix(JOURNAL)
-    return file == address or Path(file).exists()
 
 
 class Study:
@@ -226,51 +191,9 @@ def known_sweep(address: str, name: str) -> dict[str, Any]:
     return known
 
 
-def distribution(one: Dimension) -> "BaseDistribution":
-    """Return a dimension as Optuna has it."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if one.float is not None:
-        return FloatDistribution(*one.float, log=one.log)
-    if one.int is not None:
-        return IntDistribution(*one.int, log=one.log)
-    return CategoricalDistribution(one.choice or ())
-
-
 def rung_of(trial: "optuna.trial.FrozenTrial") -> int:
     """Return how often a trial has validated."""
     return max(map(int, trial.user_attrs.get(RATES, {})), default=0)
-
-
-def make_sampler(sweep: Sweep, seed: int) -> "optuna.samplers.BaseSampler":
-    """Return the sweep's sampler."""
-    import optuna
-    from optuna import samplers
-
-    seed %= 2**32
-    if sweep.sampler == "grid":
-        return samplers.GridSampler({key: list(one.choice or ()) for key, one in sweep.space.items()}, seed=sweep.seed)
-    made: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
-        "random": samplers.RandomSampler,
-        "tpe": samplers.TPESampler,
-        "gp": samplers.GPSampler,
-        "cmaes": samplers.CmaEsSampler,
-        "nsga2": samplers.NSGAIISampler,
-    }
-    return made[sweep.sampler](seed=seed)
-
-
-def make_pruner(sweep: Sweep) -> "optuna.pruners.BasePruner":
-    """Return the sweep's pruner; a rung is one validation."""
-    from optuna import pruners
-
-    if sweep.pruner == "asha":
-        return pruners.SuccessiveHalvingPruner(min_resource=FIRST_RUNG, reduction_factor=sweep.reduction)
-    if sweep.pruner == "hyperband":
-        return pruners.HyperbandPruner(FIRST_RUNG, sweep.evaluations, sweep.reduction)
-    if sweep.pruner == "median":
-        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=FIRST_RUNG)
-    return pruners.NopPruner()
 
 
 def _first_difference(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:

@@ -43,6 +43,7 @@ def test_a_service_is_imported_where_it_lives(service):
     homes = {
         "ray": {
             "pipelines/train.py",
+            "pipelines/train_driver.py",
             "pipelines/train_worker.py",
             "pipelines/cluster.py",
             "pipelines/cluster_guard.py",
@@ -52,7 +53,7 @@ def test_a_service_is_imported_where_it_lives(service):
             "pipelines/tune_search.py",
             "pipelines/tune_trial.py",
         },
-        "optuna": {f"pipelines/tune_{part}.py" for part in ("study", "claim", "results", "pictures")},
+        "optuna": {f"pipelines/tune_{part}.py" for part in ("study", "optuna", "claim", "results", "pictures")},
         "webdataset": {"denoise/shard_writer.py"},
         "boto3": {"pipelines/storage.py"},
     }

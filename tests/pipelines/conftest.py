@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipelines import download
 from pipelines.tracking import set_environment
+from tests.pipelines.mirror_helpers import Site, copy_some
 from tests.pipelines.one_host import OneHost
 from tests.pipelines.s3_helpers import S3Server
 
@@ -54,6 +56,30 @@ def denoise_at_a_terminal() -> list[str]:
     """
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     return [sys.executable, "-c", f"{heard}; from pipelines.cli import main; main()"]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Site]]:
+    """Serve a folder until the test ends; downloads are tried again without waiting, and past any proxy."""
+    monkeypatch.setattr(download, "PAUSE", 0.001)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    sites: list[Site] = []
+
+    def start(folder: Path) -> Site:
+        sites.append(Site(folder))
+        return sites[-1]
+
+    yield start
+    for site in sites:
+        site.stop()
+
+
+@pytest.fixture
+def small_mirror(mirror: Path, tmp_path: Path) -> Path:
+    """A mirror that may be damaged."""
+    folder = tmp_path / "mirror"
+    copy_some(mirror, folder)
+    return folder
 
 
 @pytest.fixture

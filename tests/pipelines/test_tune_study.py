@@ -11,8 +11,9 @@ import pytest
 from denoise.errors import UserError
 from pipelines.run_driver import this_driver
 from pipelines.tune_claim import DRIVER, SEEN, SILENT_SECONDS
+from pipelines.tune_optuna import open_storage
 from pipelines.tune_space import Dimension, Sweep, changed
-from pipelines.tune_study import REASON, Study, known_sweep, listed, open_storage
+from pipelines.tune_study import REASON, Study, known_sweep, listed
 from tests.pipelines.postgres_helpers import Postgres
 
 SPACE = {
