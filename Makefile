@@ -11,7 +11,7 @@ demo: install
 	denoise demo
 
 test: install debian
-	python -m pytest -p tests.core_only tests/denoise
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4 -p tests.core_only tests/denoise
 	python -m pytest --ignore tests/denoise
 
 test-slow: install debian

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DRIVER, SEEN = "denoise.driver", "denoise.seen"  # attributes of the study; SEEN in seconds since the epoch
 RENEW_SECONDS = 15.0
+RIVAL_SECONDS = 0.5  # within which one who found the study free at the same moment has noted so
 SILENT_SECONDS = 60.0  # after which a driver on another machine is taken for dead
 
 
@@ -31,12 +32,12 @@ class Claim:
         """
         driver = self.study.user_attrs.get(DRIVER, "")
         if driver and driver != this_driver() and not self._is_gone(driver):
-            raise UserError(
-                f"sweep {self.study.study_name} is being run by another process ({driver}); wait for it, or stop it "
-                f"(on another machine: {SILENT_SECONDS:.0f} s before this can go on)."
-            )
+            raise self._taken_by(driver)
         self._renew()
         self.study.set_user_attr(DRIVER, this_driver())
+        time.sleep(RIVAL_SECONDS)  # Optuna cannot compare and set: of two at the same moment, the later one stays
+        if (driver := self.study.user_attrs.get(DRIVER, "")) != this_driver():
+            raise self._taken_by(driver)
 
     def keep(self) -> None:
         """Go on noting it until it is released, for other machines to see."""
@@ -46,6 +47,12 @@ class Claim:
         """Let another process go on."""
         self._released.set()
         self.study.set_user_attr(DRIVER, "")
+
+    def _taken_by(self, driver: str) -> UserError:
+        return UserError(
+            f"sweep {self.study.study_name} is being run by another process ({driver}); wait for it, or stop it "
+            f"(on another machine: {SILENT_SECONDS:.0f} s before this can go on)."
+        )
 
     def _is_gone(self, driver: str) -> bool:
         if driver.startswith(f"{this_host()} "):

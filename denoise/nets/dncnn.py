@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.nets.layers import Size, conv
+from denoise.nets.layers import Size, conv, draw
 
 SMALLEST = 0.025  # magnitude that the scale of a normalisation starts with
 
@@ -53,7 +53,7 @@ def _block(features: int, batch_norm: bool) -> list[nn.Module]:
     if not batch_norm:
         return [layer, nn.ReLU(inplace=True)]
     normalise = nn.BatchNorm2d(features, eps=1e-4)
-    nn.init.normal_(normalise.weight, std=(2 / (9 * features)) ** 0.5)
+    draw(normalise.weight, std=(2 / (9 * features)) ** 0.5)
     scale = normalise.weight.data
     scale.copy_(scale.abs().clamp_min(SMALLEST).copysign(scale))
     return [layer, normalise, nn.ReLU(inplace=True)]

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.nets.layers import Size, conv
+from denoise.nets.layers import Size, conv, draw
 
 SCALES = 4
 BRANCH_GAIN = 0.2  # of the second convolution of a residual block: at 1.4, 28 blocks would blow up the signal
@@ -72,11 +72,11 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
 
 def _halve(inputs: int, outputs: int) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, 2, stride=2, bias=False)
-    nn.init.normal_(layer.weight, std=(4 * inputs) ** -0.5)
+    draw(layer.weight, std=(4 * inputs) ** -0.5)
     return layer
 
 
 def _double(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     layer = nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
-    nn.init.normal_(layer.weight, std=inputs**-0.5)  # one input pixel reaches an output pixel
+    draw(layer.weight, std=inputs**-0.5)  # one input pixel reaches an output pixel
     return layer

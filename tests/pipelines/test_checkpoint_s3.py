@@ -207,6 +207,7 @@ def test_a_file_that_vanishes_between_list_and_download_is_absent(server):
         assert damage(folder) == "net.safetensors is missing"
 
 
+@pytest.mark.slow
 def test_an_upload_killed_between_any_two_files_never_shows(server, tmp_path):
     folder = tmp_path / "sound"
     folder.mkdir()

@@ -96,6 +96,7 @@ def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise):
     """A checkpoint is damaged, a worker is killed and nothing else may fail, MLflow is away, the driver is killed."""
     steps = ["train.steps=60", "train.eval_every=60", *SMALL]

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from denoise.errors import UserError
+from pipelines import tune_claim
 from pipelines.run_driver import this_driver
 from pipelines.tune_claim import DRIVER, SEEN, SILENT_SECONDS
 from pipelines.tune_optuna import open_storage
@@ -23,6 +24,12 @@ SPACE = {
 }
 SWEEP = Sweep("a test", SPACE, trials=6, evaluations=4)
 FIGURES = {"0": {"val_psnr": 30.0}}
+
+
+@pytest.fixture(autouse=True)
+def no_rival(monkeypatch):
+    """Begin at once: nobody else knows of these studies."""
+    monkeypatch.setattr(tune_claim, "RIVAL_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,14 @@ def test_another_space_under_the_same_name_is_refused(address):
         study_of(address, config={"train": {"steps": 4}})
     study_of(address, name="other", config={"train": {"steps": 4}})
     assert [row["name"] for row in listed(address)] == ["sweep", "other"]
+
+
+def test_of_two_processes_at_the_same_moment_one_goes_on(address, monkeypatch):
+    """Another one has found the study free, too, and notes that it drives it after this one has."""
+    study = study_of(address)
+    monkeypatch.setattr(tune_claim.time, "sleep", lambda _: study.study.set_user_attr(DRIVER, "other-host 7 1.0"))
+    with pytest.raises(UserError, match="being run by another process .other-host 7"):
+        study.claim.take()
 
 
 def test_two_processes_at_one_sweep_are_refused(address):
