@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import storage
 from tests.pipelines.mlflow_helpers import free_port
 
 START_SECONDS = 60
@@ -139,3 +140,16 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch, port: int) -> Iterator[None]
         for key, value in s3_variables(f"http://127.0.0.1:{port}").items():
             patch.setenv(key, value)
         yield
+
+
+def up_when_missed(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let connections in as soon as somebody says that they wait, and return what is said."""
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if network.listener is None:
+            network.up()
+
+    monkeypatch.setattr(storage, "say", say)
+    return said
