@@ -110,6 +110,6 @@ def test_a_checkpoint_that_was_damaged_on_its_way_is_walked_back_from(small_shar
 
 
 def test_a_rank_that_hangs_ends_the_others(small_shards, tmp_path):
-    codes = attempt(small_shards, tmp_path / "run", 2, "train.steps=6", "ray.timeout=3", inject=["hang:step=3,rank=1"])
+    codes = attempt(small_shards, tmp_path / "run", 2, "train.steps=6", "ray.timeout=10", inject=["hang:step=3,rank=1"])
     assert codes[0] not in (0, None, -9)  # it gave up by itself
     assert codes[1] == -9
