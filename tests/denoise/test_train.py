@@ -143,21 +143,37 @@ def harmed(small_shards, tmp_path):
     return folder, Shards.open(folder).counts[1]
 
 
-def test_damage_ends_the_run_before_it_is_learnt_from(harmed, small_shards, tmp_path):
+# Every batch shows every picture, read from the shards: any process of this machine may hold sound ones decoded.
+ALL_READ = ("train.batch_size=8", "data.cache_mb=0")
+
+
+def test_damage_ends_the_run_before_it_is_learnt_from(harmed, tmp_path):
     with pytest.raises(DamagedError, match=r"000001\.tar has another sha256"):
-        run(harmed[0], tmp_path / "run", "train.batch_size=8")
+        run(harmed[0], tmp_path / "run", *ALL_READ)
 
 
 def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
     folder, count = harmed
-    rows, _, _ = run(folder, tmp_path / "run", "train.batch_size=8", f"data.quarantine={count}", watch=False)
+    rows, _, _ = run(folder, tmp_path / "run", *ALL_READ, f"data.quarantine={count}", watch=False)
     assert rows[-1]["quarantined"] == count
     assert all(row["quarantined"] <= count for row in rows)
     left_out = read_card(newest(tmp_path / "run"))["provenance"]["left_out"]
     assert len(left_out) == count
     assert all("000001.tar has another sha256" in one["reason"] for one in left_out)
     with pytest.raises(DamagedError):
-        run(folder, tmp_path / "less", "train.batch_size=8", f"data.quarantine={count - 1}")
+        run(folder, tmp_path / "less", *ALL_READ, f"data.quarantine={count - 1}")
+
+
+def test_what_another_process_holds_decoded_is_sound_where_the_shards_no_longer_are(harmed, small_shards, tmp_path):
+    sound = Collection([Shards.open(small_shards)])
+    sound.keep_decoded(256 << 20)
+    for index in range(len(sound)):
+        sound.pixels(index, "clean")
+    rows, weights, _ = run(harmed[0], tmp_path / "held", "train.batch_size=8", "data.quarantine=9", watch=False)
+    assert rows[-1]["quarantined"] == 0
+    sound.close()
+    _, plain, _ = run(small_shards, tmp_path / "sound", *ALL_READ, watch=False)
+    assert equal(weights, plain)
 
 
 def test_pictures_smaller_than_a_crop_are_left_out_if_asked_to(small_shards, tmp_path):
