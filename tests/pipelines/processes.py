@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 
 
-def left_behind(seconds: float = 20) -> list[psutil.Process]:
+def left_behind(seconds: float = 60) -> list[psutil.Process]:
     """Return what this test has started and is still there after a while, whoever its parent is now.
 
     A cluster that several tests share is not among them: it was started by the set-up of one of them.
