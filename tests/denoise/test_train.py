@@ -164,7 +164,7 @@ def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
         run(folder, tmp_path / "less", *ALL_READ, f"data.quarantine={count - 1}")
 
 
-def test_what_another_process_holds_decoded_is_sound_where_the_shards_no_longer_are(harmed, small_shards, tmp_path):
+def test_what_is_held_decoded_is_sound_where_the_shards_no_longer_are(harmed, small_shards, tmp_path):
     sound = Collection([Shards.open(small_shards)])
     sound.keep_decoded(256 << 20)
     for index in range(len(sound)):
