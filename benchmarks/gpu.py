@@ -23,20 +23,20 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from denoise.checkpoint import Training
-from denoise.checkpoint_store import Checkpoints, FolderStore
-from denoise.collection import Collection
 from denoise.config import Config, load_config
-from denoise.data import Batch
-from denoise.faults import Faults
+from denoise.data.dataset import Collection
+from denoise.data.loader import Batch
+from denoise.data.samples import PICTURE
+from denoise.data.shards import Shards
 from denoise.methods import build_method, with_net
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
-from denoise.optimizers import make_average, make_optimizer
-from denoise.scenes import PICTURE
-from denoise.shards import Shards
-from denoise.step import Stepper
-from denoise.train import train
+from denoise.training.checkpoint import Training
+from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+from denoise.training.fault_injection import Faults
+from denoise.training.loop import train
+from denoise.training.optimizers import make_average, make_optimizer
+from denoise.training.step import Stepper
 
 # Crop side and batch of the papers' training (docs/methods.md names the sources).
 PAPERS = {"n2n": (256, 4), "n2v": (64, 128), "ssdn": (256, 4), "r2r": (40, 128)}

@@ -26,14 +26,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from denoise.collection import Collection
-from denoise.data import Batching, batches
-from denoise.images import decode_quickly
-from denoise.order import Order
-from denoise.scenes import FreshScenes
-from denoise.shard_writer import write_shards
-from denoise.shards import Shards
-from pipelines.shard import find_sources
+from denoise.data.dataset import Collection
+from denoise.data.loader import Batching, batches
+from denoise.data.sampler import Order
+from denoise.data.samples import FreshScenes
+from denoise.data.shards import Shards
+from denoise.images.io import decode_quickly
+from denoise.sharding.writer import write_shards
+from pipelines.datasets.shard import find_sources
 
 BATCH = 16
 

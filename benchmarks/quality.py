@@ -108,10 +108,10 @@ def configuration(table: Table, row: Row, steps: int, extra: Sequence[str] = ())
 
 def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
     """Return how many steps fit into that time, from the rate of a short run (no validation, no checkpoints)."""
-    from denoise.checkpoint_store import Checkpoints, FolderStore
-    from denoise.collection import Collection
-    from denoise.train import train
-    from pipelines.sources import open_sets
+    from denoise.data.dataset import Collection
+    from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+    from denoise.training.loop import train
+    from pipelines.datasets.layout import open_sets
 
     config = configuration(table, row, 10_000, ("train.log_every=1",))
     pictures = Collection([shards for _, shards in open_sets(config, "train")])
@@ -129,9 +129,9 @@ def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
 
 def run(table: Table, row: Row, steps: int, seed: int, out: Path) -> list[dict[str, object]]:
     """Train a recipe and return one result for each evaluation and test set."""
-    from pipelines.cli_common import open_model
+    from pipelines.cli.common import open_model
     from pipelines.evaluate import evaluate_model
-    from pipelines.train_local import train_locally
+    from pipelines.training.local import train_locally
 
     config = configuration(table, row, steps, (f"seed={seed}",))
     started = time.perf_counter()

@@ -18,7 +18,7 @@ from denoise.methods import build_method, observe
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
-from denoise.train import resolve_precision
+from denoise.training.loop import resolve_precision
 
 CASES = [(4, 64), (4, 256), (32, 64)]  # batch, crop
 ROUNDS = 7

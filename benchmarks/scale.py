@@ -13,7 +13,7 @@ import tracemalloc
 
 import numpy as np
 
-from denoise.order import Order
+from denoise.data.sampler import Order
 
 
 def lookup(order: Order, batch_size: int, workers: int) -> dict[str, float]:

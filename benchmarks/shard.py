@@ -11,10 +11,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from denoise.fingerprints import grey_hash, look
-from denoise.images import pixel_hash, read_picture
-from denoise.shard_writer import write_shards
-from pipelines.shard import find_sources
+from denoise.images.io import pixel_hash, read_picture
+from denoise.sharding.fingerprints import grey_hash, look
+from denoise.sharding.writer import write_shards
+from pipelines.datasets.shard import find_sources
 
 IMAGENET = 1_281_167
 

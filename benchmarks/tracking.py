@@ -19,7 +19,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from pipelines.ui import start_server, wait_until_up
+from pipelines.tracking.server import start_server, wait_until_up
 
 CLI = [sys.executable, "-m", "pipelines.cli"]
 NAME = "tracking"

@@ -30,15 +30,15 @@ def bare(config: Config, seconds: float) -> float:
     """Return the images per second of this process alone on its share of a batch that is in memory."""
     import torch
 
-    from denoise.allocator import keep_freed_memory
-    from denoise.checkpoint import Training
+    from denoise.data.samples import PICTURE, as_views
     from denoise.methods import with_net
     from denoise.nets import NetMaker
-    from denoise.optimizers import make_optimizer
     from denoise.rng import batch_rng
-    from denoise.scenes import PICTURE, as_views
-    from denoise.step import Objective
-    from denoise.train import check, resolve_precision
+    from denoise.training.checkpoint import Training
+    from denoise.training.loop import check, resolve_precision
+    from denoise.training.malloc import keep_freed_memory
+    from denoise.training.optimizers import make_optimizer
+    from denoise.training.step import Objective
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoise.checkpoint import Card, Denoiser
-from denoise.collection import Collection
+from denoise.data.dataset import Collection
+from denoise.data.samples import trial
+from denoise.data.shards import Shards
+from denoise.denoiser import Card, Denoiser
 from denoise.errors import UserError, nearest
-from denoise.images import pad, unpad
-from denoise.metrics import psnr, ssim
+from denoise.images.metrics import psnr, ssim
+from denoise.images.tensors import pad, unpad
 from denoise.noise import Noise
 from denoise.rng import batch_rng
-from denoise.scenes import trial
-from denoise.shards import Shards
 
 
 @dataclass(frozen=True)

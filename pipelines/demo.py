@@ -32,7 +32,7 @@ def run_demo(config: Config) -> None:
 
 def summary(config: Config) -> str:
     """Return the table of results, where the pictures and the report are, and what to do next."""
-    from pipelines.report import table
+    from pipelines.report.write import table
 
     rows = json.loads(Path("metrics.json").read_text(encoding="utf-8"))
     champion = json.loads(Path("champion.json").read_text(encoding="utf-8"))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from denoise.config import Config
 from denoise.errors import UserError
 from denoise.files import write_folder, write_json
-from pipelines.progress import progress
-from pipelines.sources import open_sets
+from pipelines.console import progress
+from pipelines.datasets.layout import open_sets
 
 if TYPE_CHECKING:
-    from denoise.checkpoint import Denoiser
+    from denoise.data.shards import Shards
+    from denoise.denoiser import Denoiser
     from denoise.evaluate import Scored
-    from denoise.shards import Shards
 
 SCORES = "scores.json"
 KEPT_PICTURES = 24  # of each set: enough for a report, and no folder of gigabytes
@@ -81,7 +81,8 @@ def _refuse_seen(config: Config, card: Any, sets: "Sequence[tuple[str, Shards]]"
 
 
 def _write(folder: Path, result: dict[str, Any], kept: "Sequence[Scored]") -> None:
-    from denoise.images import Picture, to_pixels, write_picture
+    from denoise.images.io import Picture, write_picture
+    from denoise.images.tensors import to_pixels
 
     def write(work: Path) -> None:
         write_json(work / SCORES, result)

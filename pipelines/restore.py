@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
-from pipelines.progress import progress
+from pipelines.console import progress
 
 if TYPE_CHECKING:
-    from denoise.checkpoint import Denoiser
+    from denoise.denoiser import Denoiser
 
 Job = tuple[Path, Path]  # source, target
 
@@ -56,8 +56,8 @@ def restore_files(
         UserError: an input is missing or broken (even with ``keep_going``, but then after all others are restored),
             two inputs would become the same output or an output an input, or the output cannot be written.
     """
-    from denoise.images import check_target, read_picture, write_picture
-    from denoise.restore import restore_picture
+    from denoise.images.io import check_target, read_picture, write_picture
+    from denoise.tiling import restore_picture
 
     jobs = plan(inputs, output)
     tiles, failures = _count_tiles(jobs, denoiser.multiple, tile, overlap, keep_going)
@@ -91,7 +91,7 @@ def restore_files(
 
 def plan(inputs: Sequence[Path], output: Path) -> list[Job]:
     """Return which file becomes which, in the order of work; raise UserError before anything is done."""
-    from denoise.images import check_target
+    from denoise.images.io import check_target
 
     if not inputs:
         raise UserError("nothing to restore: give a picture file or a folder of pictures.")
@@ -108,7 +108,7 @@ def plan(inputs: Sequence[Path], output: Path) -> list[Job]:
 
 def _jobs_of(path: Path, output: Path) -> Iterator[Job]:
     """Yield the jobs of one input, files of a folder in sorted order."""
-    from denoise.images import READS
+    from denoise.images.io import READS
 
     if path.is_file():
         yield path, output / _target_name(Path(path.name))
@@ -131,7 +131,7 @@ def _jobs_of(path: Path, output: Path) -> Iterator[Job]:
 
 
 def _target_name(name: Path) -> Path:
-    from denoise.images import READS, WRITES
+    from denoise.images.io import READS, WRITES
 
     suffix = name.suffix.lower()
     if suffix in WRITES:
@@ -140,7 +140,7 @@ def _target_name(name: Path) -> Path:
 
 
 def _check_is_folder(output: Path, count: int) -> None:
-    from denoise.images import READS
+    from denoise.images.io import READS
 
     if output.is_file() or (output.suffix.lower() in READS and not output.is_dir()):
         raise UserError(f"{output} is no folder, expected one for {count} pictures; give the name of a folder.")
@@ -185,8 +185,8 @@ def _count_tiles(
     jobs: list[Job], multiple: int, tile: int, overlap: int, keep_going: bool
 ) -> tuple[dict[Path, int], list[str]]:
     """Return the number of tiles of each picture, and what is wrong with the others."""
-    from denoise.images import picture_size
-    from denoise.restore import count_tiles
+    from denoise.images.io import picture_size
+    from denoise.tiling import count_tiles
 
     tiles: dict[Path, int] = {}
     failures = []

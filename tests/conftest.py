@@ -27,7 +27,7 @@ def photographs() -> Path:
 @pytest.fixture(scope="session")
 def small_pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """A folder of small real pictures of several formats and sizes, colour and grey."""
-    from denoise.images import Picture, read_picture, write_picture
+    from denoise.images.io import Picture, read_picture, write_picture
 
     folder = tmp_path_factory.mktemp("pictures")
     for number, (name, suffix) in enumerate(
@@ -41,8 +41,8 @@ def small_pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path) 
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory: pytest.TempPathFactory, small_pictures: Path) -> Path:
     """Shards of the small pictures, several of them."""
-    from denoise.shard_writer import write_shards
-    from pipelines.shard import find_sources
+    from denoise.sharding.writer import write_shards
+    from pipelines.datasets.shard import find_sources
 
     folder = tmp_path_factory.mktemp("shards") / "small"
     write_shards(folder, find_sources(small_pictures), max_bytes=40_000)

@@ -42,26 +42,26 @@ def test_a_service_is_imported_where_it_lives(service):
     users = {path.relative_to(ROOT).as_posix() for path in SOURCES if service in imports(path, everywhere=True)}
     homes = {
         "ray": {
-            "pipelines/train.py",
-            "pipelines/train_driver.py",
-            "pipelines/train_worker.py",
-            "pipelines/cluster.py",
-            "pipelines/cluster_guard.py",
-            "pipelines/cluster_check.py",
-            "pipelines/submit.py",
-            "pipelines/tune.py",
-            "pipelines/tune_search.py",
-            "pipelines/tune_trial.py",
+            "pipelines/training/on_ray.py",
+            "pipelines/training/driver.py",
+            "pipelines/training/worker.py",
+            "pipelines/cluster/connect.py",
+            "pipelines/cluster/auth.py",
+            "pipelines/doctor/check.py",
+            "pipelines/cluster/jobs.py",
+            "pipelines/tuning/sweep.py",
+            "pipelines/tuning/ray_search.py",
+            "pipelines/tuning/trial.py",
         },
         "optuna": {f"pipelines/tune_{part}.py" for part in ("study", "optuna", "claim", "results", "pictures")},
-        "webdataset": {"denoise/shard_writer.py"},
-        "boto3": {"pipelines/storage.py"},
+        "webdataset": {"denoise/sharding/writer.py"},
+        "boto3": {"pipelines/storage/base.py"},
     }
     assert users <= homes.get(service, set())
 
 
 def test_the_command_starts_without_anything_heavy():
-    code = "import sys, pipelines.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    code = "import sys, pipelines.cli.app; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     heavy = {"torch", "ray", "mlflow", "numpy", "PIL", "cv2", "skimage", "pandas", "webdataset", "pydantic", "requests"}
     assert not heavy & set(loaded.stdout.split())
@@ -100,7 +100,7 @@ def test_the_readme_and_the_docs_link_to_files_that_exist():
 def test_every_command_has_help_with_an_example():
     import typer
 
-    from pipelines.cli import app
+    from pipelines.cli.app import app
 
     def commands(group, path):
         for name, command in group.commands.items():

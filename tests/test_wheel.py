@@ -16,9 +16,11 @@ def test_a_wheel_builds_installs_and_runs(tmp_path):
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel]
     subprocess.run(install, check=True, capture_output=True)
-    assert (target / "pipelines/templates/report.html.jinja").is_file()
-    assert (target / "pipelines/checksums/kodak.txt").is_file()
-    assert len(list((target / "pipelines/presets").glob("*.yaml"))) == len(list((ROOT / "pipelines/presets").iterdir()))
+    assert (target / "pipelines/report/templates/report.html.jinja").is_file()
+    assert (target / "pipelines/datasets/checksums/kodak.txt").is_file()
+    assert len(list((target / "pipelines/training/recipes").glob("*.yaml"))) == len(
+        list((ROOT / "pipelines/training/recipes").iterdir())
+    )
     elsewhere = {
         "cwd": tmp_path,
         "env": {**os.environ, "PYTHONPATH": str(target)},

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from denoise.config import Share
-from denoise.losses import masked_mean
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_grid import fill, grid_mask
+from denoise.methods.losses import masked_mean
 from denoise.methods.noise2self import restore_hidden
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.images import pad, unpad
-from denoise.losses import masked_mean
+from denoise.images.tensors import pad, unpad
 from denoise.methods.base import Batch, Method, View, Views
+from denoise.methods.losses import masked_mean
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

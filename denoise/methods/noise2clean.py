@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from denoise.losses import LossName, distance
 from denoise.methods.base import Batch, Method, View, Views
+from denoise.methods.losses import LossName, distance
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from denoise.losses import masked_mean
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_pixels import box_side, draw_places
+from denoise.methods.losses import masked_mean
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from denoise.losses import LossName, distance
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_grid import fill, grid_mask
+from denoise.methods.losses import LossName, distance
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

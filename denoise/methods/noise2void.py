@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from denoise.config import Positive
 from denoise.errors import UserError
-from denoise.losses import LossName, distance
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_pixels import Places, box_side, draw_places, median_neighbours, uniform_neighbours
+from denoise.methods.losses import LossName, distance
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

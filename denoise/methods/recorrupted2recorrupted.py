@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from denoise.losses import LossName, distance
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.level import known
+from denoise.methods.losses import LossName, distance
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

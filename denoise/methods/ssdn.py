@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.losses import distance
 from denoise.methods import ssdn_posterior as posterior
 from denoise.methods.base import Batch, MakeNet, Method, View, Views
 from denoise.methods.level import known
+from denoise.methods.losses import distance
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

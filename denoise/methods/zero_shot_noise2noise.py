@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from denoise.config import Positive
-from denoise.images import unpad
-from denoise.losses import distance
+from denoise.images.tensors import unpad
 from denoise.methods.base import Batch, Method, View, Views
+from denoise.methods.losses import distance
 
 if TYPE_CHECKING:
     from denoise.rng import Rng

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Real(Noise):
     """Adds nothing: the pictures come with the noise of a camera. ``none`` takes no number.
 
-    Its level is a property of each picture (denoise.noise_level estimates it), so it is not known here.
+    Its level is a property of each picture (denoise.images.noise_level estimates it), so it is not known here.
     """
 
     low: float = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from denoise.images import Picture, read_picture
+from denoise.images.io import Picture, read_picture
 
 
 @pytest.fixture(scope="session")

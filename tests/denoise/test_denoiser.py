@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from denoise.augment import symmetries
-from denoise.checkpoint import Denoiser, make_card, untrained_denoiser
 from denoise.config import load_config, to_dict
+from denoise.data.augment import symmetries
+from denoise.denoiser import Denoiser, make_card, untrained_denoiser
 from denoise.errors import UserError
 from denoise.methods import build_method, with_net
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
-from denoise.restore import restore_tensor
 from denoise.rng import batch_rng
+from denoise.tiling import restore_tensor
 
 SIGMA = 25 / 255
 
@@ -72,7 +72,8 @@ def test_the_level_is_what_it_was_trained_for_or_estimated():
 
 
 def test_a_method_that_is_not_trained_restores_by_its_name(photographs):
-    from denoise.images import read_picture, to_tensor
+    from denoise.images.io import read_picture
+    from denoise.images.tensors import to_tensor
 
     noise = parse_noise("gauss25")
     clean = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]

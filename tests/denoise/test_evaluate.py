@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from denoise.checkpoint import Denoiser, make_card
 from denoise.config import Config, to_dict
+from denoise.data.shards import Shards
+from denoise.denoiser import Denoiser, make_card
 from denoise.errors import UserError
 from denoise.evaluate import PROTOCOLS, evaluate, passes, protocol_named, quantised
 from denoise.methods import build_method
 from denoise.noise import parse_noise
-from denoise.shards import Shards
 
 
 def denoiser(net: nn.Module) -> Denoiser:

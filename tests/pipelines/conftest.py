@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import download
-from pipelines.tracking import set_environment
+from pipelines.storage import download
+from pipelines.tracking.client import set_environment
 from tests.pipelines.mirror_helpers import Site, copy_some
 from tests.pipelines.one_host import OneHost
 from tests.pipelines.s3_helpers import S3Server
@@ -55,7 +55,7 @@ def denoise_at_a_terminal() -> list[str]:
     A test run in the background of a script inherits that Ctrl-C is ignored; a terminal's programs do not.
     """
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    return [sys.executable, "-c", f"{heard}; from pipelines.cli import main; main()"]
+    return [sys.executable, "-c", f"{heard}; from pipelines.cli.app import main; main()"]
 
 
 @pytest.fixture

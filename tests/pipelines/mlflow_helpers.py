@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import logged_model, tracking
-from pipelines.run_opening import Opening, open_run
-from pipelines.ui import start_server, stop_server, wait_until_up
+from pipelines.tracking import client as tracking
+from pipelines.tracking import model as logged_model
+from pipelines.tracking.runs import Opening, open_run
+from pipelines.tracking.server import start_server, stop_server, wait_until_up
 
 
 def shared_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -23,7 +24,7 @@ def make_model(folder: Path, noise: str, seed: int = 0) -> Path:
     """Return a model folder: the U-Net, untrained; another seed gives another sha256."""
     import torch
 
-    from denoise.checkpoint import make_card, save_model
+    from denoise.denoiser import make_card, save_model
     from denoise.nets import NetMaker
 
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
+from pipelines.storage import base as storage
 from tests.pipelines.mlflow_helpers import free_port
 
 START_SECONDS = 60

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tune_space import Dimension, Sweep
-from pipelines.tune_study import Study
-from pipelines.ui import start_server, stop_server, wait_until_up
+from pipelines.tracking.server import start_server, stop_server, wait_until_up
+from pipelines.tuning.space import Dimension, Sweep
+from pipelines.tuning.study import Study
 from tests.pipelines.mlflow_helpers import free_port
 
 WAIT = 60  # seconds for a page to show something

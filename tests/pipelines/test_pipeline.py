@@ -78,6 +78,6 @@ def test_an_experiment_runs_only_what_its_parameter_touches(checkout):
 
 def test_the_champion_restores_a_photograph(checkout, photographs, tmp_path):
     call("denoise", "restore", str(photographs / "chelsea.png"), "-o", str(tmp_path / "cat.png"), cwd=checkout)
-    from denoise.images import read_picture
+    from denoise.images.io import read_picture
 
     assert read_picture(tmp_path / "cat.png").pixels.shape == read_picture(photographs / "chelsea.png").pixels.shape

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise.errors import UserError
-from denoise.images import Picture, read_picture, write_picture
+from denoise.images.io import Picture, read_picture, write_picture
 from pipelines.restore import plan, restore_files
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from denoise.errors import UserError
-from denoise.images import read_picture, to_tensor
+from denoise.images.io import read_picture
+from denoise.images.tensors import to_tensor
 from denoise.methods import build_method
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng

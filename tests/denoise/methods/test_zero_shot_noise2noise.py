@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from denoise.images import read_picture, to_tensor
+from denoise.images.io import read_picture
+from denoise.images.tensors import to_tensor
 from denoise.methods import build_method, observe
 from denoise.methods.zero_shot_noise2noise import pair_downsample
 from denoise.nets.zsn2n import ZSN2N

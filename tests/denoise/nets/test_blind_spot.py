@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from denoise.images import pad, unpad
+from denoise.images.tensors import pad, unpad
 from denoise.nets import NetMaker
 
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load, save
 
 from denoise.errors import UserError
-from denoise.images import pad, read_picture, to_tensor, unpad
+from denoise.images.io import read_picture
+from denoise.images.tensors import pad, to_tensor, unpad
 from denoise.nets import NETS, NetMaker, multiple_of
 
 ALL = pytest.mark.parametrize("name", NETS)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from denoise.errors import UserError
-from denoise.images import read_picture, to_tensor
+from denoise.images.io import read_picture
+from denoise.images.tensors import to_tensor
 from denoise.noise import NOISES, parse_noise
 from denoise.rng import batch_rng
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from denoise.errors import UserError
-from denoise.images import read_picture, to_tensor
-from denoise.metrics import psnr
+from denoise.images.io import read_picture
+from denoise.images.metrics import psnr
+from denoise.images.tensors import to_tensor
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 

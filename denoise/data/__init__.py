@@ -1,0 +1,1 @@
+"""Data: WebDataset shards read by index, the global order of samples, and the batches of a rank."""

@@ -1,0 +1,178 @@
+"""Denoiser and the model folder: a net, the method that knows how to use it, and both on disk.
+
+A model folder holds model.json and net.safetensors: weights as safetensors, everything else as JSON, never pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from denoise.data.augment import Symmetry, symmetries
+from denoise.errors import UserError
+from denoise.files import write_folder, write_json
+from denoise.images.noise_level import estimate_sigma
+from denoise.methods import METHODS, Method, build_method
+from denoise.nets import NetMaker, multiple_of
+from denoise.noise import Noise, parse_noise
+from denoise.rng import Rng, batch_rng
+
+FORMAT = 1
+CARD, WEIGHTS = "model.json", "net.safetensors"
+Card = Mapping[str, Any]  # what model.json holds: how to rebuild the net, and where the weights come from
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained net with the method that knows how to use it."""
+
+    net: nn.Module
+    method: Method
+    card: Card
+    passes: int | None = None  # averaged a picture; None: as many as the method's paper averages
+    over: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
+    deviation: float = 0.0  # return the standard deviation of the restored values, times this, in their place
+
+    @property
+    def name(self) -> str:
+        """The method's command-line name."""
+        return str(self.card["method"]["name"])
+
+    @property
+    def noise(self) -> str:
+        """The noise it was trained for, e.g. ``gauss25``."""
+        return str(self.card["noise"])
+
+    @property
+    def channels(self) -> int:
+        """3 for colour, 1 for grey."""
+        return int(self.card["channels"])
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of its input must be multiples of."""
+        return multiple_of(self.net)
+
+    @property
+    def needs_level(self) -> bool:
+        """Whether it cannot restore without the noise level."""
+        return self.method.needs_level()
+
+    def __call__(self, noisy: Tensor, level: Tensor | None = None, rng: Rng | None = None) -> Tensor:
+        """Restore a batch (B, C, H, W) in [0, 1] whose sides are multiples of ``multiple``.
+
+        Args:
+            noisy: the pictures.
+            level: of their noise, (B, 1, 1, 1); where a method needs it and it is not given, ``level_of`` decides.
+            rng: the randomness of methods that have some at test time, keyed by the place in the batch by default.
+        """
+        rng = rng or batch_rng(0, 0, torch.arange(len(noisy), device=noisy.device))
+        if level is None and self.needs_level:
+            level = torch.stack([torch.full((1, 1, 1), self.level_of(one), device=noisy.device) for one in noisy])
+        with torch.inference_mode():
+            if self.deviation:
+                return self.deviation * self.method.deviation(self.net, noisy, level).float()
+            passes = self.passes or self.method.passes_at_test()
+            restored = torch.zeros_like(noisy, dtype=torch.float32)
+            for number in range(passes):
+                for symmetry in self.over:
+                    key = rng.stream(f"pass {number} {symmetry}")
+                    restored += symmetry.undo(self.method.predict(self.net, symmetry.apply(noisy), level, key).float())
+            return restored / (passes * len(self.over))
+
+    def level_of(self, noisy: Tensor) -> float:
+        """Return the noise level to assume for a picture (C, H, W): what it was trained for, else an estimate."""
+        known = parse_noise(self.noise).level
+        return estimate_sigma(noisy) if known is None else known
+
+    def averaging(self) -> "Denoiser":
+        """Return this denoiser, averaging over the flips and turns that its training was augmented with."""
+        return replace(self, over=tuple(symmetries(self.card["config"]["train"]["augment"])))
+
+
+def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Card:
+    """Return the card of a net trained with ``config`` (plain data); ``provenance`` says on what, and for how long."""
+    return {
+        "format": FORMAT,
+        "method": config["method"],
+        "net": config["net"],
+        "channels": channels,
+        "noise": config["noise"],
+        "provenance": provenance,
+        "config": dict(config),
+    }
+
+
+def save_model(folder: Path, net: nn.Module, card: Card) -> None:
+    """Write a model folder, replacing an older one of that name."""
+    write_folder(folder, lambda work: _write_model(work, net, card))
+
+
+def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """Return the denoiser of a model or checkpoint folder.
+
+    Raises:
+        UserError: the folder is no model, or its files do not fit together.
+    """
+    card = read_card(folder)
+    try:
+        method = build_method(card["method"]["name"], card["method"]["fields"], parse_noise(card["noise"]))
+        net = method.make_net(NetMaker(card["net"]["name"], card["channels"], card["net"]["fields"]))
+        net.load_state_dict(load_file(folder / WEIGHTS))
+    except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+        raise UserError(f"the model in {folder} is damaged: {_first_line(error)}; fetch or train it again.") from None
+    return Denoiser(net.to(device).eval(), method, card)
+
+
+def untrained_denoiser(
+    name: str, fields: Mapping[str, Any], channels: int, noise: Noise, device: torch.device | str = "cpu"
+) -> Denoiser:
+    """Return the denoiser of a method that needs no training, such as ``bm3d``, for pictures with that noise.
+
+    Raises:
+        UserError: a method that is not known or has to be trained first.
+    """
+    method = build_method(name, fields, noise)
+    if method.trained:
+        able = ", ".join(key for key, known in METHODS.items() if not known.trained)
+        raise UserError(f"{name} has to be trained first (denoise train method={name}); without training: {able}.")
+    choice = {"name": method.net, "fields": {}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = method.make_net(NetMaker(method.net, channels, {}))
+    config = {"method": {"name": name, "fields": dict(fields)}, "net": choice, "noise": noise.name}
+    card = make_card({**config, "train": {"augment": []}}, channels)
+    return Denoiser(net.to(device).eval(), method, card)
+
+
+def _write_model(work: Path, net: nn.Module, card: Card) -> None:
+    (work / WEIGHTS).write_bytes(save({name: _copy(tensor) for name, tensor in net.state_dict().items()}))
+    write_json(work / CARD, dict(card))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return the values in memory of their own, on the host, row by row as safetensors wants them."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the card of a model or checkpoint folder."""
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder} is no model folder: it has no {CARD}; give a folder that `denoise train` made.")
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        version = card["format"]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise UserError(f"{folder / CARD} is not a model card; give a folder that `denoise train` made.") from None
+    if version != FORMAT:
+        raise UserError(f"{folder} has format {version}, this version of denoise reads format {FORMAT}; update it.")
+    return card
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

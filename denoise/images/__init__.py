@@ -1,0 +1,1 @@
+"""Images: files, pixel arrays, tensors, metrics and the noise level of one image."""

@@ -1,0 +1,1 @@
+"""Sharding: writing shards, and finding test images among training images."""

@@ -1,0 +1,1 @@
+"""The ``denoise`` command, a file a group of commands."""

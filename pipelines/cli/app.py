@@ -1,0 +1,193 @@
+"""The ``denoise`` command. Heavy imports live inside the functions, so that --help and --version answer at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from denoise.errors import UsageError, UserError
+from pipelines.cli import cluster as cli_cluster
+from pipelines.cli import data as cli_data
+from pipelines.cli import models as cli_models
+from pipelines.cli import prepare as cli_prepare
+from pipelines.cli import runs as cli_runs
+from pipelines.cli import train as cli_train
+from pipelines.cli import tune as cli_tune
+from pipelines.cli.common import AsJson, Settings, answer, configuration, open_model, tracking_uri
+from pipelines.dvc_guard import dependencies_unchanged
+
+app = typer.Typer(
+    name="denoise",
+    help="Train image denoisers that learn without clean images, compare them, and put them to use.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+app.command()(cli_prepare.fetch)
+app.command()(cli_prepare.shard)
+app.command()(cli_train.train)
+app.command()(cli_tune.tune)
+app.command()(cli_train.presets)
+app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_runs.app, name="runs")
+app.add_typer(cli_tune.app, name="sweeps")
+app.add_typer(cli_cluster.app, name="cluster")
+app.command(context_settings={"allow_interspersed_args": False})(cli_cluster.submit)
+
+DEVIATION_SHOWN = 4.0  # a standard deviation of 1/4 is white: those of sigma 25 are in the middle of the greys
+
+
+def main() -> None:
+    """Run the command line; a UserError becomes one sentence and exit code 1 (2 for wrong usage)."""
+    try:
+        with dependencies_unchanged():
+            _run()
+    except UserError as error:
+        if os.environ.get("DENOISE_DEBUG"):
+            raise
+        print(f"error: {str(error).removesuffix('.')}.", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _run() -> None:
+    """Run the command; typer ends every one, also a successful one, with SystemExit."""
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"denoise {installed('noise2x')}")
+        raise typer.Exit
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
+    ],
+    data: Annotated[list[str] | None, typer.Option(help="Data set; repeat for several. Default: data.test.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="float, clamped, uint8 or laine2019. Default: evaluate.protocol.")
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="Noise to add. Default: what the model was trained for.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on the test split of data sets under a named protocol.
+
+    Example: denoise evaluate models:/denoise-gauss25@champion --data kodak --protocol laine2019
+    """
+    from denoise.evaluate import protocol_named
+    from pipelines.evaluate import evaluate_model
+    from pipelines.report.write import table
+
+    config = configuration(settings)
+    chosen = protocol_named(protocol or config.evaluate.protocol).name
+    denoiser = open_model(config, model, noise)
+    results = evaluate_model(config, denoiser, data or config.data.test, chosen, noise, out)
+    answer(results, table(results), as_json)
+
+
+@app.command()
+def restore(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders of pictures.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A picture for one input, else a folder.")],
+    model: Annotated[
+        str, typer.Option(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
+    ] = "models:/denoise-gauss25@champion",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="The noise of the pictures, e.g. gauss15. Default: what the model was trained for."),
+    ] = None,
+    deviation: Annotated[
+        bool, typer.Option(help="Write 4 x the standard deviation of each restored value instead (ssdn models).")
+    ] = False,
+    tile: Annotated[
+        int, typer.Option(min=64, help="Side of the tiles that large pictures are cut into, in pixels.")
+    ] = 512,
+    keep_going: Annotated[bool, typer.Option(help="Restore the rest when a picture does not decode.")] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore noisy pictures of any size.
+
+    Example: denoise restore noisy.png -o restored.png --model models:/denoise-gauss25@champion
+    """
+    from dataclasses import replace
+
+    from denoise import distributed
+    from denoise.noise import parse_noise
+    from pipelines.restore import restore_files
+
+    denoiser = replace(open_model(configuration(settings), model, noise), deviation=DEVIATION_SHOWN * deviation)
+    level = parse_noise(noise).level if noise else None
+    device = str(distributed.device())
+    results = restore_files(inputs, out, denoiser, level, tile=tile, device=device, keep_going=keep_going)
+    document = [
+        {"source": str(one.source), "target": str(one.target), "seconds": round(one.seconds, 2)} for one in results
+    ]
+    answer(document, "\n".join(str(one.target) for one in results), as_json)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("report"),
+    metrics: Annotated[Path, typer.Option(help="The DVC metrics file.")] = Path("metrics.json"),
+    models: Annotated[Path, typer.Option(help="Folder with one model folder a method.")] = Path("models"),
+    evaluations: Annotated[Path, typer.Option(help="Folder with METHOD/DATA/scores.json.")] = Path("evaluation"),
+    settings: Settings = None,
+) -> None:
+    """Write the page that compares the methods of params.yaml, and metrics.json.
+
+    Example: denoise report --out report
+    """
+    from denoise.files import write_json
+    from pipelines.report import write as stage
+
+    config = configuration(settings)
+    scores = [evaluations / method / data for method in config.compare for data in config.data.test]
+    page = stage.write_report([models / method for method in config.compare], scores, out)
+    rows = stage.metrics(scores)
+    write_json(metrics, rows)
+    print(stage.table(rows.values()))
+    print(f"report: {page}")
+
+
+@app.command()
+def demo(settings: Settings = None) -> None:
+    """Run the whole pipeline on the pictures that are already installed, in under ten minutes on two cores.
+
+    Example: denoise demo
+    """
+    from pipelines.demo import run_demo
+
+    run_demo(configuration(settings))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Loopback unless you know who else can reach it: MLflow has no login.")
+    ] = "127.0.0.1",
+    settings: Settings = None,
+) -> None:
+    """Open MLflow's pages of runs and models on this machine; Ctrl-C ends it.
+
+    Example: denoise ui --port 5001
+    """
+    from pipelines.tracking.server import run_ui
+
+    run_ui(tracking_uri(configuration(settings)), port, host)

@@ -1,0 +1,75 @@
+"""What every command shares: parameters, answers, and models by reference."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from denoise.config import Config
+    from denoise.denoiser import Denoiser
+
+PARAMS = Path("params.yaml")
+
+Settings = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="A key of params.yaml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
+
+
+def configuration(overrides: list[str] | None, recipe: Mapping[str, Any] | None = None) -> "Config":
+    """Return params.yaml of this folder (or the defaults), with a recipe laid over it, and then overrides."""
+    from denoise.config import load_config
+
+    config = load_config(PARAMS, overrides or [], recipe)
+    if recipe is not None:
+        return config
+    if config.preset is None:
+        return config
+    from pipelines.training.recipes import load_preset
+
+    return load_config(PARAMS, overrides or [], load_preset(config.preset).config)
+
+
+def answer(document: Any, text: str, as_json: bool) -> None:
+    """Print the answer of a command: one JSON document, or text for people."""
+    print(json.dumps(document, indent=1, default=str) if as_json else text)
+
+
+def tracking_uri(config: "Config") -> str:
+    """Return the absolute address of MLflow."""
+    from pipelines.tracking.client import resolve_uri
+
+    return resolve_uri(config.tracking.uri, Path.cwd())
+
+
+def open_model(config: "Config", reference: str, noise_name: str | None = None) -> "Denoiser":
+    """Return the denoiser of a folder, of models:/NAME@ALIAS, or of a method that needs no training, by its name.
+
+    An untrained method is one for the given noise (by default the configuration's) and for its colours; the others know
+    what they were trained for. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged.
+    """
+    from dataclasses import replace
+
+    from denoise import distributed
+    from denoise.denoiser import CARD, load_denoiser, untrained_denoiser
+    from denoise.methods import METHODS
+    from denoise.noise import parse_noise
+
+    device = distributed.device()
+    if reference in METHODS and not (Path(reference) / CARD).exists():
+        noise = parse_noise(noise_name or config.noise)
+        fields = config.method.fields if config.method.name == reference else {}
+        denoiser = untrained_denoiser(reference, fields, config.data.channels, noise, device)
+    else:
+        denoiser = load_denoiser(_model_folder(config, reference), device)
+    denoiser = replace(denoiser, passes=config.evaluate.passes)
+    return denoiser.averaging() if config.evaluate.average else denoiser
+
+
+def _model_folder(config: "Config", reference: str) -> Path:
+    if not reference.startswith("models:/"):
+        return Path(reference)
+    from pipelines.registry.versions import model_folder
+
+    return model_folder(tracking_uri(config), reference)

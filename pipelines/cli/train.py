@@ -1,0 +1,87 @@
+"""``denoise train`` and ``denoise presets``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import AsJson, answer, configuration
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
+
+
+def train(
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="In this process, without Ray and MLflow; torchrun implies it.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The model folder to write; runs/NAME/model by default.")] = None,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FAULT", help="Let something go wrong on purpose, e.g. kill:rank=1,step=37 (docs/training.md)."
+        ),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option(help="Write a profile of ten steps to runs/NAME/profile, with a page for the browser.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a method, or a published recipe. The same command resumes an interrupted run, and returns a finished one.
+
+    Example: denoise train method=n2n noise=gauss25 train.steps=3000
+
+    Example: denoise train preset=laine2019-gauss25-ssdn-known
+    """
+    from denoise.training.fault_injection import parse_fault
+    from pipelines.training.common import Stopped
+
+    config, faults = configuration(overrides), [parse_fault(text) for text in inject or ()]
+    try:
+        if local or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun would take --local for an option of its own
+            from pipelines.training.local import train_locally
+
+            folder = train_locally(config, name, out, faults, profile)
+            if os.environ.get("RANK", "0") == "0":  # torchrun runs this command on every rank
+                answer({"model": str(folder)}, f"model: {folder}", as_json)
+            return
+        from pipelines.training.on_ray import train_on_ray
+
+        done = train_on_ray(config, name, out, faults, profile)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except Stopped as stopped:
+        print(stopped.sentence, file=sys.stderr)
+        raise
+    document = {"name": done.name, "model": str(done.folder), "run_id": done.run_id, **done.metrics}
+    where = f"MLflow run {done.run_id}" if done.run_id else "not in MLflow yet: denoise runs sync"
+    answer(document, f"model: {done.folder} ({where})", as_json)
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="One recipe, to see what it sets.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the published recipes that `denoise train preset=NAME` knows, or show one.
+
+    Example: denoise presets laine2019-gauss25-ssdn-known
+    """
+    from dataclasses import asdict
+
+    from pipelines.training import recipes
+
+    if name is None:
+        known = recipes.presets()
+        width = max(map(len, known))
+        answer(
+            {key: one.title for key, one in known.items()},
+            "\n".join(f"{key:{width}}  {one.title}" for key, one in known.items()),
+            as_json,
+        )
+        return
+    recipe = recipes.load_preset(name)
+    answer(asdict(recipe), recipes.described(recipe), as_json)

@@ -1,0 +1,126 @@
+"""``denoise tune`` and ``denoise sweeps``: searches of hyperparameters."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from denoise.errors import UsageError
+from pipelines.cli.common import AsJson, Settings, answer, configuration
+
+if TYPE_CHECKING:
+    from pipelines.tuning.plan import Plan
+    from pipelines.tuning.sweep import Swept
+
+app = typer.Typer(help="List sweeps, and show what they found.", no_args_is_help=True, rich_markup_mode=None)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
+
+
+def tune(
+    space: Annotated[
+        str | None, typer.Argument(help="A sweep by name, a method (its own fields), or a YAML file.")
+    ] = None,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many configurations.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="random, tpe, gp, cmaes, grid or nsga2.")] = None,
+    pruner: Annotated[str | None, typer.Option(help="none, asha, hyperband or median.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; by default one more than there is room for.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; the same name resumes it.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="ID", help="Go on with the sweep of that name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search hyperparameters. The same command, or --resume, goes on with an interrupted sweep.
+
+    Example: denoise tune ee559-random train.crop=32 --trials 20
+
+    Example: denoise tune n2v --sampler tpe --pruner asha
+    """
+    options = {"trials": trials, "sampler": sampler, "pruner": pruner, "seed": seed}
+    if resume is not None:
+        if space and "=" in space:  # there is no SPACE then
+            overrides, space = [space, *(overrides or [])], None
+        if space or any(value is not None for value in (*options.values(), name)):
+            raise UsageError("--resume ID goes on with what that sweep was; leave SPACE, --trials and the like away.")
+        planned = _resumed(resume, overrides)
+    elif space is None:
+        _list_spaces(as_json)
+        return
+    else:
+        planned = _planned(space, overrides, options, name)
+    from pipelines.tuning.sweep import run_sweep
+
+    try:
+        swept = run_sweep(planned, concurrency)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; to resume it: denoise tune --resume {planned.name}", err=True)
+        raise typer.Exit(130) from None
+    document = {**swept.results.summary(), "model": str(swept.challenger.folder), "version": swept.challenger.version}
+    answer(document, _text(swept), as_json)
+
+
+@app.command("list")
+def list_(settings: Settings = None, as_json: AsJson = False) -> None:
+    """List all sweeps in tune.storage: how many trials have ended in which state, and the best value.
+
+    Example: denoise sweeps list --json
+    """
+    from pipelines.tuning.study import listed
+
+    rows = listed(configuration(settings).tune.storage)
+    answer(rows, "\n".join(map(_line, rows)) or "there are no sweeps yet", as_json)
+
+
+def _planned(space: str, overrides: list[str] | None, options: dict[str, Any], name: str | None) -> "Plan":
+    from pathlib import Path
+
+    from pipelines.tuning.plan import plan
+    from pipelines.tuning.space import changed, load_sweep
+
+    sweep = changed(load_sweep(space), options)
+    return plan(sweep, configuration(overrides, sweep.config), Path(space).stem, name)
+
+
+def _resumed(name: str, overrides: list[str] | None) -> "Plan":
+    from pipelines.tuning.plan import plan
+    from pipelines.tuning.space import refuse_changes, resumed
+    from pipelines.tuning.study import known_sweep
+
+    refuse_changes(overrides or [])
+    config = configuration(overrides)
+    sweep, base = resumed(known_sweep(config.tune.storage, name), config)
+    return plan(sweep, base, name, name)
+
+
+def _list_spaces(as_json: bool) -> None:
+    from pipelines.tuning.space import load_sweep, names
+
+    titles = {name: load_sweep(name).title for name in names()}
+    width = max(map(len, titles))
+    lines = [f"{name:{width}}  {title}" for name, title in titles.items()]
+    answer(titles, "\n".join([*lines, "or the name of a method, to search its own fields"]), as_json)
+
+
+def _text(swept: "Swept") -> str:
+    from pipelines.tuning.live_table import in_words
+    from pipelines.tuning.plots import PAGE
+
+    results, model = swept.results, swept.challenger
+    best, sweep = results.best or {}, results.plan.sweep
+    found = ", ".join(f"{key} {best[key]:.4g}" for key in sweep.objectives)
+    states = ", ".join(f"{count} {state}" for state, count in results.summary()["trials"].items() if count)
+    return (
+        f"best: trial {best['trial']}, {in_words({key: best[key] for key in sweep.space})}: {found}\n"
+        f"trials: {states}; sweeps/{results.plan.name}/{PAGE} shows them\n"
+        f"model: {model.folder}"
+        + (f", {model.name} version {model.version} @challenger" if model.name else "")
+        + f"; score it with: denoise evaluate {model.folder}"
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in row["trials"].items() if count)
+    best = f"  best {row['best']:.4g}" if row["best"] is not None else ""
+    return f"{row['name']}  {states or 'no trials'}{best}"

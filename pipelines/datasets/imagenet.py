@@ -1,0 +1,206 @@
+"""ImageNet becomes picture files: the user's own copy, as a folder, a mirror or the tars of ILSVRC2012."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
+
+from denoise.errors import UserError
+from pipelines.console import progress
+from pipelines.datasets.archives import tar_files
+from pipelines.datasets.catalog import parse_checksums
+from pipelines.datasets.mirrors import local, lock
+from pipelines.storage.download import NotThereError, download_all, read_text
+from pipelines.storage.placing import alone, is_valid, link, replaced, write
+
+IMAGENET_LIMIT = 1 << 40
+IMAGENETS: dict[str, dict[str, str]] = {"imagenet": {}, "imagenet_val": {"train": "val"}}  # our split -> theirs
+ANY_SIDE = (1, 1 << 31)  # pixels
+SUFFIXES = {".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+GET_IMAGENET = (
+    "ImageNet cannot be downloaded without an account: register at https://image-net.org, get ILSVRC2012_img_train.tar "
+    "or ILSVRC2012_img_val.tar, then run `denoise fetch imagenet --mirror PATH` with the tar or its folder"
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a split of ImageNet comes from.
+
+    Attributes:
+        state: a text that changes when the pictures do.
+        count: how many there are, None where only reading them all tells.
+        pictures: yields their names (with the class folder) and where they are, or their bytes.
+    """
+
+    state: str
+    count: int | None
+    pictures: Callable[[], Iterable[tuple[str, Path | bytes]]]
+
+
+def fetch_imagenet(
+    root: Path, name: str, splits: Sequence[str], by_name: bool, mirror: str | Path | None, sides: tuple[int, int]
+) -> list[Path]:
+    """Bring splits of ImageNet, as ``fetch`` does; ``by_name`` says that each was asked for by name."""
+    folders = {split: root / "raw" / split / name for split in splits}
+    if mirror is None:
+        there = [raw for raw in folders.values() if _is_as_recorded(root, raw, {"sides": [*sides]})]
+        if not there or (by_name and len(there) < len(splits)):
+            raise UserError(GET_IMAGENET)
+        return there
+    theirs = {split: IMAGENETS[name].get(split, split) for split in splits}
+    sources = {split: _imagenet_source(mirror, theirs[split], root) for split in splits}
+    for split, source in sources.items():
+        if source is None and (by_name or not any(sources.values())):
+            raise UserError(
+                f"{mirror} has no ImageNet {theirs[split]} pictures: "
+                f"expected a folder {theirs[split]}/ or ILSVRC2012_img_{theirs[split]}.tar there, so check the path"
+            )
+    return [_fetch_imagenet_split(root, folders[split], source, sides) for split, source in sources.items() if source]
+
+
+def _fetch_imagenet_split(root: Path, raw: Path, source: _Source, sides: tuple[int, int]) -> Path:
+    wanted: dict[str, object] = {"source": source.state, "sides": [*sides]}
+    if _is_as_recorded(root, raw, wanted):
+        return raw
+    kept = 0
+    with alone(lock(root, "imagenet")), replaced(raw) as fresh:
+        with progress(f"fetch {raw.name} {raw.parent.name}", source.count) as advance:
+            for name, picture in source.pictures():
+                if _has_sides(picture, name, sides):
+                    _put(picture, fresh / name)
+                    kept += 1
+                advance(1)
+        if not kept:
+            limits = "" if sides == ANY_SIDE else f" with sides of {sides[0]} to {sides[1]} pixels"
+            raise UserError(
+                f"there is no picture of {raw.name} {raw.parent.name}{limits}: check the mirror and the limits"
+            )
+        write(_record(root, raw), json.dumps(wanted | {"pictures": _listing(fresh)}).encode())
+    return raw
+
+
+def _record(root: Path, raw: Path) -> Path:
+    return root / "downloads" / "imagenet" / f"{raw.name}-{raw.parent.name}.json"
+
+
+def _is_as_recorded(root: Path, raw: Path, wanted: dict[str, object]) -> bool:
+    """Tell whether a raw folder is untouched since it was made, and was made from what is ``wanted`` now."""
+    try:
+        record = json.loads(_record(root, raw).read_text(encoding="utf-8"))
+        wanted = wanted | {"pictures": _listing(raw)}
+        return all(record[key] == value for key, value in wanted.items())
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _put(picture: Path | bytes, target: Path) -> None:
+    if isinstance(picture, Path):
+        link(picture, target, symbolic=True)  # 150 GB are not copied
+    else:
+        write(target, picture)
+
+
+def _has_sides(picture: Path | bytes, name: str, sides: tuple[int, int]) -> bool:
+    """Tell whether both sides are within the limits, from the header alone."""
+    if sides == ANY_SIDE:
+        return True
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(picture if isinstance(picture, Path) else BytesIO(picture)) as header:
+            width, height = header.size
+            return sides[0] <= min(width, height) and max(width, height) <= sides[1]
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name} is no picture, so its size is unknown: remove it from the mirror") from error
+
+
+def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | None:
+    """Find a split in a mirror, an ILSVRC2012 folder or a tar; None where there is none."""
+    folder = local(mirror)
+    if folder is None:
+        return _site_source(str(mirror).rstrip("/"), split, root)
+    tar = f"ILSVRC2012_img_{split}.tar"
+    if folder.is_file():
+        return _tar_source(folder) if folder.name == tar else None
+    sums = folder / "SHA256SUMS"
+    if (folder / "imagenet" / split).is_dir() and sums.is_file():
+        return _sums_source(folder, _lines(sums.read_text(encoding="utf-8"), str(sums), split), split)
+    for pictures in (folder / "imagenet" / split, folder / split):
+        if pictures.is_dir():
+            return _folder_source(pictures)
+    return _tar_source(folder / tar) if (folder / tar).is_file() else None
+
+
+def _folder_source(folder: Path) -> _Source:
+    names = [name for name in _names(folder) if Path(name).suffix.lower() in SUFFIXES and Path(name).name[0] != "."]
+    return _Source(_listing(folder), len(names), lambda: ((name, folder / name) for name in names))
+
+
+def _sums_source(mirror: Path, expected: dict[str, str], split: str) -> _Source:
+    def pictures() -> Iterator[tuple[str, Path]]:
+        for name, digest in expected.items():
+            path = mirror / "imagenet" / split / name
+            if not is_valid(path, digest):
+                raise UserError(f"{path} is missing or not as SHA256SUMS of the mirror says: get a good copy of it")
+            yield name, path
+
+    return _Source(_digest(map(str, expected.items())), len(expected), pictures)
+
+
+def _site_source(site: str, split: str, root: Path) -> _Source | None:
+    folder = root / "downloads" / "imagenet"
+    sums = folder / f"SHA256SUMS-{_digest([site])[:8]}"
+    if not sums.is_file():
+        try:
+            write(sums, read_text(f"{site}/SHA256SUMS").encode())
+        except NotThereError as error:
+            raise UserError(f"the mirror {site} has no SHA256SUMS, which lists its pictures: add it there") from error
+    expected = _lines(sums.read_text(encoding="utf-8"), f"{site}/SHA256SUMS", split)
+
+    def pictures() -> Iterator[tuple[str, Path]]:
+        missing = [
+            (f"{site}/imagenet/{split}/{quote(name)}", folder / split / name, digest)
+            for name, digest in expected.items()
+            if not is_valid(folder / split / name, digest)
+        ]
+        if missing:
+            with progress(f"download imagenet {split}", len(missing)) as advance:
+                download_all(missing, advance)
+        yield from ((name, folder / split / name) for name in expected)
+
+    return _Source(_digest(map(str, expected.items())), len(expected), pictures) if expected else None
+
+
+def _tar_source(tar: Path) -> _Source:
+    def pictures() -> Iterator[tuple[str, bytes]]:
+        return ((str(path), data) for path, data in tar_files(tar, str(tar), IMAGENET_LIMIT))
+
+    state = tar.stat()
+    return _Source(f"{tar.name} {state.st_size} {state.st_mtime_ns}", None, pictures)
+
+
+def _lines(text: str, origin: str, split: str) -> dict[str, str]:
+    """Return name -> sha256 of the lines of SHA256SUMS that belong to a split of ImageNet."""
+    start = f"imagenet/{split}/"
+    sums = parse_checksums(text, origin)
+    return {path.removeprefix(start): digest for path, digest in sums.items() if path.startswith(start)}
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the paths of all files below a folder, relative to it, sorted."""
+    below = (Path(base, file) for base, _, found in os.walk(folder, followlinks=True) for file in found)
+    return sorted(path.relative_to(folder).as_posix() for path in below)
+
+
+def _listing(folder: Path) -> str:
+    """Sum up the names and sizes of all files below a folder."""
+    return _digest(f"{name} {(folder / name).stat().st_size}" for name in _names(folder))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

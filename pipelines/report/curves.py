@@ -1,0 +1,189 @@
+"""Training curves: as SVG for the page, where style sheets colour them, and as one PNG figure."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from pipelines.report.inputs import Training
+
+Points = list[tuple[float, float]]
+
+WIDTH, HEIGHT = 480, 300  # of a chart, in the units of its viewBox
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 10, 40  # margins
+MOST_POINTS = 400  # of a drawn line
+LOG_FROM = 8.0  # a loss that spans this factor is drawn on a logarithmic axis
+COLOURS = ("#1f5a96", "#b4531a", "#2c7a4b", "#7a4a9c", "#806600", "#a02c5a", "#22707f", "#55595f")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's line: what was logged, and the line to read."""
+
+    name: str
+    colour: int  # index into the palette
+    logged: Points
+    smooth: Points
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the page's template draws: lines, ticks and dots in the units of the viewBox."""
+
+    title: str
+    unit: str
+    log: bool
+    lines: list[dict[str, object]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    table: list[tuple[str, list[str]]]  # step, one figure a method
+
+
+def curves(trainings: Sequence[Training], key: str) -> list[Curve]:
+    """Return a line for every training that logged ``key``; the loss, noisy from step to step, gets a running mean."""
+    found = []
+    for colour, training in enumerate(trainings):
+        if series := training.series(key):
+            window = max(1, len(series) // 15) if key == "loss" else 1
+            smooth = _thin(_running_mean(series, window))
+            found.append(Curve(training.name, colour % len(COLOURS), _thin(series) if window > 1 else [], smooth))
+    return found
+
+
+def chart(found: Sequence[Curve], title: str, unit: str) -> Chart | None:
+    """Return the drawing of the curves, or None where there are none."""
+    if not found:
+        return None
+    values = _values(found)
+    log = use_log(values)
+    steps = [step for curve in found for step, _ in curve.smooth]
+    x_low, x_high = min(steps), max(steps)
+    x_low = 0 if x_low < 0.2 * x_high else x_low
+    y_low, y_high, y_values = _axis(values, log)
+
+    def x(step: float) -> float:
+        share = (step - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(value: float) -> float:
+        low, high, at = (math.log(v) for v in (y_low, y_high, value)) if log else (y_low, y_high, value)
+        return round(HEIGHT - BOTTOM - (at - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    def draw(points: Points) -> str:
+        return " ".join(f"{x(step):g},{y(value):g}" for step, value in points)
+
+    lines = [
+        {
+            "name": curve.name,
+            "colour": curve.colour,
+            "logged": draw(curve.logged),
+            "smooth": draw(curve.smooth),
+            "dots": [
+                (x(step), y(value), f"{curve.name}, step {step:g}: {value:.4g} {unit}".strip())
+                for step, value in curve.smooth
+                if len(curve.smooth) <= 40
+            ],
+        }
+        for curve in found
+    ]
+    x_ticks = [(x(step), f"{step:,.0f}") for step in _round_values(x_low, x_high, 6) if step == int(step)]
+    return Chart(title, unit, log, lines, x_ticks, [(y(value), f"{value:g}") for value in y_values], _table(found))
+
+
+def use_log(values: Sequence[float]) -> bool:
+    """Return whether the values are positive and so far apart that only a logarithmic axis shows them all."""
+    return min(values) > 0 and max(values) / min(values) > LOG_FROM
+
+
+def figure(loss: Sequence[Curve], psnr: Sequence[Curve]) -> bytes:
+    """Return a PNG with the training loss and the validation PSNR by step, one line a method."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    labels = "training loss", "validation PSNR (dB)"
+    buffer = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()  # the same picture whatever the user's own settings are
+        sheet = Figure(figsize=(10, 3.8), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.06))
+        FigureCanvasAgg(sheet)
+        for axes, found, label in zip(sheet.subplots(1, 2), (loss, psnr), labels, strict=True):
+            axes.set(xlabel="step", ylabel=label)
+            axes.grid(color="#d9dce0", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            _plot(axes, found)
+        sheet.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _plot(axes: Any, found: Sequence[Curve]) -> None:
+    for curve in found:
+        colour = COLOURS[curve.colour]
+        if curve.logged:
+            axes.plot(*zip(*curve.logged, strict=True), color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(*zip(*curve.smooth, strict=True), color=colour, linewidth=1.6, label=curve.name)
+    if found:
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False)
+        axes.set_yscale("log" if use_log(_values(found)) else "linear")
+
+
+def _values(found: Sequence[Curve]) -> list[float]:
+    return [value for curve in found for _, value in (*curve.logged, *curve.smooth)]
+
+
+def _table(found: Sequence[Curve]) -> list[tuple[str, list[str]]]:
+    """Return about 16 steps of the lines as text, for those who cannot see the drawing."""
+    values = [dict(curve.smooth) for curve in found]
+    steps = sorted(set().union(*values))
+    stride = max(1, math.ceil(len(steps) / 16))
+    chosen = sorted({*steps[::stride], steps[-1]})
+    return [(f"{step:,.0f}", [f"{each[step]:.4g}" if step in each else "–" for each in values]) for step in chosen]
+
+
+def _running_mean(series: Points, window: int) -> Points:
+    """Return the mean over ``window`` logged values around each step (fewer at both ends)."""
+    if window == 1:
+        return series
+    sums = [0.0, *accumulate(value for _, value in series)]
+    means = []
+    for index, (step, _) in enumerate(series):
+        first, last = max(0, index - window // 2), min(len(series), index - window // 2 + window)
+        means.append((step, (sums[last] - sums[first]) / (last - first)))
+    return means
+
+
+def _thin(series: Points) -> Points:
+    """Return at most ``MOST_POINTS`` of the points, the first and the last among them."""
+    if len(series) <= MOST_POINTS:
+        return series
+    return [series[round(index * (len(series) - 1) / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
+
+
+def _axis(values: Sequence[float], log: bool) -> tuple[float, float, list[float]]:
+    """Return the ends of the y axis and the round values to label."""
+    low, high = min(values), max(values)
+    if not log:
+        margin = 0.04 * (high - low) or 0.5 * abs(high) or 0.5
+        low, high = low - margin, high + margin
+        return low, high, _round_values(low, high, 6)
+    low, high = low / 1.1, high * 1.1
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(decades) <= 4 else (1,)
+    return (
+        low,
+        high,
+        [float(f"{factor}e{power}") for power in decades for factor in factors if low <= factor * 10.0**power <= high],
+    )
+
+
+def _round_values(low: float, high: float, most: int) -> list[float]:
+    """Return at most about ``most`` values, 1, 2 or 5 times a power of ten apart, that cover low..high."""
+    if high <= low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(factor * power for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * power) <= most)
+    return [round(index * step, 12) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]

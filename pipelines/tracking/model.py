@@ -1,0 +1,148 @@
+"""A denoiser inside an MLflow run: a pyfunc model made of code, JSON and safetensors, with no pickle in it."""
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import denoise
+from denoise.errors import UserError
+from pipelines.tracking.client import RUN_TAG, client, plain_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+DIGEST_TAG = "model_sha256"
+MODEL_FILES = ("model.json", "net.safetensors")  # what a model folder is made of
+# What the copy of the package denoise inside a logged model imports.
+REQUIREMENTS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "pyyaml", "pillow")
+EXAMPLE_SIDE = 32  # pixels of the input example that is stored with a model
+
+
+def model_digest(folder: Path) -> str:
+    """Return the sha256 (hex) of a model folder: of its model.json and its net.safetensors."""
+    digest = hashlib.sha256()
+    for name in MODEL_FILES:
+        try:
+            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+        except FileNotFoundError:
+            raise UserError(f"{folder} is no model folder: it has no {name}.") from None
+    return digest.hexdigest()
+
+
+def log_model(
+    uri: str, run_id: str, model_folder: Path, input_example: "np.ndarray[Any, Any]", metrics: Mapping[str, float]
+) -> str:
+    """Log a model folder as the run's MLflow model and return its uri ``models:/m-...``.
+
+    The model is pyfunc from code (served_model.py and a copy of the package ``denoise``): nothing in it is a pickle,
+    and it loads where this project is not installed. A folder that the run has already logged is not logged again.
+
+    Args:
+        uri: absolute tracking uri.
+        run_id: the run that trained the model.
+        model_folder: holds model.json and net.safetensors.
+        input_example: noisy batch (B, C, H, W), float32 in [0, 1]; a 32x32 corner of the first picture is kept.
+        metrics: figures of this model, logged as ``model/KEY``.
+    """
+    digest = model_digest(model_folder)
+    api = client(uri)
+    with plain_errors(uri):
+        run = api.get_run(run_id)
+        logged = find_logged_model(api, run, digest)
+        if logged is None:
+            tags = {DIGEST_TAG: digest, RUN_TAG: run.data.tags.get(RUN_TAG, "")}
+            logged = api.create_logged_model(
+                run.info.experiment_id, "denoiser", run_id, tags, run.data.params, model_type="denoiser"
+            )
+            _upload_model(api, logged, run_id, model_folder, input_example)
+            _log_model_metrics(api, logged, run_id, metrics)
+    return f"models:/{logged.model_id}"
+
+
+def find_logged_model(api: "MlflowClient", run: "Run", digest: str) -> "LoggedModel | None":
+    """Return the complete model of that digest which the run has logged, or None."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    for output in outputs:
+        logged = api.get_logged_model(output.model_id)
+        if logged.status == "READY" and logged.tags.get(DIGEST_TAG) == digest:
+            return logged
+    return None
+
+
+def denoiser_in(root: Path) -> Path:
+    """Return the model folder (model.json, net.safetensors) inside a logged model."""
+    return root / "artifacts" / "denoiser"
+
+
+def logged_folder(uri: str, logged: "LoggedModel", work: Path) -> Path:
+    """Return the folder of a logged model: its own where that is on this machine, else a download into ``work``."""
+    import mlflow.artifacts
+
+    parts = urlsplit(logged.artifact_location)
+    if parts.scheme in {"", "file"}:
+        folder = Path(unquote(parts.path))
+        if not (folder / "MLmodel").is_file():
+            raise UserError(f"the files of the model {logged.model_id} are gone from {folder}.")
+        return folder
+    location = logged.artifact_location
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(work), tracking_uri=uri))
+
+
+def _upload_model(
+    api: "MlflowClient", logged: "LoggedModel", run_id: str, model_folder: Path, input_example: "np.ndarray[Any, Any]"
+) -> None:
+    """Build the MLflow model in a temporary folder, upload it, and mark it READY, or FAILED if anything went wrong."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    status = LoggedModelStatus.FAILED
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            staged = Path(work) / "denoiser"  # MLflow keeps the folder's name
+            staged.mkdir()
+            for name in MODEL_FILES:
+                shutil.copyfile(model_folder / name, staged / name)
+            _save_pyfunc(Path(work) / "model", logged, staged, input_example)
+            api.log_model_artifacts(logged.model_id, str(Path(work) / "model"))
+        status = LoggedModelStatus.READY
+    finally:
+        api.finalize_logged_model(logged.model_id, status)
+    api.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+def _save_pyfunc(
+    target: Path, logged: "LoggedModel", model_folder: Path, input_example: "np.ndarray[Any, Any]"
+) -> None:
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    example = np.ascontiguousarray(input_example[:1, :, :EXAMPLE_SIDE, :EXAMPLE_SIDE], dtype=np.float32)
+    pictures = Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1], -1, -1))])
+    run_id, model_id = logged.source_run_id, logged.model_id
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={"denoiser": str(model_folder)},
+        code_paths=[str(Path(denoise.__file__).parent)],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        signature=ModelSignature(inputs=pictures, outputs=pictures),
+        input_example=example,
+        mlflow_model=Model(logged.artifact_location, run_id, model_id=model_id, model_uuid=model_id),
+    )
+
+
+def _log_model_metrics(api: "MlflowClient", logged: "LoggedModel", run_id: str, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    entries = [Metric(f"model/{key}", float(value), now, 0, logged.model_id) for key, value in metrics.items()]
+    api.log_batch(run_id, metrics=entries)

@@ -1,0 +1,43 @@
+"""The code of a logged model: MLflow runs this file where the model is loaded, beside a copy of the package denoise.
+
+It is the one module that does something at import (it hands its model to MLflow), and nothing else imports it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc.model import PythonModel
+
+
+class ServedDenoiser(PythonModel):
+    """A denoiser of pictures of any size."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the weights, onto the GPU where there is one."""
+        import torch
+
+        from denoise.denoiser import load_denoiser
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.denoiser = load_denoiser(Path(context.artifacts["denoiser"]), self.device)
+
+    def predict(
+        self,
+        context: Any,
+        model_input: np.ndarray,  # MLflow knows the bare name only
+        params: dict[str, Any] | None = None,
+    ) -> Any:
+        """Map noisy pictures (B, C, H, W), float32 in [0, 1], to restored ones of the same shape, not clipped."""
+        import torch
+
+        from denoise.images.tensors import pad, unpad
+
+        noisy = torch.tensor(model_input, dtype=torch.float32, device=self.device)
+        height, width = noisy.shape[-2:]
+        restored = unpad(self.denoiser(pad(noisy, self.denoiser.multiple)), height, width)
+        return restored.cpu().numpy()
+
+
+mlflow.models.set_model(ServedDenoiser())

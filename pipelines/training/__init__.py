@@ -1,0 +1,1 @@
+"""Training runs: on Ray Train, in one process, or under torchrun."""

@@ -1,0 +1,148 @@
+"""What goes into a training run and what comes out of it, wherever it runs."""
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise.config import Config
+from denoise.errors import UserError
+from denoise.files import write_folder
+from pipelines.datasets.layout import data_place, open_set, open_sets, with_place
+from pipelines.training.identity import code_digest, run_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from denoise.data.dataset import Collection
+    from denoise.data.shards import Shards
+    from denoise.training.checkpoint_manager import Store
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of shards that a run reads."""
+
+    name: str
+    split: str
+    digest: str
+    place: str  # the absolute data.url that the shards are read from, or the absolute data.root
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain data."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """A run's name, the shards it reads, and the versions of code and data it records."""
+
+    name: str
+    parts: Sequence[Part]
+    versions: Mapping[str, str]
+
+    def example(self, config: Config) -> "np.ndarray[Any, Any]":
+        """Return a small noisy batch (1, C, 64, 64) of the first training picture, to document the model's input."""
+        import torch
+
+        from denoise.data.crops import random_crop
+        from denoise.data.samples import trial
+        from denoise.noise import parse_noise
+        from denoise.rng import batch_rng
+
+        pictures = open_collections(config, [part.as_dict() for part in self.parts])["train"]
+        key = batch_rng(config.seed, 0, torch.tensor([0]))
+        noisy = trial(pictures, 0, parse_noise(config.noise), config.data.channels, key).noisy[0]
+        return random_crop(noisy, 64, (0.5, 0.5))[None].numpy()
+
+
+def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
+    """Open the shards that ``config`` names, refuse test pictures among them, and name the run.
+
+    Raises:
+        UserError: shards that are missing or damaged, or pictures shared with a test set.
+    """
+    from denoise.data.dataset import Collection
+    from denoise.sharding.leakage import refuse_overlap
+    from denoise.training.loop import check
+
+    check(config)  # a typing mistake should not cost the start of a cluster
+    train = open_sets(config, "train")
+    refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap)
+    place = data_place(config)
+    parts = [
+        Part(set_name, split, shards.digest, place)
+        for split, sets in (("train", train), ("val", open_sets(config, "val")))
+        for set_name, shards in sets
+    ]
+    digest = Collection([shards for _, shards in train]).digest
+    return TrainingInputs(name or run_name(config, digest), parts, {"data_digest": digest, **versions(config)})
+
+
+def open_collections(config: Config, parts: Sequence[Mapping[str, str]]) -> "dict[str, Collection]":
+    """Open the parts of a run by split, and check that they are what the driver saw.
+
+    Raises:
+        UserError: shards are missing, damaged, or others than those the run was started on.
+    """
+    from denoise.data.dataset import Collection
+
+    splits: dict[str, list[Shards]] = {}
+    for part in parts:
+        shards = open_set(with_place(config, part["place"]), part["split"], part["name"])
+        if shards.digest != part["digest"]:
+            raise UserError(f"the shards at {shards.name} are not those this run was started on; shard them again.")
+        splits.setdefault(part["split"], []).append(shards)
+    return {split: Collection(sets) for split, sets in splits.items()}
+
+
+def versions(config: Config) -> dict[str, str]:
+    """Return what identifies the code: the git commit, whether files differ from it, and the digest of the core."""
+    commit, edited = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    git = {"mlflow.source.git.commit": commit, "git_dirty": str(bool(edited)).lower()} if commit else {}
+    return {**git, "code_digest": code_digest(config)}
+
+
+def provenance(inputs: TrainingInputs) -> dict[str, Any]:
+    """Return what a checkpoint records about where it comes from."""
+    return {
+        "run": inputs.name,
+        "code_digest": inputs.versions["code_digest"],
+        "data": [{"name": part.name, "split": part.split, "digest": part.digest} for part in inputs.parts],
+    }
+
+
+def export_model(config: Config, store: "Store", folder: Path) -> Mapping[str, float]:
+    """Copy the model out of the checkpoint that ``train.model`` chooses and return its metrics.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    from denoise.denoiser import CARD, WEIGHTS
+    from denoise.training.checkpoint import HISTORY, read_history
+    from denoise.training.checkpoint_manager import best_name
+
+    names = store.names()
+    if not names:
+        raise UserError("training ended without a checkpoint; run the same command again.")
+    with store.open(names[-1]) as last:
+        history = read_history(last)
+    with store.open(best_name(names, history) if config.train.model == "best" else names[-1]) as chosen:
+
+        def write(work: Path) -> None:
+            for name in (CARD, WEIGHTS, HISTORY):
+                shutil.copyfile(chosen / name, work / name)
+
+        write_folder(folder, write)
+    return dict(read_history(folder)[-1])
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints, nothing where there is no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

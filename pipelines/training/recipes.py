@@ -1,0 +1,70 @@
+"""Published training recipes by name: one YAML file each in presets/, laid over params.yaml by ``preset=NAME``."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from denoise.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One recipe.
+
+    Attributes:
+        name: what the user types; the name of the file.
+        title: what it trains, in one line.
+        source: the paper or code that the numbers come from, and the figures it reports.
+        note: what differs from the source and why, with converted units; empty where there is nothing to say.
+        config: the keys of params.yaml that it sets, as nested plain data.
+    """
+
+    name: str
+    title: str
+    source: str
+    note: str
+    config: dict[str, Any]
+
+
+def names() -> list[str]:
+    """Return the names of all recipes, sorted."""
+    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
+
+
+def presets() -> dict[str, Preset]:
+    """Return all recipes by name."""
+    return {name: _read(name) for name in names()}
+
+
+def load_preset(name: str) -> Preset:
+    """Return the recipe of a name.
+
+    Raises:
+        UsageError: there is none of that name; the nearest one is told.
+    """
+    known = names()
+    if name not in known:
+        raise UsageError(f"preset={name} is not known{nearest(name, known)}; `denoise presets` lists all {len(known)}.")
+    return _read(name)
+
+
+def described(preset: Preset) -> str:
+    """Return a recipe as text for people: where it comes from, and the keys that it sets."""
+    import yaml
+
+    about = [preset.title, "", preset.source.strip()]
+    if preset.note:
+        about += ["", preset.note.strip()]
+    return "\n".join([*about, "", yaml.safe_dump(preset.config, sort_keys=False).strip()])
+
+
+def _folder() -> Traversable:
+    return files("pipelines.training") / "recipes"
+
+
+def _read(name: str) -> Preset:
+    import yaml
+
+    tree = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Preset(name, tree["title"], tree["source"], tree.get("note", ""), tree["config"])

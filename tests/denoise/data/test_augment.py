@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from denoise.data.augment import symmetries
+
+PICTURE = torch.arange(12.0).view(1, 1, 3, 4)
+
+
+@pytest.mark.parametrize(("kinds", "count"), [((), 1), (("flip",), 2), (("rotate",), 4), (("flip", "rotate"), 8)])
+def test_the_groups_are_closed_and_their_members_differ(kinds, count):
+    group = symmetries(kinds)
+    square = torch.rand(1, 1, 4, 4)
+    images = [symmetry.apply(square) for symmetry in group]
+    assert len(group) == count
+    assert torch.equal(images[0], square)
+    assert all(not torch.equal(a, b) for n, a in enumerate(images) for b in images[:n])
+    for one in group:
+        for other in group:
+            assert any(torch.equal(other.apply(one.apply(square)), image) for image in images)
+
+
+@pytest.mark.parametrize("symmetry", symmetries(("flip", "rotate")), ids=str)
+def test_undo_undoes(symmetry):
+    assert torch.equal(symmetry.undo(symmetry.apply(PICTURE)), PICTURE)
+
+
+def test_turns_are_the_quarter_turns_and_flip_is_left_to_right():
+    turned = [symmetry.apply(PICTURE) for symmetry in symmetries(("rotate",))]
+    expected = [torch.rot90(PICTURE, times, (-2, -1)) for times in range(4)]
+    assert all(any(torch.equal(one, other) for other in turned) for one in expected)
+    assert torch.equal(symmetries(("flip",))[1].apply(PICTURE), PICTURE.flip(-1))

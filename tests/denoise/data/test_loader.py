@@ -1,0 +1,194 @@
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from denoise.data.augment import symmetries
+from denoise.data.crops import as_floats, collate, random_crop
+from denoise.data.dataset import Collection
+from denoise.data.loader import Batching, Quarantine, batches
+from denoise.data.sampler import Order
+from denoise.data.samples import PICTURE, FreshScenes
+from denoise.data.shards import DamagedError, Shards
+from denoise.errors import UserError
+
+
+def order_of(pictures, seed=0):
+    return Order(seed, pictures.counts, pictures.digest, streams=2, window=1)
+
+
+def batches_of(shards, rank=0, world=1, start=0, count=6, seed=0, batch_size=4, size=32, **spec):
+    """Return (positions, crops) of some steps of a rank."""
+    pictures = Collection([Shards.open(shards)])
+    batching = Batching(seed, batch_size, size, 3, **spec)
+    stream = batches(FreshScenes(pictures), order_of(pictures, seed), batching, rank, world, start)
+    found = [(batch.positions, batch.views[PICTURE]) for batch in islice(stream, count)]
+    stream.close()
+    return found
+
+
+def crops_of(shards, **given):
+    return [crops for _, crops in batches_of(shards, **given)]
+
+
+def test_more_workers_than_samples_in_a_batch_are_refused(small_shards):
+    with pytest.raises(UserError, match="batch_size=2 cannot be shared by 3 workers"):
+        batches_of(small_shards, world=3, batch_size=2)
+
+
+def test_the_global_batch_is_the_same_for_every_world_size_and_restart(small_shards):
+    whole = crops_of(small_shards)
+    for world in (1, 2, 3, 4):
+        joined = [torch.zeros_like(crops) for crops in whole]
+        for rank in range(world):
+            for batch, (positions, crops) in zip(joined, batches_of(small_shards, rank, world), strict=True):
+                batch[positions] = crops
+        assert all(torch.equal(*pair) for pair in zip(joined, whole, strict=True))
+    resumed = crops_of(small_shards, start=3, count=3)
+    assert all(torch.equal(*pair) for pair in zip(resumed, whole[3:], strict=True))
+
+
+def test_threads_change_nothing(small_shards):
+    whole = crops_of(small_shards)
+    for threads in (2, 3, 7):
+        found = crops_of(small_shards, threads=threads)
+        assert all(torch.equal(*pair) for pair in zip(found, whole, strict=True))
+
+
+def test_several_crops_of_one_picture(small_shards):
+    pictures = Collection([Shards.open(small_shards)])
+    read = []
+
+    class Watched(FreshScenes):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    spec = Batching(0, 6, 32, 3, crops_per_picture=3)
+    stream = batches(Watched(pictures), order_of(pictures), spec, 0, 1, 0)
+    batch = next(stream)
+    stream.close()
+    assert read[:6] == [read[0]] * 3 + [read[3]] * 3
+    assert read[0] != read[3]
+    assert not torch.equal(batch.views[PICTURE][0], batch.views[PICTURE][1])
+
+
+def test_decoded_pictures_that_are_kept_change_nothing(small_shards):
+    plain = crops_of(small_shards)
+    pictures = Collection([Shards.open(small_shards)])
+    pictures.keep_decoded(100_000)
+    for _ in range(2):  # from the shards, then from memory
+        stream = batches(FreshScenes(pictures), order_of(pictures), Batching(0, 4, 32, 3), 0, 1, 0)
+        found = [batch.views[PICTURE] for batch in islice(stream, 6)]
+        stream.close()
+        assert all(torch.equal(*pair) for pair in zip(found, plain, strict=True))
+    pictures.close()
+
+
+def damaged(small_shards, tmp_path):
+    """Shards whose second one is harmed, and the samples that are in it."""
+    folder = Path(shutil.copytree(small_shards, tmp_path / "shards"))
+    path = folder / "000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(bytes(data))
+    shards = Shards.open(folder)
+    return folder, set(range(shards.ends[0], shards.ends[1]))
+
+
+def test_a_damaged_sample_ends_the_run(small_shards, tmp_path):
+    folder, _ = damaged(small_shards, tmp_path)
+    with pytest.raises(DamagedError, match=r"000001\.tar"):
+        batches_of(folder)
+
+
+def test_damaged_samples_are_replaced_alike_on_every_rank(small_shards, tmp_path):
+    folder, bad = damaged(small_shards, tmp_path)
+    pictures = Collection([Shards.open(folder)])
+    spec = Batching(0, 4, 32, 3)
+
+    def read(rank, world):
+        quarantine = Quarantine(limit=len(bad))
+        stream = batches(FreshScenes(pictures), order_of(pictures), spec, rank, world, 0, quarantine)
+        found = [(batch.positions, batch.views[PICTURE]) for batch in islice(stream, 6)]
+        stream.close()
+        return found, set(quarantine.found)
+
+    whole, noted = read(0, 1)
+    assert noted == bad
+    both = [read(rank, 2) for rank in range(2)]
+    assert both[0][1] | both[1][1] == bad
+    for step, (_, crops) in enumerate(whole):
+        joined = torch.zeros_like(crops)
+        for found, _ in both:
+            joined[found[step][0]] = found[step][1]
+        assert torch.equal(joined, crops)
+
+
+def test_too_many_damaged_samples_end_the_run(small_shards, tmp_path):
+    folder, bad = damaged(small_shards, tmp_path)
+    pictures = Collection([Shards.open(folder)])
+    quarantine = Quarantine(limit=len(bad) - 1)
+    stream = batches(FreshScenes(pictures), order_of(pictures), Batching(0, 4, 32, 3), 0, 1, 0, quarantine)
+    with pytest.raises(DamagedError):
+        list(islice(stream, 6))
+
+
+def test_the_shards_ahead_are_asked_for_in_time(small_shards):
+    pictures = Collection([Shards.open(small_shards)])
+    asked, order = [], order_of(pictures)
+    stream = batches(FreshScenes(pictures), order, Batching(0, 2, 32, 3), 0, 1, 0, expect=asked.extend)
+    for step in range(8):
+        next(stream)
+        needed = order.shards(order.samples(step * 2 + np.arange(2)))
+        assert set(needed.tolist()) <= set(asked)
+    stream.close()
+
+
+def test_crops_differ_between_steps_and_seeds(small_shards):
+    first, second = crops_of(small_shards, count=2)
+    (other,) = crops_of(small_shards, count=1, seed=1)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_augmented_crops_are_the_same_crops_flipped_and_turned(small_shards):
+    plain = torch.cat(crops_of(small_shards, count=16))
+    turned = torch.cat(crops_of(small_shards, count=16, augment=("flip", "rotate")))
+    group = symmetries(("flip", "rotate"))
+    which = [
+        [number for number, symmetry in enumerate(group) if torch.equal(symmetry.apply(one), other)]
+        for one, other in zip(plain, turned, strict=True)
+    ]
+    assert all(which)
+    assert {numbers[0] for numbers in which} == set(range(8))  # a symmetry is missed once in 5,000 seeds
+
+
+def test_crops_reach_every_place_of_a_picture():
+    pixels = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1)
+    corners = {(0.0, 0.0): 0, (0.999, 0.999): 2 * 9 + 5, (0.5, 0.5): 1 * 9 + 3}
+    for at, corner in corners.items():
+        assert round(float(random_crop(pixels, 4, at)[0, 0, 0])) == corner
+
+
+@pytest.mark.parametrize("shape", [(5, 40, 3), (40, 5, 1), (1, 1, 3), (32, 32, 1)])
+def test_small_pictures_are_padded_by_reflection(shape):
+    crop = random_crop(np.full(shape, 7, np.uint8), 32, (0.9, 0.9))
+    assert crop.shape == (shape[2], 32, 32)
+    assert torch.all(crop == 7)
+
+
+def test_batches_are_bytes_only_where_nothing_is_lost():
+    colour, grey = torch.full((3, 2, 2), 51, dtype=torch.uint8), torch.full((1, 2, 2), 102, dtype=torch.uint8)
+    both = collate([{"a": colour}, {"a": grey}], 3)["a"]
+    assert (both.dtype, both.shape) == (torch.uint8, (2, 3, 2, 2))
+    assert torch.equal(as_floats(both)[1], torch.full((3, 2, 2), 102 / 255))
+    one = collate([{"a": colour}, {"a": grey}], 1)["a"]
+    assert (one.dtype, one.shape) == (torch.float32, (2, 1, 2, 2))  # the mean of colours is no whole number
+    deep = random_crop(np.full((2, 2, 1), 65535, np.uint16), 2, (0, 0))
+    assert collate([{"a": deep}, {"a": grey}], 1)["a"].flatten()[0] == 1.0
+    level = torch.ones(1, 1, 1)
+    assert collate([{"level": level}], 3)["level"].shape == (1, 1, 1, 1)

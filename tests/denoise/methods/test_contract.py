@@ -1,0 +1,245 @@
+"""The contract that every method keeps."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from denoise.errors import UserError
+from denoise.methods import METHODS, build_method, observe
+from denoise.noise import parse_noise
+from denoise.rng import batch_rng
+
+ALL = pytest.mark.parametrize("name", METHODS)
+TRAINED = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trained])
+SUPERVISED = {"n2c"}
+GAUSS = parse_noise("gauss25")
+CLEAN = torch.linspace(0, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16)
+# Further forms of methods that the contract has to hold for as well.
+FORMS = [
+    ("n2n", {"bidirectional": True}),
+    ("n2n", {"swap": True}),
+    ("n2v", {"mask_ratio": 0.05, "replacement": "median"}),
+    ("n2v", {"mask_ratio": 0.05, "structure": "cross"}),
+    ("ssdn", {"mu_only": True}),
+    ("ssdn", {"sigma": "constant"}),
+    ("ssdn", {"sigma": "variable"}),
+    ("ssdn", {"covariance": "diagonal"}),
+]
+EVERY_FORM = pytest.mark.parametrize(
+    ("name", "fields"), [*((name, {}) for name, method in METHODS.items() if method.trained), *FORMS], ids=str
+)
+
+
+class TinyNet(nn.Module):
+    """Two convolutions around the input, enough to learn to smooth; with a blind spot if asked."""
+
+    def __init__(self, channels: int, outputs: int, blind_spot: bool = False) -> None:
+        super().__init__()
+        self.blind_spot = blind_spot
+        self.first = nn.Conv2d(channels, 24, 5, padding=2)
+        self.last = nn.Conv2d(24, outputs, 1 if blind_spot else 5, padding=0 if blind_spot else 2)
+
+    def forward(self, noisy):
+        weight = self.first.weight
+        if self.blind_spot:
+            weight = weight * (torch.arange(25).view(5, 5) != 12)
+        return self.last(F.leaky_relu(F.conv2d(noisy, weight, self.first.bias, padding=2), 0.1))
+
+
+class TinyMaker:
+    """Makes tiny nets."""
+
+    def __init__(self, channels: int = 3) -> None:
+        self.channels = channels
+
+    def __call__(self, *, outputs=None, blind_spot=False, zero_last=False):
+        net = TinyNet(self.channels, outputs or self.channels, blind_spot)
+        if zero_last:
+            nn.init.zeros_(net.last.weight)
+        return net
+
+
+class Spy(dict):
+    """A sample that remembers what was asked of it."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked = set()
+
+    def __getitem__(self, view):
+        self.asked.add(view)
+        return super().__getitem__(view)
+
+
+def keys_of(batch, step=0):
+    return batch_rng(0, step, torch.arange(len(batch)))
+
+
+def views_of(method, clean=CLEAN, step=0, noise=GAUSS):
+    return observe(clean, noise, method.views(), keys_of(clean, step))
+
+
+def batch_of(method, clean=CLEAN, step=0):
+    return method.make_batch(views_of(method, clean, step), keys_of(clean, step).stream("method"))
+
+
+@TRAINED
+def test_only_a_supervised_method_is_ever_handed_clean_pictures(name):
+    method = build_method(name, {}, GAUSS)
+    views = views_of(method)
+    assert ("clean" in method.views()) == (name in SUPERVISED)
+    assert set(views) == set(method.views())
+    assert name in SUPERVISED or not any(torch.equal(view, CLEAN) for view in views.values())
+
+
+@EVERY_FORM
+def test_a_method_asks_for_nothing_it_does_not_declare(name, fields):
+    method = build_method(name, fields, GAUSS)
+    spy = Spy(views_of(method))
+    method.make_batch(spy, keys_of(CLEAN))
+    assert spy.asked <= set(method.views())
+    assert set(method.views()) <= set(method.needs)
+
+
+@EVERY_FORM
+def test_the_same_keys_make_the_same_batch(name, fields):
+    method = build_method(name, fields, GAUSS)
+    first, second, other = batch_of(method), batch_of(method), batch_of(method, step=1)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@EVERY_FORM
+def test_the_loss_is_finite_and_its_gradient_reaches_every_parameter(name, fields):
+    torch.manual_seed(0)
+    method = build_method(name, fields, GAUSS)
+    net = method.make_net(TinyMaker())
+    for progress in (0.0, 0.5, 1.0):  # some start with zero weights: nothing reaches what is below those at first
+        terms = method.loss(net, batch_of(method), progress)
+        assert all(term.isfinite() and term.ndim == 0 for term in terms.values())
+        net.zero_grad()
+        terms["loss"].backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                assert parameter.grad is not None
+                parameter.sub_(1e-3 * parameter.grad.sign())
+    assert all(p.grad.any() for p in net.parameters())
+
+
+@EVERY_FORM
+def test_a_rank_with_part_of_the_batch_computes_part_of_the_loss(name, fields):
+    """The loss of a global batch is the mean of its samples' losses, so it does not matter how ranks share it."""
+    torch.manual_seed(0)
+    method = build_method(name, fields, GAUSS)
+    net = method.make_net(TinyMaker()).eval()
+    batch = batch_of(method)
+    whole = method.loss(net, batch, 0.5)["loss"].item()
+    parts = []
+    for index in range(2):
+        rng = batch_rng(0, 0, torch.tensor([index]))
+        alone = method.make_batch(observe(CLEAN[index : index + 1], GAUSS, method.views(), rng), rng.stream("method"))
+        parts.append(method.loss(net, alone, 0.5)["loss"].item())
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+@EVERY_FORM
+def test_a_few_steps_beat_the_noisy_picture(name, fields, photographs):
+    from denoise.images.io import read_picture
+    from denoise.images.tensors import to_tensor
+
+    pixels = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
+    clean = pixels.expand(4, -1, -1, -1)
+    torch.manual_seed(0)
+    if name == "n2v":
+        fields = {"mask_ratio": 0.05, **fields}  # eight pixels a crop, as in the paper, take thousands of steps
+    method = build_method(name, fields, GAUSS)
+    net = method.make_net(TinyMaker())
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for step in range(200):
+        method.loss(net, batch_of(method, clean, step), step / 200)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    seen = GAUSS.corrupt(pixels, batch_rng(1, 0, torch.arange(1)))
+    with torch.no_grad():
+        restored = method.predict(net.eval(), seen.noisy, seen.level, keys_of(pixels))
+    share = (restored - pixels).square().mean() / (seen.noisy - pixels).square().mean()
+    assert share < (0.95 if "sigma" in fields else 0.7)  # a sigma that is learnt starts small: restored is near noisy
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("shape", [(1, 1, 7, 9), (2, 3, 5, 32)])
+def test_predict_keeps_the_shape(name, fields, shape):
+    method = build_method(name, fields, GAUSS)
+    noisy = torch.rand(shape)
+    net = method.make_net(TinyMaker(shape[1])).eval()
+    with torch.inference_mode():
+        restored = method.predict(net, noisy, torch.full((shape[0], 1, 1, 1), 0.1), keys_of(noisy))
+    assert restored.shape == shape
+
+
+def test_noise2noise_sees_two_independent_observations():
+    clean = torch.full((4, 3, 64, 64), 0.5)
+    views = views_of(build_method("n2n", {}, GAUSS), clean)
+    first, second = (views[name] - clean for name in ("noisy", "noisy2"))
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert abs(correlation) < 5 / first.numel() ** 0.5
+
+
+def test_noise2noise_draws_sigma_twice_in_a_range():
+    clean = torch.full((4, 3, 64, 64), 0.5)
+    views = views_of(build_method("n2n", {}, GAUSS), clean, noise=parse_noise("gauss5_50"))
+    deviations = [(views[name] - clean).flatten(1).std(dim=1) for name in ("noisy", "noisy2")]
+    assert not torch.allclose(*deviations, rtol=0.05)
+
+
+def test_the_expected_noise2noise_loss_is_the_supervised_loss_plus_the_noise_variance():
+    clean = torch.full((16, 3, 64, 64), 0.5)
+    losses = {}
+    for name in ("n2c", "n2n"):
+        method = build_method(name, {}, GAUSS)
+        losses[name] = method.loss(nn.Identity(), batch_of(method, clean), 0)["loss"].item()
+    assert losses["n2n"] == pytest.approx(losses["n2c"] + (25 / 255) ** 2, rel=0.02)
+
+
+class Knows(nn.Module):
+    """Knows the clean picture."""
+
+    def forward(self, noisy):
+        return CLEAN
+
+
+def test_pixels_that_the_target_lost_do_not_count():
+    """Multiplicative Bernoulli noise: what is left of the target is clean, so a net that knows it makes no error."""
+    noise = parse_noise("bernoulli0.5")
+    method = build_method("n2n", {}, noise)
+    batch = method.make_batch(views_of(method, noise=noise), keys_of(CLEAN).stream("method"))
+    assert 0.3 < batch["target_mask"].mean() < 0.7
+    assert not torch.equal(batch["target_mask"], batch["input_mask"])
+    assert method.loss(Knows(), batch, 0)["loss"] == 0
+    assert (batch["target"] - CLEAN).square().mean() > 0.1
+
+
+def test_the_bidirectional_loss_is_the_mean_of_both_directions():
+    one_way, both = (build_method("n2n", {"bidirectional": turned}, GAUSS) for turned in (False, True))
+    net, batch = TinyMaker()(), batch_of(one_way)
+    turned = {"input": batch["target"], "target": batch["input"], "target_mask": batch["input_mask"]}
+    forth, back = (one_way.loss(net, pair, 0)["loss"].item() for pair in (batch, turned))
+    assert both.loss(net, batch, 0)["loss"].item() == pytest.approx(0.5 * (forth + back))
+
+
+def test_swapping_exchanges_input_and_target_of_half_the_samples():
+    plain, swap = (build_method("n2n", {"swap": swap}, GAUSS) for swap in (False, True))
+    clean = torch.rand(64, 1, 8, 8)
+    before, after = batch_of(plain, clean), batch_of(swap, clean)
+    kept = [torch.equal(a, b) for a, b in zip(before["input"], after["input"], strict=True)]
+    turned = [torch.equal(a, b) for a, b in zip(before["target"], after["input"], strict=True)]
+    assert all(k != t for k, t in zip(kept, turned, strict=True))
+    assert 12 <= sum(turned) <= 52  # five standard deviations of 64 coins
+
+
+def test_unknown_methods_and_fields_are_told():
+    with pytest.raises(UserError, match="did you mean n2n"):
+        build_method("n2nn", {}, GAUSS)
+    with pytest.raises(UserError, match="method.loss_nam is not a key"):
+        build_method("n2n", {"loss_nam": "l1"}, GAUSS)

@@ -1,0 +1,228 @@
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from denoise.data.shards import INDEX, Shards
+from denoise.errors import UserError
+from denoise.files import file_digest
+from denoise.images.io import Picture, read_picture, write_picture
+from denoise.sharding.writer import Rules, Source, cut, write_shards
+from pipelines.datasets.shard import find_sources
+
+WRITE = (
+    "import os, sys, pathlib\n"
+    "if __name__ == '__main__':\n"
+    "    from denoise.sharding.writer import write_shards\n"
+    "    from pipelines.datasets.shard import find_sources\n"
+    "    os.umask(int(sys.argv[4], 8))\n"
+    "    pictures, target = map(pathlib.Path, sys.argv[1:3])\n"
+    "    write_shards(target, find_sources(pictures), 40_000, jobs=int(sys.argv[3]))\n"
+)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+
+
+def copy(shards: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(shards, target))
+
+
+def shard_elsewhere(script: Path, pictures: Path, target: Path, jobs: int, **environment: str) -> None:
+    """Shard in another process: with so many of its own, another umask, and what the environment says."""
+    script.write_text(WRITE)
+    arguments = [sys.executable, script, pictures, target, str(jobs), "077"]
+    subprocess.run(arguments, check=True, env={**os.environ, **environment})
+
+
+def test_the_original_bytes_are_kept(small_pictures, small_shards):
+    members = {}
+    for path in sorted(small_shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members |= {member.name: tar.extractfile(member).read() for member in tar}
+    pictures = {name: data for name, data in members.items() if not name.endswith(".json")}
+    files = sorted(small_pictures.iterdir())
+    assert [pictures[name] for name in sorted(pictures)] == [path.read_bytes() for path in files]
+    described = [json.loads(members[name])["name"] for name in sorted(members) if name.endswith(".json")]
+    assert described == [path.name for path in files]
+
+
+def test_any_webdataset_program_reads_them(small_pictures, small_shards):
+    import webdataset
+
+    urls = [str(path) for path in sorted(small_shards.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    files = sorted(small_pictures.iterdir())
+    assert [sample["json"]["name"] for sample in samples] == [path.name for path in files]
+    assert np.array_equal(samples[0]["png"], read_picture(files[0]).pixels)
+
+
+def test_a_tar_can_be_unpacked_by_tar(small_shards, tmp_path):
+    subprocess.run(["tar", "xf", small_shards / "000000.tar", "-C", tmp_path], check=True)
+    assert sorted(path.name for path in tmp_path.iterdir())[:2] == ["000000000000.json", "000000000000.png"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_same_pictures_give_the_same_bytes(small_pictures, small_shards, tmp_path, jobs):
+    elsewhere = copy(small_pictures, tmp_path / "copied")
+    for path in elsewhere.iterdir():
+        os.utime(path, (1, 1))
+    there = {"TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
+    shard_elsewhere(tmp_path / "write.py", elsewhere, tmp_path / "again", jobs, **there)
+    assert digests(tmp_path / "again") == digests(small_shards)
+
+
+def test_shards_are_cut_by_the_sizes_of_files(small_pictures):
+    sources = list(find_sources(small_pictures))
+    sizes = [source.views["clean"].stat().st_size for source in sources]
+    shards = list(cut(sources, sizes[0] + 1))
+    assert [source for shard in shards for source in shard.sources] == sources
+    assert len(shards[0].sources) == 2
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    assert len(list(cut(sources, 1))) == len(sources)
+
+
+def test_an_interrupted_run_goes_on(small_pictures, small_shards, tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def stop(written):
+        if written.number == 0:
+            raise Interrupted
+
+    folder = tmp_path / "shards"
+    with pytest.raises(Interrupted):
+        write_shards(folder, find_sources(small_pictures), 40_000, done=stop)
+    assert not folder.exists()
+    written = write_shards(folder, find_sources(small_pictures), 40_000)
+    assert [one.kept for one in written] == [True, False]
+    assert digests(folder) == digests(small_shards)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+
+
+@pytest.mark.parametrize("harm", ["tar", "list", "picture", "rules", "note"])
+def test_what_an_interrupted_run_left_is_checked(small_pictures, tmp_path, harm):
+    pictures, folder, rules = copy(small_pictures, tmp_path / "pictures"), tmp_path / "shards", Rules()
+
+    def stop(written):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(folder, find_sources(pictures), 40_000, done=stop)
+    left = {"tar": "000000.tar", "list": "000000.json", "note": "000000.done"}.get(harm)
+    if left:
+        path = tmp_path / ".shards.partial" / left
+        path.write_bytes(path.read_bytes()[:-3])
+    elif harm == "picture":
+        first = min(pictures.iterdir())
+        write_picture(first, Picture(255 - read_picture(first).pixels))
+    else:
+        rules = Rules(max_side=10_000)
+    written = write_shards(folder, find_sources(pictures), 40_000, rules)
+    assert not written[0].kept
+    write_shards(tmp_path / "afresh", find_sources(pictures), 40_000, rules)
+    assert digests(folder) == digests(tmp_path / "afresh")
+
+
+def test_two_runs_at_once_are_refused(small_pictures, tmp_path):
+    def again(written):
+        write_shards(tmp_path / "shards", find_sources(small_pictures), 40_000)
+
+    with pytest.raises(UserError, match="another process is sharding"):
+        write_shards(tmp_path / "shards", find_sources(small_pictures), 40_000, done=again)
+
+
+def test_pictures_are_left_out_for_their_size_and_colour(small_pictures, tmp_path):
+    def kept(**rules):
+        write_shards(tmp_path / "shards", find_sources(small_pictures), 1 << 20, Rules(**rules))
+        shards = Shards.open(tmp_path / "shards")
+        return [shards.describe(index)["name"][0] for index in range(len(shards))]
+
+    assert kept() == ["0", "1", "2", "3", "4"]
+    assert kept(only="grey") == ["2", "4"]
+    assert kept(only="colour") == ["0", "1", "3"]
+    assert kept(min_side=98) == ["2", "3", "4"]  # they are 96, 97, ... pixels high
+    assert kept(min_side=97, max_side=128) == ["1", "2", "3", "4"]
+    with pytest.raises(UserError, match="no pictures"):
+        kept(max_side=127)
+
+
+def test_a_shard_that_holds_nothing_is_left_out(small_pictures, tmp_path):
+    write_shards(tmp_path / "shards", find_sources(small_pictures), 1, Rules(only="grey"))
+    shards = Shards.open(tmp_path / "shards")
+    assert [entry["file"] for entry in shards.entries] == ["000002.tar", "000004.tar"]
+    assert shards.counts == (1, 1)
+    assert sorted(path.suffix for path in (tmp_path / "shards").iterdir()) == [".json"] * 3 + [".tar"] * 2
+
+
+def test_real_pairs_are_one_sample(small_pictures, tmp_path):
+    pictures = sorted(small_pictures.iterdir())
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "cup_real.png").write_bytes(pictures[0].read_bytes())
+    mean = Picture(read_picture(pictures[0]).pixels // 2)
+    write_picture(tmp_path / "raw" / "cup_mean.png", mean)
+    write_shards(tmp_path / "shards", find_sources(tmp_path / "raw"), 1 << 20)
+    shards = Shards.open(tmp_path / "shards")
+    assert len(shards) == 1
+    assert shards.describe(0)["name"] == "cup.png"
+    assert np.array_equal(shards.pixels(0, "noisy"), read_picture(pictures[0]).pixels)
+    assert np.array_equal(shards.pixels(0, "mean"), mean.pixels)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_broken_picture_is_named_and_left_out_only_if_asked_to(small_pictures, tmp_path, jobs):
+    raw = copy(small_pictures, tmp_path / "raw")
+    broken = raw / "2-coins.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"2-coins\.png"):
+        write_shards(tmp_path / "shards", find_sources(raw), 1 << 20, jobs=jobs)
+    assert not (tmp_path / "shards").exists()
+    written = write_shards(tmp_path / "shards", find_sources(raw), 1 << 20, Rules(skip_broken=True), jobs)
+    (sentence,) = [sentence for one in written for sentence in one.broken]
+    assert "2-coins.png" in sentence
+    assert len(Shards.open(tmp_path / "shards")) == 4
+
+
+def test_a_failed_rewrite_leaves_the_old_shards(small_shards, tmp_path):
+    folder = copy(small_shards, tmp_path / "shards")
+    before = digests(folder)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UserError):
+        write_shards(folder, [Source("broken.png", {"clean": broken})], 1 << 20)
+    with pytest.raises(UserError, match="no pictures"):
+        write_shards(folder, [], 1 << 20)
+    assert digests(folder) == before
+    assert (folder / INDEX).is_file()
+
+
+def test_pictures_of_every_kind_come_back_as_they_are_read(photographs, tmp_path):
+    """Also those that the quick decoder would read differently: turned by EXIF, palette, alpha, 16 bits, CMYK."""
+    with Image.open(photographs / "chelsea.png") as opened:
+        image = opened.convert("RGB").crop((0, 0, 96, 64))
+    turned = Image.Exif()
+    turned[274] = 6
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    image.save(folder / "0-plain.jpg", quality=90)
+    image.save(folder / "1-turned.jpg", exif=turned)
+    image.convert("CMYK").save(folder / "2-cmyk.jpg")
+    image.convert("P").save(folder / "3-palette.png")
+    image.convert("RGBA").save(folder / "4-alpha.png")
+    image.convert("L").save(folder / "5-grey.jpg")
+    write_picture(folder / "6-deep.png", Picture(np.asarray(image).astype(np.uint16) * 257))
+    write_shards(tmp_path / "shards", find_sources(folder), 1 << 20)
+    shards = Shards.open(tmp_path / "shards")
+    for index, path in enumerate(sorted(folder.iterdir())):
+        assert np.array_equal(shards.pixels(index), read_picture(path).pixels), path.name
+    quick = [shards.describe(index)["views"]["clean"]["quick"] for index in range(len(shards))]
+    assert (quick[0], quick[1], quick[5], quick[6]) == (True, False, True, False)

@@ -1,0 +1,250 @@
+"""Pictures of any size, restored tile by tile with real nets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from denoise.errors import UserError
+from denoise.images.io import Picture, read_picture
+from denoise.images.tensors import pad, to_tensor
+from denoise.tiling import _windows, count_tiles, restore_picture, restore_tensor
+
+
+@dataclass
+class NetDenoiser:
+    """A denoiser of a net, as restore sees one; it remembers what it was called with."""
+
+    net: nn.Module | Callable[[Tensor], Tensor]
+    channels: int = 3
+    multiple: int = 32
+    noise: str = "gauss25"
+    name: str = "n2n"
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    sigmas: list[Tensor | None] = field(default_factory=list)
+    needs_level: bool = False
+
+    def level_of(self, noisy: Tensor) -> float:
+        return float(noisy.mean())
+
+    def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        assert noisy.shape[1] == self.channels
+        assert noisy.shape[2] % self.multiple == noisy.shape[3] % self.multiple == 0
+        assert torch.is_inference_mode_enabled()
+        self.shapes.append(tuple(noisy.shape))
+        self.sigmas.append(sigma)
+        return self.net(noisy)
+
+
+def convolutions(channels: int) -> nn.Module:
+    """A net that sees 4 pixels far."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(channels, 8, 5, padding=2), nn.LeakyReLU(0.1), nn.Conv2d(8, channels, 5, padding=2)]
+    return nn.Sequential(*layers).eval()
+
+
+class SmallUNet(nn.Module):
+    """Two poolings and a skip; multiple 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.down1, self.down2 = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.bottom, self.up = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(24, 12, 3, padding=1)
+        self.last = nn.Conv2d(15, 3, 3, padding=1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        half = F.max_pool2d(F.leaky_relu(self.down1(noisy), 0.1), 2)
+        quarter = F.max_pool2d(F.leaky_relu(self.down2(half), 0.1), 2)
+        x = F.interpolate(F.leaky_relu(self.bottom(quarter), 0.1), scale_factor=2)
+        x = F.interpolate(F.leaky_relu(self.up(torch.cat([x, half], 1)), 0.1), scale_factor=2)
+        return noisy + 0.3 * self.last(torch.cat([x, noisy], 1))
+
+
+@pytest.fixture(scope="module")
+def noisy(photographs: Path) -> Tensor:
+    """A photograph of 211x333 with noise of sigma 25/255, not clipped."""
+    clean = to_tensor(read_picture(photographs / "coffee.png").pixels[50:261, 100:433])
+    return clean + 25 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_tiles_give_the_whole_picture_where_the_net_sees_less_than_the_overlap(noisy: Tensor) -> None:
+    denoiser = NetDenoiser(convolutions(3))
+    whole = restore_tensor(denoiser, noisy, tile=512)
+    assert denoiser.shapes == [(1, 3, 224, 352)]
+    for tile, overlap in ((64, 16), (64, 32), (96, 24), (128, 64), (224, 17)):
+        denoiser.shapes.clear()
+        tiled = restore_tensor(denoiser, noisy, tile=tile, overlap=overlap)
+        assert set(denoiser.shapes) == {(1, 3, tile, tile)}
+        assert len(denoiser.shapes) == count_tiles(211, 333, 32, tile, overlap)
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_tiles_lie_on_the_grid_of_the_pooling(noisy: Tensor) -> None:
+    """With pooling too, tiles agree with the whole picture, to the last bits, because they start at multiples."""
+    denoiser = NetDenoiser(SmallUNet().eval(), multiple=4)
+    whole = restore_tensor(denoiser, noisy, tile=512)
+    for tile in (96, 100, 124):
+        tiled = restore_tensor(denoiser, noisy, tile=tile, overlap=64)
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_no_seams_where_the_net_sees_further_than_the_overlap(photographs: Path) -> None:
+    """A net that sees 48 pixels far feels the border of its tile, zeros: tiles differ, but nowhere abruptly."""
+    picture = to_tensor(read_picture(photographs / "coffee.png").pixels[50:210, 100:420])
+    denoiser = NetDenoiser(lambda batch: F.avg_pool2d(batch, 97, stride=1, padding=48))
+    whole = restore_tensor(denoiser, picture, tile=512)
+
+    def largest_step(overlap: int) -> float:
+        """By how much the difference to the whole picture jumps from one column to the next, at most."""
+        restored = restore_tensor(denoiser, picture, tile=160, overlap=overlap)
+        return float((restored - whole).diff(dim=2).abs().max())
+
+    seam = largest_step(0)
+    assert seam > 10 / 255  # what a seam looks like
+    assert largest_step(64) < 0.3 * seam
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1), (33, 47), (32, 64), (65, 31), (2, 129)])
+def test_any_size(noisy: Tensor, size: tuple[int, int]) -> None:
+    """In tiles and in one pass the same: what a pass over the padded picture gives, cut back."""
+    picture = noisy[:, :1].repeat(1, 300, 1) if size[1] == 1 else noisy
+    picture = picture[:, : size[0], : size[1]]
+    denoiser = NetDenoiser(convolutions(3))
+    tiled = restore_tensor(denoiser, picture, tile=64, overlap=32)
+    whole = denoiser.net(pad(picture[None], 32))[0, :, : size[0], : size[1]]
+    assert tiled.shape == picture.shape
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 150), width=st.integers(1, 150), tile=st.integers(8, 80), share=st.floats(0, 1))
+def test_the_identity_comes_back_whatever_the_tiles(height: int, width: int, tile: int, share: float) -> None:
+    overlap = int(share * (tile - 8))
+    picture = torch.rand(1, height, width, generator=torch.Generator().manual_seed(height))
+    denoiser = NetDenoiser(lambda batch: batch, channels=1, multiple=8)
+    done: list[float] = []
+    restored = restore_tensor(denoiser, picture, tile=tile, overlap=overlap, advance=done.append)
+    torch.testing.assert_close(restored, picture, rtol=0, atol=1e-6)
+    assert sum(done) == len(done) == len(denoiser.shapes) == count_tiles(height, width, 8, tile, overlap)
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 3000), multiple=st.sampled_from([1, 2, 8, 32]), tile=st.integers(32, 600), share=st.floats(0, 1)
+)
+def test_windows_cover_and_sum_to_one(size: int, multiple: int, tile: int, share: float) -> None:
+    windows = _windows(size, multiple, tile, int(share * (tile - multiple)))
+    total = torch.zeros(-(-size // multiple) * multiple)
+    for start, weight in windows:
+        assert start % multiple == len(weight) % multiple == 0
+        assert (weight >= 0).all()
+        total[start : start + len(weight)] += weight
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_weights_are_smooth_and_drop_the_borders_of_tiles() -> None:
+    (_, first), (start, _), *_ = _windows(2000, 32, 512, 64)
+    overlap = 512 - start
+    assert overlap >= 64
+    assert (first[-(overlap // 4) :] == 0).all()
+    assert first.diff().abs().max() < 0.06
+    assert (first[:start] == 1).all()
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 64), (64, 40), (32, 1), (128, -1), (0, 0)])
+def test_tile_and_overlap_that_do_not_go_together(tile: int, overlap: int) -> None:
+    with pytest.raises(UserError, match="overlap"):
+        count_tiles(100, 100, 32, tile, overlap)
+
+
+# Grey and colour, sigma
+
+
+def test_a_grey_picture_with_a_colour_denoiser(noisy: Tensor) -> None:
+    grey = noisy[:1]
+    net = convolutions(3)
+    restored = restore_tensor(NetDenoiser(net), grey)
+    expected = net(pad(grey.repeat(3, 1, 1)[None], 32))[0].mean(dim=0, keepdim=True)[:, :211, :333]
+    torch.testing.assert_close(restored, expected)
+
+
+def test_a_colour_picture_with_a_grey_denoiser(noisy: Tensor) -> None:
+    net = convolutions(1)
+    restored = restore_tensor(NetDenoiser(net, channels=1), noisy)
+    for channel in range(3):
+        alone = restore_tensor(NetDenoiser(net, channels=1), noisy[channel : channel + 1])
+        torch.testing.assert_close(restored[channel], alone[0])
+
+
+def test_sigma_reaches_the_denoiser_as_a_tensor(noisy: Tensor) -> None:
+    denoiser = NetDenoiser(convolutions(3))
+    restore_tensor(denoiser, noisy[:, :32, :32], 25 / 255)
+    restore_tensor(denoiser, noisy[:, :32, :32])
+    first, second = denoiser.sigmas
+    assert second is None
+    assert first is not None
+    torch.testing.assert_close(first, torch.full((1, 1, 1, 1), 25 / 255))
+    with pytest.raises(UserError, match=r"sigma is 25.*0\.098"):
+        restore_tensor(denoiser, noisy, 25)
+
+
+def test_the_result_is_an_ordinary_tensor(noisy: Tensor) -> None:
+    restored = restore_tensor(NetDenoiser(convolutions(3)), noisy, tile=96, overlap=32)
+    assert restored.clamp_(0, 1).requires_grad_().requires_grad  # a tensor of inference mode refuses both
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_keeps_type_alpha_and_metadata(photographs: Path, dtype: type, channels: int) -> None:
+    source = read_picture(photographs / "astronaut.png")
+    pixels = source.pixels[:150, :201, :channels].astype(dtype) * (np.iinfo(dtype).max // 255)
+    alpha = pixels[..., 0].copy()
+    picture = Picture(pixels, alpha, source.icc, b"Exif\0\0")
+    restored = restore_picture(NetDenoiser(lambda batch: 1 - batch), picture, tile=64, overlap=16)
+    np.testing.assert_array_equal(restored.pixels, np.iinfo(dtype).max - pixels)
+    assert restored.pixels.dtype == dtype
+    assert restored.alpha is alpha
+    assert (restored.icc, restored.exif) == (source.icc, b"Exif\0\0")
+
+
+def test_a_picture_is_clipped_and_rounded_like_its_tensor(photographs: Path) -> None:
+    picture = read_picture(photographs / "astronaut.png")
+    denoiser = NetDenoiser(lambda batch: 3 * batch - 1)
+    restored = restore_picture(denoiser, picture, tile=192, overlap=32).pixels
+    expected = restore_tensor(denoiser, to_tensor(picture.pixels), tile=192, overlap=32)
+    assert restored.min() == 0
+    assert restored.max() == 255
+    np.testing.assert_array_equal(restored, (expected.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy())
+
+
+def test_a_large_picture_is_never_held_as_float(photographs: Path) -> None:
+    """The largest tensor made while a 12 megapixel picture is restored is a band of tiles."""
+    tile = read_picture(photographs / "astronaut.png").pixels
+    pixels = np.tile(tile, (6, 8, 1))  # 3072x4096
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            largest = max(largest, *(part.numel() for part in [result, *args] if isinstance(part, Tensor)), 0)
+            return result
+
+    denoiser = NetDenoiser(lambda batch: batch * 1.0)
+    with Sizes():
+        restored = restore_picture(denoiser, Picture(pixels), tile=512, overlap=64)
+    np.testing.assert_array_equal(restored.pixels, pixels)
+    assert set(denoiser.shapes) == {(1, 3, 512, 512)}
+    assert 3 * 512 * 512 <= largest <= 3 * 512 * 4096

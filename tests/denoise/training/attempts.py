@@ -1,0 +1,114 @@
+"""Training runs in processes of their own, one a rank, that may be killed: forked from a server that knows torch."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from denoise import distributed
+from denoise.config import load_config
+from denoise.data.dataset import Collection
+from denoise.data.shards import Shards
+from denoise.errors import UserError
+from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+from denoise.training.fault_injection import Faults, parse_fault
+from denoise.training.loop import train
+
+SMALL = ["net=cnn5", "train.crop=16", "train.log_every=1", "train.eval_every=1000", "train.precision=fp32"]
+SECONDS = 200  # after which an attempt is given up
+GRACE = 15  # seconds for the others to notice that a rank has died
+
+
+def attempt(shards: Path, folder: Path, world: int, *overrides: str, inject: Sequence[str] = ()) -> list[int]:
+    """Train on ``world`` processes from what ``folder`` holds; return their exit codes, negative after a signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["denoise.training.loop", "torch._dynamo", "skimage.metrics"])  # what takes seconds
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    settings = (shards, folder, [*SMALL, *overrides], list(inject))
+    ranks = [context.Process(target=_rank, args=(rank, world, port, *settings)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    deadline = time.monotonic() + SECONDS
+    while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+        if any(process.exitcode for process in ranks):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        time.sleep(0.05)
+    for process in ranks:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _rank(rank, world, port, shards, folder, overrides, inject):
+    import torch
+
+    torch.set_num_threads(1)
+    sys.stderr = (folder / f"stderr-{rank}.txt").open("a")
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        os.environ["MASTER_PORT"] = str(port)
+        distributed.start_from_environment(load_config(None, overrides).ray.timeout)
+    leave = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: leave.set())
+    faults = Faults([parse_fault(text) for text in inject], rank)
+
+    def note(name, text):
+        if rank == 0:
+            with (folder / name).open("a") as file:
+                file.write(text + "\n")
+
+    checkpoints = Checkpoints(
+        FolderStore(folder / "checkpoints"), 2, lambda text: note("said.txt", text), faults.tamper
+    )
+    pictures = Collection([Shards.open(shards)])
+    config = load_config(None, overrides)
+    try:
+        report = lambda metrics: note("rows.jsonl", json.dumps(metrics))  # noqa: E731
+        done = train(config, pictures, pictures, folder, report, checkpoints, leave=leave.is_set, faults=faults)
+        note("done.txt", str(done))
+    except UserError as error:
+        note("said.txt", str(error))
+        sys.exit(1)
+    finally:
+        distributed.stop()
+
+
+def newest(folder: Path) -> Path:
+    """Return the newest checkpoint of a run."""
+    return max((folder / "checkpoints").glob("step-*"))
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """Return all files of the newest checkpoint of a run."""
+    return {path.name: path.read_bytes() for path in newest(folder).iterdir()}
+
+
+def digest(folder: Path) -> str:
+    """Return the digest of the samples that a run has learnt from."""
+    return json.loads((newest(folder) / "state.json").read_text())["samples"]
+
+
+def losses(folder: Path) -> list[float]:
+    """Return the losses of a run, report by report."""
+    return [json.loads(line)["loss"] for line in (newest(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def said(folder: Path) -> list[str]:
+    """Return what a run has told."""
+    path = folder / "said.txt"
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,145 @@
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from denoise.config import Config, Train, to_dict
+from denoise.denoiser import load_denoiser, make_card, save_model
+from denoise.errors import UserError
+from denoise.files import write_folder
+from denoise.methods import with_net
+from denoise.nets import NetMaker
+from denoise.training.checkpoint import Done, Training, damage, load_checkpoint, snapshot
+from denoise.training.optimizers import make_average
+
+CARD = make_card(to_dict(with_net(Config())), channels=3, run="a-run")
+
+
+def trained(steps=2):
+    torch.manual_seed(0)
+    net = NetMaker("unet_n2n", 3, {})()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    for _ in range(steps):
+        net(torch.rand(1, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Training(net, optimizer)
+
+
+def save(folder, training, step):
+    write_folder(folder, snapshot(training, Done(step), CARD).write)
+
+
+def test_everything_comes_back_exactly(tmp_path):
+    training = trained()
+    done = Done(2, "00ff", [{"step": 2.0, "loss": 0.5}], {"loss": 0.1}, 1)
+    write_folder(tmp_path / "step-2", snapshot(training, done, CARD).write)
+    fresh = trained(0)
+    assert load_checkpoint(tmp_path / "step-2", fresh) == done
+    assert all(torch.equal(a, b) for a, b in zip(training.net.parameters(), fresh.net.parameters(), strict=True))
+    states = [each.state_dict()["state"] for each in (training.optimizer, fresh.optimizer)]
+    assert states[0].keys() == states[1].keys()
+    for index, entries in states[0].items():
+        for name, value in entries.items():
+            assert torch.equal(torch.as_tensor(value), states[1][index][name])
+
+
+def test_an_average_is_the_model_and_the_weights_come_back_too(tmp_path):
+    training = trained()
+    training = replace(training, average=make_average(training.net, Train(ema=0.9)))
+    with torch.no_grad():
+        training.net.dec_conv1c.bias += 1
+    training.average.update_parameters(training.net)
+    save(tmp_path / "step-3", training, 3)
+    fresh = trained(0)
+    fresh = replace(fresh, average=make_average(fresh.net, Train(ema=0.9)))
+    load_checkpoint(tmp_path / "step-3", fresh)
+    assert torch.equal(fresh.net.dec_conv1c.bias, training.net.dec_conv1c.bias)
+    assert torch.equal(fresh.model.dec_conv1c.bias, training.model.dec_conv1c.bias)
+    model = load_denoiser(tmp_path / "step-3").net.dec_conv1c.bias
+    assert torch.allclose(model, training.net.dec_conv1c.bias - 0.9)
+
+
+def test_a_checkpoint_is_a_model(tmp_path):
+    training = trained()
+    save(tmp_path / "step-2", training, 2)
+    denoiser = load_denoiser(tmp_path / "step-2")
+    picture = torch.rand(1, 3, 64, 32)
+    assert (denoiser.name, denoiser.noise, denoiser.channels, denoiser.multiple) == ("n2n", "gauss25", 3, 32)
+    assert torch.equal(denoiser(picture), training.net(picture).detach())
+
+
+def test_nothing_on_disk_is_a_pickle(tmp_path):
+    training = trained()
+    save(tmp_path / "step-2", training, 2)
+    assert {path.suffix for path in (tmp_path / "step-2").iterdir()} == {".json", ".jsonl", ".safetensors"}
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
+def test_damage_is_seen(tmp_path, harm):
+    newest, victim = tmp_path / "step-00000002", tmp_path / "step-00000002" / "net.safetensors"
+    save(newest, trained(), 2)
+    if harm == "cut":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif harm == "flip":
+        victim.write_bytes(victim.read_bytes()[:-1] + b"\x55")
+    elif harm == "remove":
+        victim.unlink()
+    else:
+        (newest / "manifest.json").unlink()
+    assert damage(newest)
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(newest, trained(0))
+
+
+def test_a_snapshot_does_not_follow_what_is_trained_on(tmp_path):
+    training = trained()
+    before = {name: tensor.clone() for name, tensor in training.net.state_dict().items()}
+    held = snapshot(training, Done(2), CARD)
+    with torch.no_grad():
+        for parameter in training.net.parameters():
+            parameter.add_(1)
+    write_folder(tmp_path / "step-2", held.write)
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in load_file(tmp_path / "step-2" / "net.safetensors").items()
+    )
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path):
+    with pytest.raises(UserError, match="is no model folder"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(UserError, match="not a model card"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({**CARD, "format": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(dict(CARD)))
+    with pytest.raises(UserError, match="is damaged"):
+        load_denoiser(tmp_path)
+    (tmp_path / "net.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="is damaged"):
+        load_denoiser(tmp_path)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_good(tmp_path):
+    """A real full disk: a tmpfs of 16 MB in a mount namespace of its own."""
+    training = trained(0)
+    probe = ["unshare", "--mount", "true"]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system (root)")
+    save_model(tmp_path / "size", training.net, CARD)
+    assert (tmp_path / "size" / "net.safetensors").stat().st_size > 3_000_000
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = Path(__file__).with_name("fill_disk.py")
+    command = f"mount -t tmpfs -o size=16m none {disk} && exec {sys.executable} {script} {disk}"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["the disk is full", "step-00000001", "nothing else"]

@@ -1,0 +1,273 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from denoise.config import load_config
+from denoise.data.dataset import Collection
+from denoise.data.shards import DamagedError, Shards
+from denoise.denoiser import read_card
+from denoise.errors import UserError
+from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+from denoise.training.fault_injection import Faults, parse_fault
+from denoise.training.loop import train
+
+BASE = ["train.steps=6", "train.crop=32", "train.log_every=1", "train.eval_every=6", "train.checkpoint_every=3"]
+
+
+def run(shards: Path, folder: Path, *overrides: str, faults: Faults | None = None, watch: bool = True):
+    """Train in this process from what the folder holds; return reports, final weights, and what was told."""
+    pictures, rows, told = Collection([Shards.open(shards)]), [], []
+    checkpoints = Checkpoints(FolderStore(folder / "checkpoints"), tell=told.append)
+    config = load_config(None, [*BASE, *overrides])
+    train(
+        config,
+        pictures,
+        pictures if watch else None,
+        folder,
+        lambda row: rows.append(dict(row)),
+        checkpoints,
+        faults=faults,
+    )
+    return rows, load_file(newest(folder) / "net.safetensors"), told
+
+
+def newest(folder: Path) -> Path:
+    """Return the newest checkpoint of a run."""
+    return max((folder / "checkpoints").glob("step-*"))
+
+
+def equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+AVERAGED = ("train.ema=0.9", "train.optimizer=adamw", "train.augment=[flip, rotate]", "data.fixed_noise=true")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.precision=fp32",),
+        ("train.precision=bf16",),
+        ("method=ssdn", "method.sigma=variable", "train.optimizer=sgd"),
+        ("method=n2v", "net=dncnn", "net.depth=4", *AVERAGED),  # batch normalisation has buffers
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_exactly_where_an_uninterrupted_one_does(small_shards, tmp_path, overrides):
+    rows, weights, told = run(small_shards, tmp_path / "whole", *overrides)
+    assert told == []
+    kept = tmp_path / "whole" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["step-00000003", "step-00000006"]
+    shutil.copytree(kept / "step-00000003", tmp_path / "resumed" / "checkpoints" / "step-00000003")
+    again, resumed, told = run(small_shards, tmp_path / "resumed", *overrides)
+    assert told == ["going on from step-00000003"]
+    assert [row["step"] for row in again] == [4, 5, 6]
+    assert [row["loss"] for row in again] == [row["loss"] for row in rows[3:]]
+    assert equal(weights, resumed)
+    history = (newest(tmp_path / "resumed") / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_has_nothing_left_to_do(small_shards, tmp_path):
+    run(small_shards, tmp_path)
+    assert run(small_shards, tmp_path)[0] == []
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(small_shards, tmp_path):
+    rows, _, _ = run(small_shards, tmp_path, "train.checkpoint_every=1", "train.eval_every=1", "train.lr=0.05")
+    best = max(rows, key=lambda row: row["val_psnr"])["step"]
+    kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {5, 6, best}
+
+
+@pytest.mark.parametrize("method", [("n2n",), ("n2v",), ("ssdn", "method.sigma=known")], ids=str)
+def test_micro_batches_learn_what_the_whole_batch_does(small_shards, tmp_path, method):
+    chosen = [
+        f"method={method[0]}",
+        *method[1:],
+        "train.optimizer=sgd",
+        "train.lr=0.002",
+        "train.precision=fp32",
+        "train.steps=2",
+    ]
+    rows, _, _ = run(small_shards, tmp_path / "whole", *chosen)
+    parts, _, _ = run(small_shards, tmp_path / "parts", *chosen, "train.micro_batch=3")
+    assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_a_full_memory_is_told_with_what_to_lower_or_halved_if_asked_to(small_shards, tmp_path):
+    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32")
+    full = parse_fault("memory:step=2")
+    with pytest.raises(UserError, match=r"4 crops of 32 pixels .* lower train.micro_batch=2, .*train\.oom=halve"):
+        run(small_shards, tmp_path / "told", *plain, faults=Faults([full]))
+    rows, _, _ = run(small_shards, tmp_path / "whole", *plain)
+    halved, _, _ = run(small_shards, tmp_path / "halved", *plain, "train.oom=halve", faults=Faults([full]))
+    assert [row["loss"] for row in halved] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_samples(small_shards, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is nan at step 3, on samples \d+ \(\w+.*\).* train.skip_nonfinite"):
+        run(small_shards, tmp_path, "train.log_every=3", faults=Faults([parse_fault("nan:step=2")]))
+    assert not list(tmp_path.glob("checkpoints/*"))  # what has gone wrong is not saved
+
+
+def test_steps_without_a_finite_loss_are_skipped_if_asked_to(small_shards, tmp_path):
+    faults = [parse_fault(f"nan:step={step}") for step in (1, 3)]
+    rows, weights, _ = run(small_shards, tmp_path / "two", "train.skip_nonfinite=2", faults=Faults(faults))
+    assert rows[-1]["skipped"] == 2
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    with pytest.raises(UserError, match=r"the loss of 2 steps was not finite, more than the 1 of"):
+        run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=Faults(faults))
+
+
+def test_the_same_seed_repeats_and_another_does_not(small_shards, tmp_path):
+    _, first, _ = run(small_shards, tmp_path / "1")
+    _, second, _ = run(small_shards, tmp_path / "2")
+    _, other, _ = run(small_shards, tmp_path / "3", "seed=1")
+    assert equal(first, second)
+    assert not equal(first, other)
+
+
+@pytest.fixture
+def harmed(small_shards, tmp_path):
+    """Shards of which one has changed, and how many samples it holds."""
+    folder = Path(shutil.copytree(small_shards, tmp_path / "harmed"))
+    path = folder / "000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(bytes(data))
+    return folder, Shards.open(folder).counts[1]
+
+
+# Every batch shows every picture, read from the shards: any process of this machine may hold sound ones decoded.
+ALL_READ = ("train.batch_size=8", "data.cache_mb=0")
+
+
+def test_damage_ends_the_run_before_it_is_learnt_from(harmed, tmp_path):
+    with pytest.raises(DamagedError, match=r"000001\.tar has another sha256"):
+        run(harmed[0], tmp_path / "run", *ALL_READ)
+
+
+def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
+    folder, count = harmed
+    rows, _, _ = run(folder, tmp_path / "run", *ALL_READ, f"data.quarantine={count}", watch=False)
+    assert rows[-1]["quarantined"] == count
+    assert all(row["quarantined"] <= count for row in rows)
+    left_out = read_card(newest(tmp_path / "run"))["provenance"]["left_out"]
+    assert len(left_out) == count
+    assert all("000001.tar has another sha256" in one["reason"] for one in left_out)
+    with pytest.raises(DamagedError):
+        run(folder, tmp_path / "less", *ALL_READ, f"data.quarantine={count - 1}")
+
+
+def test_what_is_held_decoded_is_sound_where_the_shards_no_longer_are(harmed, small_shards, tmp_path):
+    sound = Collection([Shards.open(small_shards)])
+    sound.keep_decoded(256 << 20)
+    for index in range(len(sound)):
+        sound.pixels(index, "clean")
+    rows, weights, _ = run(harmed[0], tmp_path / "held", "train.batch_size=8", "data.quarantine=9", watch=False)
+    assert rows[-1]["quarantined"] == 0
+    sound.close()
+    _, plain, _ = run(small_shards, tmp_path / "sound", *ALL_READ, watch=False)
+    assert equal(weights, plain)
+
+
+def test_pictures_smaller_than_a_crop_are_left_out_if_asked_to(small_shards, tmp_path):
+    with pytest.raises(UserError, match=r"none of the 5 training pictures .* data\.small=pad"):
+        run(small_shards, tmp_path, "train.crop=256", "data.small=leave_out")
+
+
+def test_validation_and_its_picture_come_when_asked_for(small_shards, tmp_path):
+    from denoise.images.io import read_picture
+
+    rows, _, _ = run(small_shards, tmp_path, "train.eval_every=4")
+    assert [row["step"] for row in rows if "val_psnr" in row] == [4, 6]
+    strip = read_picture(tmp_path / "pictures" / "step-000006.png").pixels
+    assert strip.shape == (96, 3 * 128, 3)
+    assert {"step", "loss", "lr", "images_per_second", "val_psnr", "val_ssim"} == set(rows[-1])
+
+
+def test_learning_reduces_the_loss(small_shards, tmp_path):
+    rows, _, _ = run(
+        small_shards,
+        tmp_path,
+        "train.steps=40",
+        "train.log_every=10",
+        "train.checkpoint_every=40",
+        "train.eval_every=40",
+    )
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
+@pytest.mark.parametrize("method", ["n2c", "n2n"])
+def test_grey_pictures_and_a_range_of_noise(small_shards, tmp_path, method):
+    _, weights, _ = run(
+        small_shards, tmp_path, f"method={method}", "data.colour=grey", "noise=gauss5_50", "method.loss_name=l1"
+    )
+    assert weights["dec_conv1c.weight"].shape == (1, 32, 3, 3)
+
+
+def test_a_loss_that_diverges_stops_with_a_reason(small_shards, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is .* lower train.lr"):
+        run(small_shards, tmp_path, "train.lr=1e30", "train.schedule=fixed")
+
+
+def test_subsampled_pictures_are_cropped_larger(small_shards, tmp_path):
+    rows, _, _ = run(small_shards, tmp_path, "noise=subsample2", "method=n2n", "train.eval_every=3")
+    assert rows[-1]["val_psnr"] > 0
+    from denoise.images.io import read_picture
+
+    assert read_picture(tmp_path / "pictures" / "step-000006.png").pixels.shape == (48, 3 * 64, 3)
+
+
+def test_a_method_that_needs_no_training_says_so(small_shards, tmp_path):
+    with pytest.raises(UserError, match="zs_n2n needs no training; use it as it is: denoise restore"):
+        run(small_shards, tmp_path, "method=zs_n2n")
+
+
+def test_a_crop_that_does_not_suit_the_net_is_refused(small_shards, tmp_path):
+    with pytest.raises(UserError, match="train.crop=40 .* use 32"):
+        run(small_shards, tmp_path, "train.crop=40")
+
+
+def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):
+    pictures, checkpoints = Collection([Shards.open(small_shards)]), Checkpoints(FolderStore(tmp_path / "checkpoints"))
+    config = load_config(None, [*BASE, "net=cnn5", "train.steps=16"])
+    train(config, pictures, None, tmp_path, lambda row: None, checkpoints, profile=tmp_path / "profile")
+    page = (tmp_path / "profile" / "profile.html").read_text()
+    assert "10 training steps" in page
+    assert "convolution_backward" in page
+    names = {event["name"] for event in json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]}
+    assert {"ProfilerStep#5", "ProfilerStep#14"} <= names
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parts", ["train.micro_batch=null", "train.micro_batch=1"])
+def test_cuda_graphs_change_nothing_but_rounding(small_shards, tmp_path, parts):
+    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32", "net=cnn5", parts)
+    rows, _, _ = run(small_shards, tmp_path / "plain", *plain)
+    others, _, _ = run(small_shards, tmp_path / "graphs", *plain, "train.cuda_graphs=true")
+    assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["compile=true", "cuda_graphs=true", "fused=false", "channels_last=false"])
+def test_switches_of_speed_change_nothing_but_rounding(small_shards, tmp_path, switch):
+    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32", "net=cnn5")
+    rows, _, _ = run(small_shards, tmp_path / "plain", *plain)
+    others, _, _ = run(small_shards, tmp_path / "switched", *plain, f"train.{switch}")
+    assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+def test_the_loss_on_unseen_pictures_is_the_same_whenever_it_is_asked_for(small_shards, tmp_path):
+    """Nothing is learnt at a rate this low: the same noise and masks give the same loss, the training loss moves."""
+    still = ("method=n2v", "net=cnn5", "train.lr=1e-12", "train.precision=fp32", "train.val_loss=true")
+    rows, _, _ = run(small_shards, tmp_path, *still, "train.eval_every=2", "train.log_every=2")
+    unseen = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert len(unseen) > 1
+    assert unseen == pytest.approx([unseen[0]] * len(unseen), rel=1e-5)
+    assert len({round(row["loss"], 5) for row in rows}) > 1

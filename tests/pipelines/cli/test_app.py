@@ -1,0 +1,182 @@
+"""The command line as a user types it: answers, and one sentence for every mistake."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import app as cli
+
+
+def run(denoise, *arguments, expect=0):
+    done = subprocess.run([*denoise, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stderr
+    return sentence(done.stderr) if expect else done.stdout
+
+
+def sentence(told):
+    """Return the one sentence about a mistake, the last line on standard error."""
+    last = told.strip().splitlines()[-1]
+    assert last.startswith("error: "), told
+    assert last.endswith("."), told
+    assert "Traceback" not in told
+    return last
+
+
+def test_version(denoise):
+    from importlib.metadata import version
+
+    assert run(denoise, "--version") == f"denoise {version('noise2x')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["train", "trian.steps=3"], 2, "did you mean train.steps"),
+        (["train", "train.steps=none"], 2, "train.steps"),
+        (["train", "method=n2v3"], 1, "did you mean n2"),
+        (["train", "net=unet"], 1, "unet_n2n"),
+        (["train", "noise=gaus25"], 1, "gauss25"),
+        (["train", "data.train=smal"], 1, "denoise shard smal"),
+        (["train", "tracking.uri=file:mlruns"], 1, "sqlite"),
+        (["train", "preset=laine2019"], 2, "denoise presets"),
+        (["train", "method=r2r", "noise=impulse0.5"], 1, "not defined for noise=impulse0.5"),
+        (["train", "method=ssdn", "net=dncnn"], 1, "use unet_ssdn"),
+        (["train", "method=bm3d"], 1, "needs no training"),
+        (["evaluate", "n2v"], 1, "has to be trained first"),
+        (["fetch", "kodac"], 1, "did you mean kodak"),
+        (["fetch", "kodak", "--split", "tset"], 2, "did you mean test"),
+        (["fetch", "kodak", "--mirror", "nowhere"], 1, "nowhere"),
+        (["fetch", "imagenet"], 1, "image-net.org"),
+        (["fetch", "imagenet", "--mirror", "no/ILSVRC2012"], 1, "no/ILSVRC2012"),
+        (["shard", "nothing"], 1, "denoise fetch nothing"),
+        (["shard", "mine", "--from", "nowhere"], 1, "nowhere"),
+        (["shard", "--from", "nowhere"], 2, "NAME"),
+        (["evaluate", "nowhere"], 1, "no model folder"),
+        (["evaluate", "nowhere", "--protocol", "lain2019"], 1, "did you mean laine2019"),
+        (["restore", "nowhere.png", "-o", "out.png", "--model", "data"], 1, "no model folder"),
+        (["models", "register", "nowhere"], 1, "no model folder"),
+        (["shard", "mine", "--from", "data", "--only", "gray"], 2, "use grey or colour"),
+        (["data", "show", "nothing"], 1, "denoise fetch nothing"),
+        (["data", "verify", "small", "--split", "tset"], 2, "did you mean test"),
+        (["data", "push", "small"], 1, "data.url is not set"),
+        (["data", "push", "small", "-S", "data.url=http://127.0.0.1:9"], 1, "can only be read"),
+        (["data", "pull", "small", "-S", "data.url=nowhere"], 1, "not at nowhere"),
+        (["train", "data.url=ftp://host"], 1, "ftp://host is not understood"),
+        (["train", "data.url=nowhere"], 1, "denoise data push small"),
+        (["tune", "ee559-randon"], 2, "did you mean ee559-random"),
+        (["tune", "mine.yaml"], 2, "mine.yaml is not there"),
+        (["tune", "tpe-asha", "--sampler", "tpee"], 2, "sampler"),
+        (["tune", "--resume", "nothing"], 1, "there is no sweep nothing"),
+        (["tune", "--resume", "nothing", "train.steps=3"], 2, "train.steps cannot change"),
+        (["tune", "tpe-asha", "--resume", "nothing"], 2, "leave SPACE"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(project, arguments, code, told, monkeypatch, capfd):
+    before = sorted(path for path in project.rglob("*") if path.suffix != ".db")
+    monkeypatch.setattr(sys, "argv", ["denoise", *arguments])
+    with pytest.raises(SystemExit) as ended:  # in this process: starting one for each takes a minute
+        cli.main()
+    assert ended.value.code == code
+    assert told in sentence(capfd.readouterr().err)
+    after = sorted(path for path in project.rglob("*") if not path.name.startswith("mlflow.db"))
+    left = [path for path in after if path not in before and "downloads" not in path.parts]
+    assert left == []
+
+
+def test_no_picture_is_as_large_as_a_crop(project, denoise):
+    told = run(denoise, "train", "--local", "data.small=leave_out", "train.crop=256", expect=1)
+    assert "none of the 5 training pictures" in told
+
+
+def test_params_yaml_with_an_unknown_key(project, denoise):
+    (project / "params.yaml").write_text("train: {step: 3}\n")
+    assert "did you mean steps" in run(denoise, "train", expect=2)
+
+
+def test_train_evaluate_and_restore_without_services(project, denoise, small_pictures, photographs):
+    model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=20"))["model"]
+    (project / "own").mkdir()
+    shutil.copy(photographs / "astronaut.png", project / "own")
+    run(denoise, "shard", "own", "--from", "own", "--split", "test")
+    results = json.loads(
+        run(denoise, "evaluate", model, "--data", "own", "--protocol", "laine2019", "--out", "scores", "--json")
+    )
+    assert results[0]["protocol"] == "laine2019"
+    assert results[0]["data"] == "own"
+    assert json.loads((project / "scores/own/scores.json").read_text())["psnr"] == results[0]["psnr"]
+    names = sorted(path.name for path in (project / "scores/own/pictures").iterdir())
+    assert names == ["astronaut-clean.png", "astronaut-noisy.png", "astronaut-restored.png"]
+    noisy = small_pictures / "1-rocket.jpg"
+    answer = json.loads(run(denoise, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
+    assert Path(answer[0]["target"]) == Path("restored.png")
+    assert (project / "restored.png").is_file()
+
+
+def test_real_noisy_pictures_from_training_to_a_map_of_the_deviation(project, denoise, photographs):
+    from denoise.images.io import Picture, read_picture, write_picture
+
+    pixels = read_picture(photographs / "coffee.png").pixels[:100, :90]
+    (project / "own").mkdir()
+    for name, dark in (("cup_noisy", 2), ("cup_clean", 1)):  # the noise of a dark picture is not the point here
+        write_picture(project / "own" / f"{name}.png", Picture(pixels // dark))
+    for split in ("train", "test"):
+        run(denoise, "shard", "own", "--from", "own", "--split", split)
+    real = ["noise=none", "data.train=own", "data.allow_overlap=own", "data.val=own"]
+    shutil.copytree(project / "data/shards/train/own", project / "data/shards/val/own")
+    model = json.loads(run(denoise, "train", "--local", "--json", *real, "method=ssdn", "train.steps=2"))["model"]
+    (result,) = json.loads(run(denoise, "evaluate", model, "--data", "own", "-S", "data.allow_overlap=own", "--json"))
+    assert (result["noise"], result["training_noise"], result["passes"]) == ("none", "real", 1)
+    run(denoise, "restore", "own/cup_noisy.png", "-o", "restored.png", "--model", model, "--noise", "gauss20")
+    run(denoise, "restore", "own/cup_noisy.png", "-o", "deviation.png", "--model", model, "--deviation")
+    restored, deviation = (read_picture(project / f"{name}.png").pixels for name in ("restored", "deviation"))
+    assert restored.shape == deviation.shape == pixels.shape
+    assert deviation.mean() < 0.5 * restored.mean()
+
+
+def test_a_method_without_training_is_a_model(project, denoise, small_pictures):
+    few = ["-S", "method=zs_n2n", "-S", "method.steps=3"]
+    noisy = small_pictures / "1-rocket.jpg"
+    run(denoise, "restore", noisy, "-o", "restored.png", "--model", "zs_n2n", *few)
+    assert (project / "restored.png").is_file()
+
+
+def test_recipes_are_listed_and_shown(project, denoise):
+    listed = json.loads(run(denoise, "presets", "--json"))
+    assert "laine2019-gauss25-ssdn-known" in listed
+    shown = json.loads(run(denoise, "presets", "r2r-bsd68-sigma25", "--json"))
+    assert shown["config"]["train"]["steps"] == 93_125
+    assert "29.14" in run(denoise, "presets", "r2r-bsd68-sigma25")
+
+
+def test_training_on_the_test_pictures_is_refused(project, denoise):
+    shutil.copytree(project / "data/shards/train", project / "data/shards/test")
+    told = run(denoise, "train", "--local", "data.test=small", expect=1)
+    assert "5 pictures of the test set small are in the training set small" in told
+    assert "data.allow_overlap=small" in told
+    run(denoise, "train", "--local", "data.test=small", "data.allow_overlap=small", "train.steps=1")
+
+
+def test_scoring_on_the_training_pictures_is_refused(project, denoise):
+    model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=1"))["model"]
+    shutil.copytree(project / "data/shards/train", project / "data/shards/test")
+    assert "was trained on the test set small" in run(denoise, "evaluate", model, "--data", "small", expect=1)
+
+
+def test_a_local_run_resumes_and_is_given_back(project, denoise):
+    run(denoise, "train", "--local", "--name", "mine", "train.steps=6", "train.checkpoint_every=6")
+    first = json.loads(run(denoise, "train", "--local", "--name", "mine", "--json"))
+    history = (project / "runs/mine/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in history] == [2, 4, 6, 8, 10, 12]
+    assert json.loads(run(denoise, "train", "--local", "--name", "mine", "--json")) == first
+
+
+def test_torchrun_trains_with_the_same_command(project, denoise):
+    torchrun = [denoise[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *denoise[1:]]
+    answer = json.loads(run(torchrun, "train", "--json", "train.steps=4"))  # one answer for both ranks
+    assert (project / answer["model"] / "net.safetensors").is_file()
+    rows = (project / answer["model"] / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [2, 4]

@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from denoise.config import load_config
+from denoise.data.shards import Shards
+from denoise.images.io import read_picture
+from pipelines.datasets.preview import contact_sheet, describe, table
+from tests.pipelines.conftest import call
+
+
+@pytest.fixture
+def config(project):
+    return load_config(Path("params.yaml"))
+
+
+def test_what_a_set_holds(config, project):
+    shown = describe(config, "small", "train")
+    shards = Shards.open(project / "data/shards/train/small")
+    assert (shown["samples"], shown["shards"], shown["digest"]) == (5, len(shards.entries), shards.digest)
+    assert shown["modes"] == {"RGB": 3, "L": 2}
+    assert (shown["smallest_side"], shown["largest_side"]) == (96, 128)
+    assert sum(shown["sizes"].values()) == 5
+    text = table([shown])
+    assert "train: 5 samples" in text
+    assert shards.digest in text
+
+
+def test_the_contact_sheet_shows_every_picture(config, tmp_path):
+    sheet = read_picture(contact_sheet(config, "small", ["train", "val"], tmp_path / "deep" / "sheet.png")).pixels
+    columns = [8 + column * 168 for column in range(6)]
+    for row, filled in ((8, 6), (8 + 184, 4)):  # two rows: ten pictures, six in a row
+        tiles = [sheet[row : row + 160, left : left + 160] for left in columns]
+        assert [bool((tile.min(axis=(0, 1)) < 250).any()) for tile in tiles] == [True] * filled + [False] * (6 - filled)
+    assert np.ptp(sheet[8:168, 8:168]) > 50
+
+
+def test_the_commands_answer(project):
+    shown = json.loads(call("denoise", "data", "show", "small", "--json", cwd=project))
+    assert [one["split"] for one in shown["splits"]] == ["train", "val"]
+    assert (project / shown["sheet"]).is_file()
+    assert json.loads(call("denoise", "data", "verify", "small", "--json", cwd=project))["problems"] == []
+    path = project / "data/shards/val/small/000000.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    found = json.loads(call("denoise", "data", "verify", "small", "--json", cwd=project, code=1))
+    assert len(found["problems"]) == 1
+    assert "000000.tar" in found["problems"][0]

@@ -1,0 +1,114 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from denoise.data.shards import Shards
+from denoise.errors import UserError
+from denoise.files import file_digest
+from denoise.sharding.writer import Rules
+from pipelines.datasets.shard import find_sources, shard
+
+
+def test_a_folder_of_ones_own_in_a_stable_order(small_pictures, tmp_path):
+    own = tmp_path / "own"
+    (own / "b").mkdir(parents=True)
+    (own / "a").mkdir()
+    pictures = sorted(small_pictures.iterdir())
+    shutil.copy(pictures[0], own / "b" / "1.png")
+    shutil.copy(pictures[1], own / "a" / "2.JPG")
+    (own / "notes.txt").write_text("not a picture")
+    (own / ".hidden.png").write_bytes(b"")
+    assert [source.name for source in find_sources(own)] == ["a/2.JPG", "b/1.png"]
+    folder = shard("own", "train", tmp_path / "data", own)
+    assert folder == tmp_path / "data" / "shards" / "train" / "own"
+    assert [Shards.open(folder).describe(index)["name"] for index in (0, 1)] == ["a/2.JPG", "b/1.png"]
+
+
+def test_pictures_of_one_scene_are_one_sample(small_pictures, tmp_path):
+    picture = next(small_pictures.glob("*.png"))
+    names = ["a_noisy", "a_noisy2", "a_clean", "deep/b_real", "deep/b_mean", "c", "c_clean", "d_noisy"]
+    for name in names:
+        (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
+        shutil.copy(picture, tmp_path / f"{name}.png")
+    found = {source.name: {view: path.stem for view, path in source.views.items()} for source in find_sources(tmp_path)}
+    assert found == {
+        "a.png": {"noisy": "a_noisy", "noisy2": "a_noisy2", "clean": "a_clean"},
+        "c.png": {"clean": "c"},  # a name that says nothing makes no pair
+        "c_clean.png": {"clean": "c_clean"},
+        "d_noisy.png": {"clean": "d_noisy"},  # a lone picture
+        "deep/b.png": {"noisy": "b_real", "mean": "b_mean"},
+    }
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match="denoise fetch kodak"):
+        shard("kodak", "test", tmp_path)
+    with pytest.raises(UserError, match="folder of pictures"):
+        shard("own", "train", tmp_path, tmp_path / "nowhere")
+
+
+def test_a_broken_picture_is_left_out_and_counted(small_pictures, tmp_path, capsys):
+    own = shutil.copytree(small_pictures, tmp_path / "own")
+    (own / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        shard("own", "train", tmp_path, own)
+    shard("own", "train", tmp_path, own, rules=Rules(skip_broken=True))
+    told = capsys.readouterr().err
+    assert "broken.png" in told
+    assert "1 of 6 pictures were left out" in told
+
+
+@pytest.mark.parametrize("name", ["kodak", "bsds300", "bsd68", "polyu"])
+def test_named_sets_from_a_mirror(mirror, tmp_path, name):
+    from pipelines.datasets.fetch import fetch
+
+    counts = {"kodak": 24, "bsds300": 100, "bsd68": 68, "polyu": 30}
+    fetch(name, tmp_path, splits=["test"], mirror=mirror)
+    shards = Shards.open(shard(name, "test", tmp_path, shard_mb=2))
+    assert len(shards) == counts[name]
+    views = {view for index in (0, len(shards) - 1) for view in shards.describe(index)["views"]}
+    assert views == ({"noisy", "mean"} if name == "polyu" else {"clean"})
+    assert all(shards.pixels(0, view).size for view in views)
+
+
+SHARD = """\
+import os, sys
+from pathlib import Path
+if __name__ == "__main__":
+    from pipelines.shard import shard
+    os.umask(0o077)
+    shard(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), shard_mb=1, jobs=2)
+"""
+ALL_SETS = {
+    "kodak": "kodak",
+    "bsds300-train": "BSDS300/images/train",
+    "bsds300-test": "BSDS300/images/test",
+    "bsd400": "bsd400",
+    "bsd68": "bsd68",
+    "cbsd68": "cbsd68",
+    "imagenet-train": "imagenet/train",
+    "imagenet-val": "imagenet/val",
+    "polyu-train": "polyu/train",
+    "polyu-test": "polyu/test",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("kodak", "polyu-test") else pytest.mark.slow) for name in ALL_SETS]
+)
+def test_every_set_gives_the_same_bytes_again(mirror, tmp_path, name):
+    """By one process here, and by two with another umask, time zone and locale."""
+    source = mirror / ALL_SETS[name]
+    one = shard(name, "train", tmp_path / "one", source, shard_mb=1)
+    (tmp_path / "again.py").write_text(SHARD)
+    there = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
+    arguments = [sys.executable, tmp_path / "again.py", name, "train", tmp_path / "two", source]
+    subprocess.run(arguments, check=True, env=there)
+    two = tmp_path / "two" / "shards" / "train" / name
+    assert len(list(one.glob("*.tar"))) > 1
+    assert {path.name: file_digest(path) for path in one.iterdir()} == {
+        path.name: file_digest(path) for path in two.iterdir()
+    }

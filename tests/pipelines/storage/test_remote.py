@@ -1,0 +1,157 @@
+"""Against a real server of the S3 protocol, and a real web server."""
+
+import functools
+import http.server
+import io
+import threading
+
+import pytest
+
+from denoise.errors import UserError
+from pipelines.storage import base as storage
+from pipelines.storage.base import BrokenError, NotThereError, fetch_bytes, patiently, remote, writable
+from tests.pipelines.s3_helpers import Network, S3Server, s3_environment, up_when_missed
+
+DATA = bytes(range(256)) * 5000
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = S3Server()
+    server.start()
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "file").write_bytes(DATA)
+    server.fill(folder, "bucket", "deep/prefix")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    with s3_environment(monkeypatch, server.port):
+        yield remote("s3://bucket/deep/prefix")
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "file").write_bytes(DATA)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield remote(f"http://127.0.0.1:{running.server_port}/")
+        running.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "file").write_bytes(DATA)
+    return remote(str(tmp_path))
+
+
+@pytest.fixture(params=["bucket", "site", "folder"])
+def place(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_file_arrives_whole_or_from_where_it_broke_off(place):
+    assert fetch_bytes(place, "file") == DATA
+    sink = io.BytesIO(DATA[:1000])
+    sink.seek(1000)
+    place.receive("file", sink, 1000)
+    assert sink.getvalue() == DATA
+
+
+def test_a_file_that_is_not_there_is_told(place):
+    with pytest.raises(NotThereError, match="nothing does not exist"):
+        fetch_bytes(place, "nothing")
+
+
+def test_what_was_sent_comes_back(bucket, tmp_path):
+    for target in (bucket, remote(str(tmp_path / "folder"))):
+        source = tmp_path / "source"
+        source.write_bytes(DATA * 10)  # S3 takes it in parts
+        target.send(source, "a/b")
+        assert fetch_bytes(target, "a/b") == DATA * 10
+        assert target.address.rstrip("/") == target.address
+
+
+def test_what_begins_with_a_prefix_is_listed_over_all_pages_and_deleted(server, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PAGE", 2)
+    (tmp_path / "source").write_bytes(b"x")
+    names = [f"of/{number} +é" for number in range(5)]
+    for name in (*names, "other"):
+        bucket.send(tmp_path / "source", f"listed/{name}")
+    assert bucket.list("listed/o") == [f"listed/{name}" for name in (*names, "other")]
+    bucket.delete([f"listed/{name}" for name in (*names[1:], "nothing")])
+    assert bucket.list("listed/of/") == [f"listed/{names[0]}"]
+    with s3_environment(monkeypatch, server.port):
+        assert f"deep/prefix/listed/{names[0]}" in remote("s3://bucket").list("deep/")
+    assert bucket.list("listed/nothing") == []
+
+
+@pytest.mark.parametrize("attempt", ["list", "delete", "send"])
+def test_changes_in_a_wrong_bucket_are_told_at_once(bucket, tmp_path, attempt):
+    (tmp_path / "source").write_bytes(b"x")
+    place = remote("s3://nowhere/prefix", "ray.storage")
+    attempts = {
+        "list": lambda: place.list("a"),
+        "delete": lambda: place.delete(["a"]),
+        "send": lambda: place.send(tmp_path / "source", "a"),
+    }
+    with pytest.raises(UserError, match=r"nowhere/prefix/a.*no such bucket; check ray\.storage and the credentials"):
+        attempts[attempt]()
+
+
+def test_a_web_site_cannot_be_written_to(site):
+    with pytest.raises(UserError, match="can only be read"):
+        writable(site.address)
+
+
+def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
+    network = Network(server.port, cut_share=0.6, seed=3)
+    network.up()
+    with s3_environment(monkeypatch, network.port):
+        place = remote("s3://bucket/deep/prefix")
+        for _ in range(8):
+            assert fetch_bytes(place, "file") == DATA
+    network.down()
+    assert network.cuts
+
+
+def test_no_server_is_waited_for(server, monkeypatch):
+    network = Network(server.port)
+    said = up_when_missed(network, monkeypatch)
+    with s3_environment(monkeypatch, network.port):
+        assert fetch_bytes(remote("s3://bucket/deep/prefix"), "file") == DATA
+    network.down()
+    assert said[0].startswith("s3://bucket/deep/prefix/file: ")
+
+
+def test_patience_ends_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE", 0.02)
+    with pytest.raises(UserError, match=r"there could not be transferred .* \(it is broken\)"):
+        patiently("there", lambda: (_ for _ in ()).throw(BrokenError("it is broken")))
+
+
+def test_no_bucket_and_no_credentials_are_told(bucket, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="there is no such bucket"):
+        fetch_bytes(remote("s3://nowhere"), "file")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"needs credentials .*AWS_ACCESS_KEY_ID"):
+        fetch_bytes(remote("s3://bucket"), "file")
+
+
+@pytest.mark.parametrize("key", ["data.url", "ray.storage"])
+@pytest.mark.parametrize(("url", "told"), [("s3://", "names no bucket"), ("ftp://host/x", "is not understood")])
+def test_an_address_that_is_none_is_told(url, told, key):
+    with pytest.raises(UserError, match=f"^{key}={url} {told}"):
+        remote(url, *([key] if key != "data.url" else []))

@@ -1,0 +1,48 @@
+import os
+import pty
+import subprocess
+import sys
+
+from pipelines.console import progress
+
+SCRIPT = """
+from pipelines.progress import progress
+with progress("shard kodak", 3) as advance:
+    for _ in range(3):
+        advance(1, "kodim01.png")
+"""
+
+
+def test_a_log_gets_plain_lines(capsys):
+    with progress("shard kodak", 4, "pictures") as advance:
+        for _ in range(4):
+            advance(1, "kodim04.png")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("shard kodak: 4/4 pictures, ")
+    assert lines[0].endswith("pictures/s kodim04.png")
+
+
+def test_bytes_are_shown_as_megabytes(capsys):
+    with progress("fetch", 5_000_000, "bytes", done=1_000_000) as advance:
+        advance(4_000_000)
+    assert capsys.readouterr().err.startswith("fetch: 5/5 MB, ")
+
+
+def test_unknown_totals_and_empty_work(capsys):
+    with progress("fetch", None) as advance:
+        advance()
+    with progress("nothing", 0):
+        pass
+    assert "fetch: 1 pictures" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar():
+    outside, inside = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", SCRIPT], stderr=inside, env={**os.environ, "TERM": "xterm"})
+    os.close(inside)
+    shown = os.read(outside, 1 << 16).decode()
+    os.close(outside)
+    assert done.returncode == 0
+    assert "━" in shown
+    assert "3/3" in shown

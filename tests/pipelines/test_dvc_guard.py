@@ -1,0 +1,100 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from denoise.errors import UserError
+from pipelines.dvc_guard import dependencies_unchanged
+
+PIPELINE = """\
+stages:
+  work:
+    foreach: [a, b]
+    do:
+      cmd: python work.py ${item}
+      deps:
+        - code.py
+        - data/${item}
+      params:
+        - train.steps
+      outs:
+        - out-${item}
+"""
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "params.yaml").write_text("train: {steps: 5, lr: 1}\n")
+    (tmp_path / "code.py").write_text("one")
+    for item in "ab":
+        (tmp_path / "data" / item).mkdir(parents=True)
+        (tmp_path / "data" / item / "file").write_text(item)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "work@a")
+    return tmp_path
+
+
+def test_nothing_changed(stage):
+    with dependencies_unchanged():
+        (stage / "data" / "b" / "file").write_text("not of this stage")
+        (stage / "params.yaml").write_text("train: {steps: 5, lr: 2}\n")
+        (stage / "out-a").write_text("result")
+    assert (stage / "out-a").is_file()  # and nothing was raised
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("code.py", "two", "code.py changed"),
+        ("data/a/file", "other", "data/a changed"),
+        ("data/a/new", "", "data/a changed"),
+        ("params.yaml", "train: {steps: 6}", "params.yaml:train.steps changed"),
+    ],
+)
+def test_what_changed_is_told(stage, path, text, told):
+    with pytest.raises(UserError, match=rf"{told} while the stage work@a ran"), dependencies_unchanged():
+        (stage / path).write_text(text)
+
+
+def test_an_error_inside_stays_what_it_is(stage):
+    (stage / "code.py").unlink()
+    with pytest.raises(FileNotFoundError, match="code"), dependencies_unchanged():
+        (stage / "code.py").read_text()
+
+
+def test_outside_of_a_stage_nothing_is_watched(stage, monkeypatch):
+    monkeypatch.delenv("DVC_STAGE")
+    with dependencies_unchanged():
+        (stage / "code.py").write_text("two")
+    assert (stage / "code.py").read_text() == "two"  # and nothing was raised
+
+
+EDITING = """\
+import sys
+sys.path.insert(0, {root!r})
+import pipelines.shard as stage
+from pipelines.cli.app import main
+work = stage.shard
+def edit_and_shard(*given, **named):
+    open("code.py", "w").write("edited")
+    return work(*given, **named)
+stage.shard = edit_and_shard
+main()
+"""
+
+
+def test_dvc_does_not_record_what_was_edited_meanwhile(stage, small_pictures):
+    """With the real dvc: the stage fails, and the next run makes it good."""
+    command = f"{sys.executable} edit.py shard own --from {small_pictures} --split train"
+    (stage / "edit.py").write_text(EDITING.format(root=str(Path(__file__).parents[2])))
+    (stage / "dvc.yaml").write_text(f"stages: {{work: {{cmd: '{command}', deps: [code.py], outs: [data/shards]}}}}")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "-q"], check=True)
+    done = subprocess.run([*dvc, "repro"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "code.py changed while the stage work ran" in done.stderr
+    assert not (stage / "dvc.lock").exists()
+    again = subprocess.run([*dvc, "repro"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr

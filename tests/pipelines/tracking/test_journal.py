@@ -1,0 +1,151 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import denoise
+from denoise.errors import UserError
+from pipelines.tracking.journal import METRICS, RUN, Journal
+from pipelines.tracking.runs import Opening
+from tests.pipelines.mlflow_helpers import make_model
+
+PROJECT = Path(denoise.__file__).parents[2]
+
+
+def values(folder: Path) -> list[tuple[str, int, float]]:
+    return [(point.key, point.step, point.value) for point in Journal(folder).all_points()]
+
+
+def test_metrics_come_back_as_they_were_added(tmp_path):
+    journal = Journal(tmp_path / "new" / "journal")
+    assert journal.points() == ([], 0)
+    journal.add_metrics(0, {"loss": 0.1, "nan": math.nan})
+    journal.add_metrics(1, {"inf": math.inf, "minus": -math.inf, "val/psnr": np.float32(0.5)})
+    journal.add_metrics(1, {"loss": 7})  # a repeated step stays
+    points, end = journal.points()
+    assert [point.key for point in points] == ["loss", "nan", "inf", "minus", "val/psnr", "loss"]
+    assert [point.step for point in points] == [0, 0, 1, 1, 1, 1]
+    assert math.isnan(points[1].value)
+    assert [point.value for point in (points[0], *points[2:])] == [0.1, math.inf, -math.inf, 0.5, 7.0]
+    assert points[0].timestamp > 1.7e12
+    assert journal.points(end) == ([], end)
+    journal.add_metrics(2, {"loss": 0.2})
+    assert [point.step for point in journal.points(end)[0]] == [2]
+    first, position = journal.points(0, limit=1)
+    assert first + journal.points(position)[0] == list(journal.all_points())
+
+
+def test_a_line_that_was_cut_is_skipped_and_the_next_attempt_goes_on(tmp_path):
+    Journal(tmp_path).add_metrics(0, {"loss": 0.0})
+    with (tmp_path / METRICS).open("ab") as file:
+        file.write(b'{"step": 1, "time": 5, "metrics": {"lo')
+    reader = Journal(tmp_path)
+    points, position = reader.points()
+    assert [point.step for point in points] == [0]
+    journal = Journal(tmp_path)
+    for step in (2, 3):
+        journal.add_metrics(step, {"loss": step})
+    assert [point.step for point in reader.points(position)[0]] == [2, 3]
+    assert values(tmp_path) == [("loss", 0, 0.0), ("loss", 2, 2.0), ("loss", 3, 3.0)]
+
+
+@pytest.mark.parametrize("line", ["", "7", "[]", "{}", '{"step": 1}', '{"step": 1, "time": 2, "metrics": 3}', "\0\0"])
+def test_a_line_that_means_nothing_is_skipped(tmp_path, line):
+    (tmp_path / METRICS).write_text(f"{line}\n")
+    Journal(tmp_path).add_metrics(5, {"loss": 1.0})
+    assert values(tmp_path) == [("loss", 5, 1.0)]
+
+
+def test_after_a_full_disk_a_cut_line_is_closed(tmp_path):
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    journal = Journal(tmp_path)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            journal.add_metrics(0, {"loss": 0.0})
+    (tmp_path / METRICS).unlink()
+    (tmp_path / METRICS).write_bytes(b'{"step": 0, "ti')
+    journal.add_metrics(1, {"loss": 1.0})
+    assert values(tmp_path) == [("loss", 1, 1.0)]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pipelines.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+for step in range(10**9):
+    journal.add_metrics(step, {"loss": step, "lr": 0.1})
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_loses_nothing_that_was_added(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as writer:
+        while int(writer.stdout.readline()) < 1000:
+            pass
+        writer.kill()
+        rest = [line for line in writer.stdout.readlines() if line.endswith("\n")]
+    last = int(rest[-1]) if rest else 1000
+    steps = [step for key, step, _ in values(tmp_path) if key == "loss"]
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= last + 1
+
+
+def test_pictures_keep_their_bytes_and_their_time(tmp_path):
+    source = tmp_path / "step-5.png"
+    source.write_bytes(b"any bytes")
+    journal = Journal(tmp_path / "journal")
+    journal.add_picture("val/astronaut 1", source, 5)
+    journal.add_picture("val", np.full((2, 3, 3), 0.5, np.float32), 0)
+    (tmp_path / "journal" / "pictures" / "something else").write_bytes(b"")
+    found = {picture.key: picture for picture in Journal(tmp_path / "journal").pictures()}
+    first, second = found["val/astronaut 1"], found["val"]
+    assert len(found) == 2
+    assert (first.key, first.step, first.file.read_bytes()) == ("val/astronaut 1", 5, b"any bytes")
+    assert (second.key, second.step, np.load(second.file).mean()) == ("val", 0, 0.5)
+    assert 1.7e12 < first.timestamp <= second.timestamp
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["pictures"]
+
+
+def test_a_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):
+    for key in ("a+b", "", "ö", "x" * 251, "a\n"):
+        with pytest.raises(UserError, match="cannot be logged to MLflow"):
+            Journal(tmp_path).add_metrics(0, {key: 1.0})
+        with pytest.raises(UserError, match="cannot be logged to MLflow"):
+            Journal(tmp_path).add_picture(key, np.zeros((2, 2, 3)), 0)
+
+
+def test_the_newest_opening_counts_as_of_the_first_start(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    with pytest.raises(UserError, match=r"is no journal of a run: it has no run\.json"):
+        journal.opening()
+    journal.begin(Opening("sqlite:////a.db", "e", "n", started=100, driver="h 1 2.0"))
+    journal.set_status("FAILED")
+    assert journal.ended().status == "FAILED"
+    begun = Journal(tmp_path / "journal").begin(Opening("http://b", "e", "n", started=200, driver="h 2 3.0"))
+    assert (begun.uri, begun.started, begun.driver) == ("http://b", 100, "h 2 3.0")
+    assert journal.opening() == begun
+    assert journal.ended() is None
+    (tmp_path / "journal" / RUN).write_text('{"uri": 1}')
+    with pytest.raises(UserError, match="is no journal of a run"):
+        journal.opening()
+    assert journal.begin(begun) == begun  # a damaged one is replaced
+
+
+def test_a_model_is_kept_although_its_folder_gets_another(tmp_path):
+    journal, model = Journal(tmp_path / "journal"), make_model(tmp_path / "model", "gauss25")
+    assert journal.model() is None
+    weights = (model / "net.safetensors").read_bytes()
+    journal.set_model(model, {"loss": 0.5}, np.ones((1, 3, 8, 8), np.float32))
+    make_model(tmp_path / "model", "gauss25", seed=1)
+    folder, figures, example = journal.model()
+    assert (folder / "net.safetensors").read_bytes() == weights != (model / "net.safetensors").read_bytes()
+    assert json.loads((folder / "model.json").read_text())
+    assert (figures, example.shape) == ({"loss": 0.5}, (1, 3, 8, 8))
+    journal.forget_model()
+    assert journal.model() is None

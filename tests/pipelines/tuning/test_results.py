@@ -1,0 +1,87 @@
+"""What a sweep leaves for people: lines, a table, pictures, a correlation."""
+
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from denoise.config import Config
+from pipelines.tuning.live_table import Board
+from pipelines.tuning.plots import PAGE, PLOTS
+from pipelines.tuning.results import Results, rank_correlation
+from pipelines.tuning.space import Dimension, Sweep
+from pipelines.tuning.study import Study
+
+SPACE = {"train.lr": Dimension(float=(1e-5, 1e-3), log=True), "train.batch_size": Dimension(choice=(2, 4))}
+SWEEP = Sweep("learning <rates>", SPACE, trials=6, evaluations=4, images=80)
+
+
+@pytest.fixture
+def board(tmp_path):
+    return Board(Study(f"sqlite:///{tmp_path}/optuna.db", "sweep", SWEEP, {"sweep": {"trials": 6}}))
+
+
+def finish(board, quality):
+    """Run a trial by hand; the loss that needs no clean picture falls as the PSNR rises."""
+    asked = board.study.ask()
+    board.began(asked)
+    for rung in range(1, 5):
+        board.moved(asked.number, rung, quality, 40.0)
+        board.study.note(asked.number, rung, quality, 40.0)
+    figures = {"0": {"val_psnr": quality, "val_loss": 1 / quality}}
+    board.study.complete(asked.number, figures, 80)
+    board.ended(asked.number)
+
+
+def test_a_log_says_what_begins_and_how_it_ends(board, capfd):
+    finish(board, 30.25)
+    asked = board.study.ask()
+    board.began(asked)
+    board.study.fail(asked.number, "its loss is nan")
+    board.ended(asked.number)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("trial 0: train.lr=")
+    assert "trial 0: COMPLETE 30.25; best val_psnr 30.25 (trial 0), 1 of 6 trials done" in lines[1]
+    assert "trial 1: FAIL (its loss is nan); best val_psnr 30.25 (trial 0), 2 of 6 trials done" in lines[3]
+
+
+def test_the_table_shows_those_that_run_and_the_newest(board):
+    for quality in (20.0, 21.5):
+        finish(board, quality)
+    board.began(board.study.ask())
+    board.moved(2, 1, 19.75, 123.0)
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(board.table())
+    shown = captured.get()
+    assert "RUNNING" in shown
+    assert "1/4" in shown
+    assert "123" in shown
+    assert shown.count("COMPLETE") == 2
+    assert "best val_psnr 21.5 (trial 1), 2 of 6 trials done" in shown
+
+
+def test_table_summary_and_pictures(board, tmp_path):
+    for quality in (20.0, 23.0, 21.0, 22.0):
+        finish(board, quality)
+    plan = SimpleNamespace(name="sweep", sweep=SWEEP, base=Config())
+    results = Results.of(plan, board.study, "")
+    results.publish(tmp_path / "out")
+    found = results.summary()
+    assert found["trials"] == {"COMPLETE": 4, "PRUNED": 0, "FAIL": 0}
+    assert (found["best"]["trial"], found["best"]["val_psnr"]) == (1, 23.0)
+    assert found["best"]["seconds"] == 2.0
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["steps"] == sum(80 // row["train.batch_size"] for row in results.rows)
+    page = (tmp_path / "out" / PAGE).read_text()
+    assert "learning &lt;rates&gt;" in page
+    assert page.count("Plotly.newPlot(") >= len(PLOTS)
+    for name in PLOTS:
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_correlation_of_ranks():
+    rows = [{"val_psnr": psnr, "val_loss": loss} for psnr, loss in ((20.0, 3.0), (21.0, 2.0), (22.0, 2.5))]
+    assert rank_correlation(rows) == pytest.approx(0.5)
+    assert rank_correlation(rows[:2]) is None
+    assert rank_correlation([{"val_psnr": 20.0, "val_loss": None}] * 5) is None

@@ -1,0 +1,130 @@
+"""What a sweep may say, and what becomes of it."""
+
+import pytest
+
+from denoise.config import Config, load_config
+from denoise.errors import UsageError
+from denoise.methods import METHODS, build_method
+from denoise.noise import parse_noise
+from pipelines.tuning.space import (
+    Dimension,
+    Sweep,
+    changed,
+    checked,
+    corners,
+    identity,
+    load_sweep,
+    names,
+    resumed,
+    sweep_name,
+    trial_config,
+)
+
+LR = {"train.lr": Dimension(float=(1e-5, 1e-3), log=True)}
+SWEEP = Sweep("a test", LR, images=640, evaluations=4)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_installed_sweep_can_be_trained(name):
+    sweep = load_sweep(name)
+    base = load_config(None, [], sweep.config)
+    for params in corners(sweep):
+        config = trial_config(sweep, base, params, 0)
+        assert config.train.steps == sweep.evaluations * config.train.eval_every
+        build_method(config.method.name, config.method.fields, parse_noise(config.noise))
+
+
+def with_fields():
+    return [name for name, method in METHODS.items() if method.trained and method.__dataclass_fields__]
+
+
+@pytest.mark.parametrize("name", with_fields())
+def test_a_methods_own_fields_are_a_sweep_whose_every_value_it_takes(name):
+    sweep = load_sweep(name)
+    assert all(key.startswith("method.") for key in sweep.space)
+    for params in corners(sweep):
+        config = trial_config(sweep, load_config(None, [f"method={name}"]), params, 0)
+        build_method(name, config.method.fields, parse_noise(config.noise))
+
+
+def test_the_search_of_the_ee559_report():
+    sweep = load_sweep("ee559-random")
+    lr, batch = sweep.space["train.lr"], sweep.space["train.batch_size"]
+    assert lr.float == pytest.approx((10**-5, 10**-3.5))
+    assert lr.log
+    assert batch.choice == (2, 4, 8, 16, 32)
+    assert (sweep.trials, sweep.sampler, sweep.pruner) == (20, "random", "none")
+
+
+@pytest.mark.parametrize("batch", [2, 4, 32])
+def test_a_trial_sees_as_many_images_whatever_its_batch(batch):
+    config = trial_config(SWEEP, Config(), {"train.lr": 2e-5, "train.batch_size": batch}, 7)
+    assert config.train.steps * batch == 640
+    assert config.train.steps == 4 * config.train.eval_every
+    assert (config.train.lr, config.seed) == (2e-5, 7)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "told"),
+    [
+        (Sweep("t", {}), "space is empty"),
+        (Sweep("t", {"train.lr": Dimension()}), "exactly one of float, int and choice"),
+        (Sweep("t", {"train.lr": Dimension(float=(1, 0.1))}), "from a lower to a higher"),
+        (Sweep("t", {"train.lr": Dimension(float=(0, 0.1), log=True)}), "above 0"),
+        (Sweep("t", LR, sampler="grid"), "should be a choice"),
+        (Sweep("t", LR, objectives=("val_psnr", "seconds"), pruner="asha"), "pruner: none"),
+        (Sweep("t", LR, objectives=("val_psnr", "seconds"), sampler="gp"), "use nsga2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(sweep, told):
+    with pytest.raises(UsageError, match=told):
+        checked(sweep)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ee559", "did you mean ee559-wide|did you mean ee559-random"),
+        ("nowhere.yaml", "not there"),
+        ("bm3d", "has no hyperparameters|needs no training"),
+    ],
+)
+def test_an_unknown_sweep_is_refused(name, told):
+    with pytest.raises(UsageError, match=told):
+        load_sweep(name)
+
+
+def test_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("title: mine\nspace: {train.lr: {float: [1e-5, 1e-3], log: true}}\ntrials: 3\n")
+    sweep = load_sweep(str(file))
+    assert sweep.space["train.lr"].float == (1e-5, 1e-3)
+    file.write_text("title: mine\nspace: {}\ntrails: 3\n")
+    with pytest.raises(UsageError, match="did you mean trials"):
+        load_sweep(str(file))
+
+
+def test_options_replace_fields():
+    sweep = changed(SWEEP, {"trials": 5, "sampler": "tpe", "pruner": None})
+    assert (sweep.trials, sweep.sampler, sweep.pruner, sweep.space) == (5, "tpe", "none", SWEEP.space)
+    with pytest.raises(UsageError, match="sampler"):
+        changed(SWEEP, {"sampler": "tpee"})
+
+
+def test_what_decides_a_sweep_is_in_its_name_and_nothing_else():
+    name = sweep_name(SWEEP, Config(), "digest", "kind")
+    assert name == sweep_name(SWEEP, load_config(None, ["ray.workers=7", "data.root=elsewhere"]), "digest", "kind")
+    others = [
+        sweep_name(changed(SWEEP, {"trials": 3}), Config(), "digest", "kind"),
+        sweep_name(SWEEP, load_config(None, ["train.steps=7"]), "digest", "kind"),
+        sweep_name(SWEEP, Config(), "other pictures", "kind"),
+    ]
+    assert len({name, *others}) == 4
+
+
+def test_a_sweep_comes_back_from_what_was_written():
+    known = identity(SWEEP, load_config(None, ["method=n2v", "method.mask_ratio=0.01"]), "digest")
+    sweep, base = resumed(known, load_config(None, ["ray.workers=1"]))
+    assert (sweep.space, sweep.images, base.method.fields) == (SWEEP.space, 640, {"mask_ratio": 0.01})
+    assert base.ray.workers == 1
+    assert identity(sweep, base, "digest") == known

@@ -1,0 +1,270 @@
+"""Sweeps on a real Ray, Optuna and MLflow."""
+
+import csv
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from denoise.denoiser import load_denoiser
+from pipelines.tuning.results import STATE_TAG
+from pipelines.tuning.study import REASON
+from tests.pipelines.conftest import ROOT
+from tests.pipelines.mlflow_helpers import Server
+from tests.pipelines.processes import left_behind
+from tests.pipelines.training.test_on_ray import wait_for
+
+BASE = {"net": "cnn5", "ray": {"workers": 1}, "train": {"crop": 32, "batch_size": 2}}
+GOOD, IDLE, WILD = 1e-3, 1e-9, 1e30  # learning rates: learns, learns nothing, leaves the numbers
+
+
+@pytest.fixture
+def sweep(project):
+    """Write a sweep to a file, and return its name."""
+
+    def write(**fields):
+        tree = {"title": "a test", "config": BASE, "images": 48, "evaluations": 4, **fields}
+        (project / "mine.yaml").write_text(yaml.safe_dump(tree))
+        return "mine.yaml"
+
+    return write
+
+
+def trials_of(name):
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{Path('optuna.db').absolute()}").trials
+
+
+def mlflow_client():
+    return MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")  # MLflow keeps connections by their address
+
+
+def runs_of(name):
+    """Return the MLflow run of the sweep, and those of its trials by number."""
+    client = mlflow_client()
+    runs = client.search_runs([client.get_experiment_by_name("denoise").experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == name]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(runs) == len(children) + 1
+    return parent, sorted(children, key=lambda run: int(run.data.tags["denoise.trial"]))
+
+
+def ends_of(children):
+    return {float(run.data.params["train.lr"]): (run.info.status, run.data.tags[STATE_TAG]) for run in children}
+
+
+def tuned(denoise, *arguments, timeout=500):
+    done = subprocess.run([*denoise, "tune", *arguments, "--json"], capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_from_a_file_to_a_challenger(project, denoise, sweep):
+    """One trial learns, one leaves the numbers: Optuna, MLflow and the table say so, and the model can be used."""
+    found = tuned(denoise, sweep(space={"train.lr": {"choice": [GOOD, WILD]}}, trials=2, sampler="grid"), "--name=two")
+    assert found["trials"] == {"COMPLETE": 1, "PRUNED": 0, "FAIL": 1}
+    assert found["best"]["train.lr"] == GOOD
+    assert left_behind() == []
+
+    states = {trial.params["train.lr"]: trial for trial in trials_of("two")}
+    assert [states[lr].state.name for lr in (GOOD, WILD)] == ["COMPLETE", "FAIL"]
+    assert "the loss is" in states[WILD].user_attrs[REASON]
+    assert list(states[GOOD].intermediate_values) == [1, 2, 3, 4]
+
+    parent, children = runs_of("two")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["best.val_psnr"] == found["best"]["val_psnr"]
+    assert ends_of(children) == {GOOD: ("FINISHED", "COMPLETE"), WILD: ("FAILED", "FAIL")}
+    client = mlflow_client()
+    kept = {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "sweep")}
+    assert {"trials.csv", "summary.json"} <= kept
+    rows = list(csv.DictReader((project / "sweeps" / "two" / "trials.csv").open()))
+    assert [row["state"] for row in rows] == [trial.state.name for trial in trials_of("two")]
+
+    assert str(client.get_model_version_by_alias("denoise-gauss25", "challenger").version) == found["version"]
+    assert load_denoiser(Path(found["model"])).name == "n2n"
+
+    listed = subprocess.run([*denoise, "sweeps", "list", "--json"], capture_output=True, text=True, timeout=100)
+    (row,) = json.loads(listed.stdout)
+    assert (row["name"], row["trials"], row["best"]) == (
+        "two",
+        {"COMPLETE": 1, "FAIL": 1} if rows[0]["state"] == "COMPLETE" else {"FAIL": 1, "COMPLETE": 1},
+        found["best"]["val_psnr"],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pruned_trial_is_pruned_everywhere_and_a_finished_sweep_is_given_back(project, denoise, sweep):
+    space = {"train.lr": {"choice": [GOOD, IDLE]}}
+    file = sweep(space=space, trials=2, sampler="grid", pruner="asha", reduction=2, images=800)
+    options = [file, "--name=pruned", "--concurrency=1", "--seed=1"]
+    found = tuned(denoise, *options)
+    assert found["trials"] == {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0}
+    states = {trial.params["train.lr"]: trial for trial in trials_of("pruned")}
+    assert [states[lr].state.name for lr in (GOOD, IDLE)] == ["COMPLETE", "PRUNED"]
+    assert len(states[IDLE].intermediate_values) < len(states[GOOD].intermediate_values)
+    assert ends_of(runs_of("pruned")[1]) == {GOOD: ("FINISHED", "COMPLETE"), IDLE: ("KILLED", "PRUNED")}
+    assert left_behind() == []
+
+    assert tuned(denoise, *options)["best"] == found["best"]  # not searched again
+    assert len(trials_of("pruned")) == 2
+
+
+def test_a_sweep_of_what_cannot_be_trained_is_refused_before_it_starts(project, denoise, sweep):
+    space = {"train.crop": {"choice": [32, 40]}}
+    done = subprocess.run(
+        [*denoise, "tune", sweep(space=space), "net=unet_n2n"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    assert "train.crop=40 does not suit this net" in done.stderr
+    assert not (project / "optuna.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_ten_kills_of_the_driver_leave_the_exact_budget(project, denoise, sweep):
+    """SIGKILL at seeded moments: no trial runs for ever, none is lost, none is asked for twice."""
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    command = [*denoise, "tune", sweep(space=space, trials=10), "--name=killed", "--json"]
+    rng = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(rng.uniform(8, 40))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    resumed = [*denoise, "tune", "--resume", "killed", "--json"]
+    done = subprocess.run(resumed, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    trials = trials_of("killed")
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 10
+    assert len({trial.params["train.lr"] for trial in trials}) == 10
+    parent, children = runs_of("killed")
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in children] == ["FINISHED"] * 10
+    client = mlflow_client()
+    for run in children:
+        points = client.get_metric_history(run.info.run_id, "val_psnr")
+        assert sorted(point.step for point in points) == [6, 12, 18, 24]
+
+
+def begun(command, condition):
+    """Start a sweep as a terminal does, in a group of processes of its own, and wait for something to happen."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    wait_for(lambda: condition() or process.poll() is not None)
+    return process
+
+
+def states_of(name):
+    """Return the states of a sweep's trials without making a storage that is not there yet."""
+    query = "SELECT state FROM trials JOIN studies USING (study_id) WHERE study_name = ? ORDER BY number"
+    try:
+        with closing(sqlite3.connect("file:optuna.db?mode=ro", uri=True)) as connection:
+            return [state for (state,) in connection.execute(query, [name])]
+    except sqlite3.OperationalError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_leaves_a_sweep_that_goes_on(project, denoise, denoise_at_a_terminal, sweep):
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    command = [*denoise_at_a_terminal, "tune", sweep(space=space, trials=4, images=800), "--name=stopped", "--json"]
+    process = begun(command, lambda: "COMPLETE" in states_of("stopped"))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert err.rstrip().endswith("interrupted; to resume it: denoise tune --resume stopped")
+    assert "Traceback" not in err
+    assert "RUNNING" not in states_of("stopped")
+    assert left_behind() == []
+    assert runs_of("stopped")[0].info.status == "KILLED"
+
+    found = tuned(denoise, "--resume", "stopped")
+    assert found["trials"] == {"COMPLETE": 4, "PRUNED": 0, "FAIL": 0}
+    parent, children = runs_of("stopped")
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
+
+
+def kill_one(word):
+    """Kill a process of ours by what Ray calls it, and say whether there was one."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if word in " ".join(process.cmdline()):
+                process.kill()
+                return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_whose_processes_are_killed_goes_on_from_its_checkpoint(project, denoise, sweep):
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    options = [sweep(space=space, trials=2, images=1600), "--name=hurt", "--concurrency=1", "ray.max_failures=2"]
+    saved = lambda number: list(project.glob(f"runs/ray/hurt-{number:03d}/checkpoints/step-*/manifest.json"))  # noqa: E731
+    process = begun([*denoise, "tune", *options, "--json"], lambda: saved(0))
+    assert kill_one("ray::ImplicitFunc")  # the trial's own process
+    wait_for(lambda: saved(1) or process.poll() is not None)
+    assert kill_one("ray::RayTrainWorker")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert json.loads(out)["trials"] == {"COMPLETE": 2, "PRUNED": 0, "FAIL": 0}
+    assert left_behind() == []
+    parent, children = runs_of("hurt")
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
+    client = mlflow_client()
+    for run in children:
+        points = client.get_metric_history(run.info.run_id, "val_psnr")
+        assert sorted(point.step for point in points) == [200, 400, 600, 800]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_goes_on_without_mlflow_and_the_same_command_brings_what_it_lacks(project, denoise, sweep):
+    server = Server(f"sqlite:///{Path('mlflow.db').absolute()}")
+    server.start()
+    space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    options = [sweep(space=space, trials=4), "--name=alone", f"tracking.uri={server.address}"]
+    try:
+        process = begun([*denoise, "tune", *options, "--json"], lambda: "COMPLETE" in states_of("alone"))
+        server.kill()
+        _, err = process.communicate(timeout=500)
+        assert "Traceback" not in err
+        assert states_of("alone") == ["COMPLETE"] * 4, err
+        server.start()
+        tuned(denoise, *options)
+    finally:
+        server.stop()
+    parent, children = runs_of("alone")
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
+    assert [run.data.tags[STATE_TAG] for run in children] == ["COMPLETE"] * 4
+    client = mlflow_client()
+    for run in children:
+        points = client.get_metric_history(run.info.run_id, "val_psnr")
+        assert sorted(point.step for point in points) == [6, 12, 18, 24]
+
+
+@pytest.mark.slow
+def test_pruned_trials_leave_nothing_behind(project):
+    """Actors, placement groups, processors and processes of a cluster that outlives the sweep."""
+    script = ROOT / "benchmarks" / "sweep.py"
+    done = subprocess.run(
+        [sys.executable, script, "--trials", "8", "--images", "400"], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["left_behind"] == []
+    assert found["trials"]["PRUNED"] > 0
+    assert sum(found["trials"].values()) == 8
