@@ -1,4 +1,4 @@
-# make demo: from pictures to a promoted denoiser.   make test: everything that is not slow and needs no GPU.
+# make demo: from images to a promoted denoiser.   make test: everything that is not slow and needs no GPU.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)

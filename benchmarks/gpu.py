@@ -24,19 +24,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from denoise.config import Config, load_config
-from denoise.data.dataset import Collection
-from denoise.data.loader import Batch
-from denoise.data.samples import PICTURE
+from denoise.data.dataset import ShardedDataset
+from denoise.data.loader import CropBatch
+from denoise.data.samples import IMAGE
 from denoise.data.shards import Shards
 from denoise.methods import build_method, with_net
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
-from denoise.training.checkpoint import Training
-from denoise.training.checkpoint_manager import Checkpoints, FolderStore
-from denoise.training.fault_injection import Faults
+from denoise.training.checkpoint import TrainState
+from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
+from denoise.training.fault_injection import FaultInjector
 from denoise.training.loop import train
 from denoise.training.optimizers import make_average, make_optimizer
-from denoise.training.step import Stepper
+from denoise.training.step import TrainStep
 
 # Crop side and batch of the papers' training (docs/methods.md names the sources).
 PAPERS = {"n2n": (256, 4), "n2v": (64, 128), "ssdn": (256, 4), "r2r": (40, 128)}
@@ -57,11 +57,11 @@ def make_step(config: Config, device: torch.device) -> Step:
     net = method.make_net(NetMaker(config.net.name, 3, config.net.fields)).to(device)
     if config.train.channels_last:
         net = net.to(memory_format=torch.channels_last)
-    training = Training(net, make_optimizer(net.parameters(), config.train), make_average(net, config.train))
-    stepper = Stepper(config, training, method, noise, config.train.precision == "bf16", Faults())
+    training = TrainState(net, make_optimizer(net.parameters(), config.train), make_average(net, config.train))
+    stepper = TrainStep(config, training, method, noise, config.train.precision == "bf16", FaultInjector())
     size, crop = config.train.batch_size, config.train.crop
-    picture = torch.randint(256, (size, 3, crop, crop), dtype=torch.uint8)
-    batch = Batch(torch.arange(size), {PICTURE: picture.pin_memory() if device.type == "cuda" else picture})
+    image = torch.randint(256, (size, 3, crop, crop), dtype=torch.uint8)
+    batch = CropBatch(torch.arange(size), {IMAGE: image.pin_memory() if device.type == "cuda" else image})
     numbers = iter(range(config.train.steps))
     return lambda: stepper(next(numbers), batch, 1e-4)
 
@@ -114,14 +114,14 @@ def psnr(method: str, precision: str, shards: Path, steps: int) -> float:
     overrides = [f"method={method}", f"train.precision={precision}", f"train.steps={steps}"]
     config = load_config(None, [*overrides, f"train.eval_every={steps}", f"train.checkpoint_every={steps}"])
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        checkpoints = Checkpoints(FolderStore(Path(folder) / "checkpoints"))
+        checkpoints = CheckpointManager(FolderStore(Path(folder) / "checkpoints"))
         train(config, part(shards, "train"), part(shards, "val"), Path(folder), rows.append, checkpoints)
     return rows[-1]["val_psnr"]
 
 
-def part(shards: Path, split: str) -> Collection:
-    """Return the pictures of one part of `samples`."""
-    return Collection([Shards.open(shards / split / "samples")])
+def part(shards: Path, split: str) -> ShardedDataset:
+    """Return the images of one part of `samples`."""
+    return ShardedDataset([Shards.open(shards / split / "samples")])
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """How fast crops are read, against what else people use, in one run.
 
-Ours (verified, in the global order) with and without decoded pictures kept in memory, beside plain webdataset
+Ours (verified, in the global order) with and without decoded images kept in memory, beside plain webdataset
 (shuffle and decode), a torch Dataset that opens files with Pillow (what KAIR and most reports do), and the limit: the
 decoder alone in a bare loop, on as many threads as ours has. All yield bytes: making floats of them costs all the same.
 
-    python benchmarks/loader.py PICTURES [PICTURES ...] --crops 64 256 --seconds 3 --rounds 3
+    python benchmarks/loader.py IMAGES [IMAGES ...] --crops 64 256 --seconds 3 --rounds 3
 """
 
 import argparse
@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from denoise.data.dataset import Collection
+from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import Batching, batches
-from denoise.data.sampler import Order
-from denoise.data.samples import FreshScenes
+from denoise.data.sampler import GlobalSampler
+from denoise.data.samples import FreshNoise
 from denoise.data.shards import Shards
 from denoise.images.io import decode_quickly
 from denoise.sharding.writer import write_shards
@@ -39,7 +39,7 @@ BATCH = 16
 
 
 class Files(Dataset):  # type: ignore[type-arg]
-    """A folder of pictures, opened with Pillow and cropped at random."""
+    """A folder of images, opened with Pillow and cropped at random."""
 
     def __init__(self, paths: list[Path], crop: int) -> None:
         self.paths, self.crop = paths, crop
@@ -49,7 +49,7 @@ class Files(Dataset):  # type: ignore[type-arg]
         return 10**9
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return a crop of a random picture."""
+        """Return a crop of a random image."""
         with Image.open(random.choice(self.paths)) as image:
             return cropped(np.asarray(image.convert("RGB")), self.crop)
 
@@ -73,12 +73,12 @@ def rate(stream: Iterator[int], seconds: float) -> float:
     return counted / (time.perf_counter() - started)
 
 
-def ours(pictures: Collection, crop: int, threads: int) -> Iterator[int]:
+def ours(images: ShardedDataset, crop: int, threads: int) -> Iterator[int]:
     """Yield the sizes of our batches."""
-    order = Order(0, pictures.counts, pictures.digest)
+    order = GlobalSampler(0, images.counts, images.digest)
     spec = Batching(0, BATCH, crop, 3, threads=threads)
-    for batch in batches(FreshScenes(pictures), order, spec, 0, 1, 0):
-        yield len(batch.views["picture"])
+    for batch in batches(FreshNoise(images), order, spec, 0, 1, 0):
+        yield len(batch.views["image"])
 
 
 def webdataset_plain(folder: Path, crop: int, workers: int) -> Iterator[int]:
@@ -101,7 +101,7 @@ def files_with_pillow(paths: list[Path], crop: int, workers: int) -> Iterator[in
 
 
 def decoder_alone(datas: list[bytes], threads: int) -> Iterator[int]:
-    """Yield 16 for every 16 decoded pictures."""
+    """Yield 16 for every 16 decoded images."""
     with ThreadPoolExecutor(threads) as pool:
         parts = [datas[part::threads] for part in range(threads)]
 
@@ -117,19 +117,19 @@ def decoder_alone(datas: list[bytes], threads: int) -> Iterator[int]:
 
 
 def measure(folder: Path, crop: int, seconds: float, threads: int, rounds: int) -> dict[str, float]:
-    """Return crops a second of each way to read the pictures of a folder: the median of rounds, taken in turns."""
+    """Return crops a second of each way to read the images of a folder: the median of rounds, taken in turns."""
     paths = [path for source in find_sources(folder) for path in source.views.values()]
     with tempfile.TemporaryDirectory() as place:
         write_shards(Path(place, "shards"), find_sources(folder), 16 << 20)
         shards = Shards.open(Path(place, "shards"))
-        pictures, kept = Collection([shards]), Collection([Shards.open(Path(place, "shards"))])
+        images, kept = ShardedDataset([shards]), ShardedDataset([Shards.open(Path(place, "shards"))])
         kept.keep_decoded(4 << 30)
         for index in range(len(kept)):
             kept.pixels(index, "clean")
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "decoder alone": partial(decoder_alone, [path.read_bytes() for path in paths], threads),
-            "ours, decoding": partial(ours, pictures, crop, threads),
-            "ours, unchecked": partial(unchecked, pictures, crop, threads),
+            "ours, decoding": partial(ours, images, crop, threads),
+            "ours, unchecked": partial(unchecked, images, crop, threads),
             "ours, decoded before": partial(ours, kept, crop, threads),
             "webdataset": partial(webdataset_plain, Path(place, "shards"), crop, threads),
             "files with Pillow": partial(files_with_pillow, paths, crop, threads),
@@ -143,8 +143,8 @@ def measure(folder: Path, crop: int, seconds: float, threads: int, rounds: int) 
     return {name: median(found) for name, found in rates.items()}
 
 
-def unchecked(pictures: Collection, crop: int, threads: int) -> Iterator[int]:
-    """Yield the sizes of our batches made without the checksum of each picture, to see what it costs."""
+def unchecked(images: ShardedDataset, crop: int, threads: int) -> Iterator[int]:
+    """Yield the sizes of our batches made without the checksum of each image, to see what it costs."""
 
     class Anything(int):
         """Equal to every checksum."""
@@ -155,7 +155,7 @@ def unchecked(pictures: Collection, crop: int, threads: int) -> Iterator[int]:
         __hash__ = int.__hash__
 
     with patch("denoise.shards.zlib", SimpleNamespace(crc32=lambda data: Anything())):
-        yield from ours(pictures, crop, threads)
+        yield from ours(images, crop, threads)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Recipes that are comparable: same pictures, same protocol."""
+    """Recipes that are comparable: same images, same protocol."""
 
     overrides: Sequence[str]
     tests: Sequence[str]
@@ -108,13 +108,13 @@ def configuration(table: Table, row: Row, steps: int, extra: Sequence[str] = ())
 
 def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
     """Return how many steps fit into that time, from the rate of a short run (no validation, no checkpoints)."""
-    from denoise.data.dataset import Collection
-    from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+    from denoise.data.dataset import ShardedDataset
+    from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
     from denoise.training.loop import train
     from pipelines.datasets.layout import open_sets
 
     config = configuration(table, row, 10_000, ("train.log_every=1",))
-    pictures = Collection([shards for _, shards in open_sets(config, "train")])
+    images = ShardedDataset([shards for _, shards in open_sets(config, "train")])
     times: list[float] = []
 
     def clock(metrics: dict[str, float]) -> None:
@@ -123,7 +123,7 @@ def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
             raise StopIteration
 
     with contextlib.suppress(StopIteration):
-        train(config, pictures, None, folder, clock, Checkpoints(FolderStore(folder / "checkpoints")))
+        train(config, images, None, folder, clock, CheckpointManager(FolderStore(folder / "checkpoints")))
     return max(1, int(60 * minutes * (len(times) - 1) / (times[-1] - times[0])))
 
 

@@ -1,4 +1,4 @@
-"""What the order costs and gives for data that no machine holds: simulated, no picture is read.
+"""What the order costs and gives for data that no machine holds: simulated, no image is read.
 
 Time and memory to find a worker's next samples, the bytes that each node brings in an epoch, and how well samples are
 mixed. The figures of docs/scale.md come from here.
@@ -13,10 +13,10 @@ import tracemalloc
 
 import numpy as np
 
-from denoise.data.sampler import Order
+from denoise.data.sampler import GlobalSampler
 
 
-def lookup(order: Order, batch_size: int, workers: int) -> dict[str, float]:
+def lookup(order: GlobalSampler, batch_size: int, workers: int) -> dict[str, float]:
     """Return the time to find a worker's samples of a step, and the memory that the order takes."""
     tracemalloc.start()
     started = time.perf_counter()
@@ -28,18 +28,18 @@ def lookup(order: Order, batch_size: int, workers: int) -> dict[str, float]:
     for step in range(50):
         numbers = step * batch_size + np.arange(batch_size)
         started = time.perf_counter()
-        order.samples(numbers[order.share(numbers, step % workers, workers)])
+        order.samples(numbers[order.positions_of_rank(numbers, step % workers, workers)])
         times.append(time.perf_counter() - started)
     return {"first_ms": 1e3 * first, "step_ms": 1e3 * float(np.median(times)), "memory_mb": memory / 1e6}
 
 
-def traffic(order: Order, batch_size: int, workers: int, per_node: int, nodes: int) -> dict[str, float]:
+def traffic(order: GlobalSampler, batch_size: int, workers: int, per_node: int, nodes: int) -> dict[str, float]:
     """Return what some nodes bring in an epoch, against what they read, and how many shards they use at a time."""
     brought, at_once, steps = 0, 0, len(order) // batch_size
 
     def shards(node: int, step: int) -> set[int]:
         numbers = step * batch_size + np.arange(batch_size)
-        ours = [order.share(numbers, node * per_node + rank, workers) for rank in range(per_node)]
+        ours = [order.positions_of_rank(numbers, node * per_node + rank, workers) for rank in range(per_node)]
         return set(order.shards(order.samples(numbers[np.concatenate(ours)])).tolist())
 
     for node in range(nodes):
@@ -53,7 +53,7 @@ def traffic(order: Order, batch_size: int, workers: int, per_node: int, nodes: i
     return {"brought_to_needed": brought / needed, "shards_in_use": at_once}
 
 
-def mixing(order: Order, count: int = 20_000) -> dict[str, float]:
+def mixing(order: GlobalSampler, count: int = 20_000) -> dict[str, float]:
     """Return how far the order of an epoch is from the stored one, and from its own neighbours."""
     places = np.linspace(0, len(order) - 1, count).astype(np.int64)
     samples = order.samples(places)
@@ -81,7 +81,7 @@ def main() -> None:
     results = []
     for streams in chosen.streams:
         for batch in chosen.batch:
-            order = Order(0, counts, "simulated", streams, chosen.window)
+            order = GlobalSampler(0, counts, "simulated", streams, chosen.window)
             found = {
                 "streams": streams,
                 "batch": batch,

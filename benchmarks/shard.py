@@ -1,6 +1,6 @@
-"""How fast pictures are sharded, what bounds it, and how long ImageNet would take.
+"""How fast images are sharded, what bounds it, and how long ImageNet would take.
 
-python benchmarks/shard.py PICTURES --jobs 1 2 --copies 20
+python benchmarks/shard.py IMAGES --jobs 1 2 --copies 20
 """
 
 import argparse
@@ -11,8 +11,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from denoise.images.io import pixel_hash, read_picture
-from denoise.sharding.fingerprints import grey_hash, look
+from denoise.images.io import pixel_hash, read_image
+from denoise.sharding.fingerprints import grey_hash, perceptual_hash
 from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
@@ -20,7 +20,7 @@ IMAGENET = 1_281_167
 
 
 def linked(folder: Path, copies: int, target: Path) -> Path:
-    """Return a folder that shows the pictures of another one several times over."""
+    """Return a folder that shows the images of another one several times over."""
     for copy in range(copies):
         for source in find_sources(folder):
             for path in source.views.values():
@@ -31,18 +31,18 @@ def linked(folder: Path, copies: int, target: Path) -> Path:
 
 
 def shares(folder: Path) -> dict[str, float]:
-    """Return the seconds that each part of the work takes for a picture, in one process."""
+    """Return the seconds that each part of the work takes for an image, in one process."""
     paths = [path for source in find_sources(folder) for path in source.views.values()][:100]
     found = dict.fromkeys(("read", "decode", "pixel hash", "grey hash", "look", "sha256"), 0.0)
     for path in paths:
         data = path.read_bytes()
-        pixels = read_picture(data).pixels
+        pixels = read_image(data).pixels
         works = (
             path.read_bytes,
-            partial(read_picture, data),
+            partial(read_image, data),
             partial(pixel_hash, pixels),
             partial(grey_hash, pixels),
-            partial(look, pixels),
+            partial(perceptual_hash, pixels),
             partial(hashlib.sha256, data),
         )
         for name, work in zip(found, works, strict=True):
@@ -63,7 +63,7 @@ def main() -> None:
     parts = shares(chosen.folder)
     total = sum(parts.values())
     print(
-        "one picture, one process: "
+        "one image, one process: "
         + ", ".join(f"{name} {1000 * s:.2f} ms ({s / total:.0%})" for name, s in parts.items())
     )
     results = []
@@ -76,10 +76,10 @@ def main() -> None:
             rate = count / (time.perf_counter() - started)
             hours = IMAGENET / rate / 3600
             print(
-                f"{jobs} processes: {rate:.0f} pictures/s; ImageNet train ({IMAGENET:,}) would take {hours:.1f} h",
+                f"{jobs} processes: {rate:.0f} images/s; ImageNet train ({IMAGENET:,}) would take {hours:.1f} h",
                 flush=True,
             )
-            results.append({"jobs": jobs, "pictures_per_second": round(rate, 1), "imagenet_hours": round(hours, 2)})
+            results.append({"jobs": jobs, "images_per_second": round(rate, 1), "imagenet_hours": round(hours, 2)})
     print(json.dumps({"milliseconds": {name: round(1000 * s, 3) for name, s in parts.items()}, "runs": results}))
 
 

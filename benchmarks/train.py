@@ -30,11 +30,11 @@ def bare(config: Config, seconds: float) -> float:
     """Return the images per second of this process alone on its share of a batch that is in memory."""
     import torch
 
-    from denoise.data.samples import PICTURE, as_views
+    from denoise.data.samples import IMAGE, make_views
     from denoise.methods import with_net
     from denoise.nets import NetMaker
     from denoise.rng import batch_rng
-    from denoise.training.checkpoint import Training
+    from denoise.training.checkpoint import TrainState
     from denoise.training.loop import check, resolve_precision
     from denoise.training.malloc import keep_freed_memory
     from denoise.training.optimizers import make_optimizer
@@ -45,11 +45,11 @@ def bare(config: Config, seconds: float) -> float:
     config = with_net(config)
     method, noise, _ = check(config)
     net = method.make_net(NetMaker(config.net.name, 3, config.net.fields)).to(memory_format=torch.channels_last)
-    training = Training(net, make_optimizer(net.parameters(), config.train))
+    training = TrainState(net, make_optimizer(net.parameters(), config.train))
     share, objective = BATCH // WORLD, Objective(net, method)
     rng = batch_rng(0, 0, torch.arange(share))
     clean = torch.rand(share, 3, config.train.crop, config.train.crop).contiguous(memory_format=torch.channels_last)
-    batch = method.make_batch(as_views({PICTURE: clean}, method, noise, rng), rng.stream("method"))
+    batch = method.make_batch(make_views({IMAGE: clean}, method, noise, rng), rng.stream("method"))
     half = resolve_precision(config.train.precision, torch.device("cpu")) == "bf16"
 
     def steps(duration: float) -> float:

@@ -43,7 +43,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which pictures."""
+    """Which images."""
 
     root: str = "data"  # folder of downloads/, raw/ and shards/
     train: Names = ("samples",)  # sets whose train split is learnt from
@@ -51,20 +51,20 @@ class Data:
     test: Names = ("samples",)  # sets whose test split is scored at the end
     colour: Literal["rgb", "grey"] = "rgb"
     mirror: str | None = None  # folder or address to fetch from instead of the official sites
-    min_side: Positive | None = None  # imagenet only: keep pictures with both sides in min_side..max_side
+    min_side: Positive | None = None  # imagenet only: keep images with both sides in min_side..max_side
     max_side: Positive | None = None
     shard_mb: Positive = 256  # a shard is closed when it has grown to this size
     url: str | None = None  # where shards are read from: s3://BUCKET/PREFIX, http(s)://..., a folder; None: root
     disk_gb: Annotated[float, Field(gt=0)] = 50  # shards from a url that a machine keeps on its disk
-    cache_mb: Count = 2048  # decoded pictures that the workers of a machine share in memory
+    cache_mb: Count = 2048  # decoded images that the workers of a machine share in memory
     streams: Positive = 64  # canonical streams of shards that are read side by side
     window: Positive = 4  # successive shards of a stream that samples are drawn from
-    crops_per_picture: Positive = 1  # successive samples of a batch that are cut from one picture
-    small: Literal["pad", "leave_out"] = "pad"  # what becomes of pictures smaller than a crop: padded by reflection
+    crops_per_image: Positive = 1  # successive samples of a batch that are cut from one image
+    small: Literal["pad", "leave_out"] = "pad"  # what becomes of images smaller than a crop: padded by reflection
     threads: Positive = 2  # that decode, in each worker
     quarantine: Count = 0  # samples that may be left out because their bytes are damaged; 0: any one ends the run
-    fixed_noise: bool = False  # one noisy realisation of each picture, drawn once, instead of fresh noise every step
-    allow_overlap: Names = ()  # test sets that may share pictures with the training sets
+    fixed_noise: bool = False  # one noisy realisation of each image, drawn once, instead of fresh noise every step
+    allow_overlap: Names = ()  # test sets that may share images with the training sets
 
     @property
     def channels(self) -> int:
@@ -105,7 +105,7 @@ class Train:
     skip_nonfinite: Count = (
         0  # steps that may be skipped because their loss is not finite; 0: the first one ends the run
     )
-    val_loss: bool = False  # validate the method's own loss besides, which needs no clean pictures
+    val_loss: bool = False  # validate the method's own loss besides, which needs no clean images
     model: Literal["last", "best"] = "last"  # the checkpoint that becomes the model: the last, or the best in val_psnr
     log_every: Positive = 50
     eval_every: Positive = 100
@@ -117,7 +117,7 @@ class Evaluate:
     """How results are scored."""
 
     protocol: str = "float"
-    passes: Positive | None = None  # passes averaged a picture; None: as many as the method's paper averages
+    passes: Positive | None = None  # passes averaged an image; None: as many as the method's paper averages
     average: bool = False  # average over the flips and turns that training augmented with
 
 
@@ -245,10 +245,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 CHOICES = ("method", "net")
+RENAMED = {"data.crops_per_picture": "data.crops_per_image"}  # keys of older files, which are still read
 
 
 def _normalise(tree: dict[str, Any]) -> dict[str, Any]:
-    """Write ``method: n2n`` and ``method: {name: n2n, loss_name: l1}`` as ``{name, fields}``."""
+    """Write ``method: n2n`` and ``method: {name: n2n, loss_name: l1}`` as ``{name, fields}``, and older keys anew."""
+    for old, new in RENAMED.items():
+        (group, key), leaf = old.split("."), new.rpartition(".")[2]
+        if isinstance(tree.get(group), Mapping) and key in tree[group]:
+            tree[group] = {**tree[group], leaf: tree[group][key]}
+            del tree[group][key]
     for key in CHOICES:
         value = tree.get(key)
         if isinstance(value, str):
@@ -273,6 +279,7 @@ def _overlaid(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
     value: object = yaml.safe_load(text) if text else ""
+    key = RENAMED.get(key, key)
     head, _, rest = key.partition(".")
     if head in CHOICES:
         choice = tree.setdefault(head, {"name": getattr(Config(), head).name, "fields": {}})

@@ -24,7 +24,7 @@ from denoise.rng import Rng, batch_rng
 
 FORMAT = 1
 CARD, WEIGHTS = "model.json", "net.safetensors"
-Card = Mapping[str, Any]  # what model.json holds: how to rebuild the net, and where the weights come from
+ModelCard = Mapping[str, Any]  # what model.json holds: how to rebuild the net, and where the weights come from
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Denoiser:
 
     net: nn.Module
     method: Method
-    card: Card
-    passes: int | None = None  # averaged a picture; None: as many as the method's paper averages
+    card: ModelCard
+    passes: int | None = None  # averaged an image; None: as many as the method's paper averages
     over: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
     deviation: float = 0.0  # return the standard deviation of the restored values, times this, in their place
 
@@ -67,7 +67,7 @@ class Denoiser:
         """Restore a batch (B, C, H, W) in [0, 1] whose sides are multiples of ``multiple``.
 
         Args:
-            noisy: the pictures.
+            noisy: the images.
             level: of their noise, (B, 1, 1, 1); where a method needs it and it is not given, ``level_of`` decides.
             rng: the randomness of methods that have some at test time, keyed by the place in the batch by default.
         """
@@ -80,13 +80,13 @@ class Denoiser:
             passes = self.passes or self.method.passes_at_test()
             restored = torch.zeros_like(noisy, dtype=torch.float32)
             for number in range(passes):
-                for symmetry in self.over:
+                for symmetry in self.symmetries:
                     key = rng.stream(f"pass {number} {symmetry}")
                     restored += symmetry.undo(self.method.predict(self.net, symmetry.apply(noisy), level, key).float())
-            return restored / (passes * len(self.over))
+            return restored / (passes * len(self.symmetries))
 
     def level_of(self, noisy: Tensor) -> float:
-        """Return the noise level to assume for a picture (C, H, W): what it was trained for, else an estimate."""
+        """Return the noise level to assume for an image (C, H, W): what it was trained for, else an estimate."""
         known = parse_noise(self.noise).level
         return estimate_sigma(noisy) if known is None else known
 
@@ -95,7 +95,7 @@ class Denoiser:
         return replace(self, over=tuple(symmetries(self.card["config"]["train"]["augment"])))
 
 
-def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Card:
+def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> ModelCard:
     """Return the card of a net trained with ``config`` (plain data); ``provenance`` says on what, and for how long."""
     return {
         "format": FORMAT,
@@ -108,7 +108,7 @@ def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Ca
     }
 
 
-def save_model(folder: Path, net: nn.Module, card: Card) -> None:
+def save_model(folder: Path, net: nn.Module, card: ModelCard) -> None:
     """Write a model folder, replacing an older one of that name."""
     write_folder(folder, lambda work: _write_model(work, net, card))
 
@@ -132,7 +132,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
 def untrained_denoiser(
     name: str, fields: Mapping[str, Any], channels: int, noise: Noise, device: torch.device | str = "cpu"
 ) -> Denoiser:
-    """Return the denoiser of a method that needs no training, such as ``bm3d``, for pictures with that noise.
+    """Return the denoiser of a method that needs no training, such as ``bm3d``, for images with that noise.
 
     Raises:
         UserError: a method that is not known or has to be trained first.
@@ -150,7 +150,7 @@ def untrained_denoiser(
     return Denoiser(net.to(device).eval(), method, card)
 
 
-def _write_model(work: Path, net: nn.Module, card: Card) -> None:
+def _write_model(work: Path, net: nn.Module, card: ModelCard) -> None:
     (work / WEIGHTS).write_bytes(save({name: _copy(tensor) for name, tensor in net.state_dict().items()}))
     write_json(work / CARD, dict(card))
 

@@ -1,8 +1,8 @@
-"""Restore pictures of any size: in one pass where they fit into a tile, else tile by tile, without seams.
+"""Restore images of any size: in one pass where they fit into a tile, else tile by tile, without seams.
 
 Tiles start at multiples of what the net's pooling needs, so that its grid lies where it would lie in a pass over the
-whole picture. Where two tiles overlap, the outer quarter of each is thrown away (there the tile's border shows) and
-the middle half is a raised-cosine cross-fade. Of the picture only one band of tiles is ever held as float.
+whole image. Where two tiles overlap, the outer quarter of each is thrown away (there the tile's border shows) and
+the middle half is a raised-cosine cross-fade. Of the image only one band of tiles is ever held as float.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from denoise.errors import UserError
-from denoise.images.io import Picture
+from denoise.images.io import DecodedImage
 from denoise.images.tensors import as_channels, pad, to_pixels, to_tensor, unpad
 
 if TYPE_CHECKING:
     from denoise.denoiser import Denoiser
 
 TILE, OVERLAP = 512, 64  # pixels
-ESTIMATED = 1024  # side of the centre of a picture that its noise level is estimated from
+ESTIMATED = 1024  # side of the centre of an image that its noise level is estimated from
 
 Advance = Callable[[float], None]  # called with 1 after each tile
-Read = Callable[[slice, slice], Tensor]  # rows, columns -> that part of the noisy picture (C, h, w)
+Read = Callable[[slice, slice], Tensor]  # rows, columns -> that part of the noisy image (C, h, w)
 Window = tuple[int, Tensor]  # where a tile starts along one side, and the weights of its pixels along that side
 
 
@@ -39,14 +39,14 @@ def restore_tensor(
     device: torch.device | str = "cpu",
     advance: Advance | None = None,
 ) -> Tensor:
-    """Return the restored picture of a noisy one (C, H, W) in [0, 1]: float32 on the CPU, same shape, not clipped.
+    """Return the restored image of a noisy one (C, H, W) in [0, 1]: float32 on the CPU, same shape, not clipped.
 
     Args:
-        denoiser: of 1 or 3 channels. A grey picture is repeated for a colour denoiser, which returns the mean; the
-            channels of a colour picture go through a grey denoiser one by one.
+        denoiser: of 1 or 3 channels. A grey image is repeated for a colour denoiser, which returns the mean; the
+            channels of a colour image go through a grey denoiser one by one.
         noisy: C 1 or 3, any H and W.
         level: of the noise in its own unit (sigma in [0, 1], a Poisson peak); None: what the denoiser was trained for,
-            estimated from the picture where that is a range and the denoiser needs it.
+            estimated from the image where that is a range and the denoiser needs it.
         tile: side of a tile in pixels, rounded up to a multiple of ``denoiser.multiple``.
         overlap: the least overlap of neighbouring tiles in pixels.
         device: where the denoiser is.
@@ -73,25 +73,25 @@ def restore_tensor(
     return restored
 
 
-def restore_picture(
+def restore_image(
     denoiser: "Denoiser",
-    picture: Picture,
+    image: DecodedImage,
     level: float | None = None,
     *,
     tile: int = TILE,
     overlap: int = OVERLAP,
     device: torch.device | str = "cpu",
     advance: Advance | None = None,
-) -> Picture:
-    """Return the restored picture: same size, type, alpha and metadata; arguments as for ``restore_tensor``.
+) -> DecodedImage:
+    """Return the restored image: same size, type, alpha and metadata; arguments as for ``restore_tensor``.
 
-    Besides the two pictures it holds one band of tiles as float, never the whole picture.
+    Besides the two images it holds one band of tiles as float, never the whole image.
     """
-    pixels = np.empty_like(picture.pixels)
+    pixels = np.empty_like(image.pixels)
     height, width, channels = pixels.shape
 
     def read(rows: slice, columns: slice) -> Tensor:
-        return to_tensor(picture.pixels[rows, columns])
+        return to_tensor(image.pixels[rows, columns])
 
     bands = _restored_bands(
         read,
@@ -102,16 +102,16 @@ def restore_picture(
     )
     for top, band in bands:
         pixels[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
-    return replace(picture, pixels=pixels)
+    return replace(image, pixels=pixels)
 
 
 def count_tiles(height: int, width: int, multiple: int, tile: int = TILE, overlap: int = OVERLAP) -> int:
-    """Return how many tiles a picture is restored in."""
+    """Return how many tiles an image is restored in."""
     return len(_starts(height, multiple, tile, overlap)) * len(_starts(width, multiple, tile, overlap))
 
 
 def _level(denoiser: "Denoiser", level: float | None, read: Read, height: int, width: int) -> float | None:
-    """Return the noise level of the picture: one for all its tiles, estimated from its centre if at all."""
+    """Return the noise level of the image: one for all its tiles, estimated from its centre if at all."""
     if level is not None and denoiser.noise.startswith("gauss") and not 0 <= level <= 1:
         raise UserError(
             f"sigma is {level:g}, expected a number from 0 to 1; for 25 of 255 grey levels give {25 / 255:.3f}."
@@ -149,7 +149,7 @@ def _restored_bands(
     columns: list[Window],
     shape: tuple[int, int, int],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (top, (C, h, W)): the restored picture from top to bottom, each row once."""
+    """Yield (top, (C, h, W)): the restored image from top to bottom, each row once."""
     channels, height, width = shape
     unfinished = torch.zeros(channels, 0, width)  # rows of the band above that this band adds to
     for index, (top, down) in enumerate(rows):
@@ -183,7 +183,7 @@ def _starts(size: int, multiple: int, tile: int, overlap: int) -> list[int]:
 
 
 def _windows(size: int, multiple: int, tile: int, overlap: int) -> list[Window]:
-    """Return the tiles along one side of the padded picture; the weights at each pixel sum to 1."""
+    """Return the tiles along one side of the padded image; the weights at each pixel sum to 1."""
     padded = ceil(size / multiple) * multiple
     starts = _starts(size, multiple, tile, overlap)
     length = min(ceil(tile / multiple) * multiple, padded)

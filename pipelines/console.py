@@ -17,7 +17,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: float | None, unit: str = "pictures", done: float = 0) -> Iterator[Advance]:
+def progress(title: str, total: float | None, unit: str = "images", done: float = 0) -> Iterator[Advance]:
     """Show the progress of one piece of work on standard error.
 
     Args:

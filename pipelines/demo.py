@@ -1,4 +1,4 @@
-"""``denoise demo``: the whole pipeline on the pictures that are already installed."""
+"""``denoise demo``: the whole pipeline on the images that are already installed."""
 
 import json
 import subprocess
@@ -10,8 +10,8 @@ from denoise.errors import UserError
 
 NEXT = """\
 Go on (after `source .venv/bin/activate`):
-  denoise ui                                         runs, curves, pictures and models in MLflow
-  denoise restore my.png -o restored.png             a picture of your own, by the champion
+  denoise ui                                         runs, curves, images and models in MLflow
+  denoise restore my.png -o restored.png             an image of your own, by the champion
   dvc exp run -S 'data.train=[bsds300]' -S 'data.test=[kodak]' -S evaluate.protocol=laine2019
                                                      train on BSDS300, score on Kodak"""
 
@@ -31,20 +31,18 @@ def run_demo(config: Config) -> None:
 
 
 def summary(config: Config) -> str:
-    """Return the table of results, where the pictures and the report are, and what to do next."""
+    """Return the table of results, where the images and the report are, and what to do next."""
     from pipelines.report.write import table
 
     rows = json.loads(Path("metrics.json").read_text(encoding="utf-8"))
     champion = json.loads(Path("champion.json").read_text(encoding="utf-8"))
-    pictures = ", ".join(
-        f"evaluation/{method}/{data}/pictures" for method in config.compare for data in config.data.test
-    )
+    images = ", ".join(f"evaluation/{method}/{data}/images" for method in config.compare for data in config.data.test)
     return "\n".join(
         [
             table(rows.values()),
             "",
             f"champion:  models:/{champion['name']}@champion ({champion['method']})",
-            f"pictures:  {pictures}",
+            f"images:  {images}",
             "report:    report/index.html",
             "",
             NEXT,

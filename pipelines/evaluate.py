@@ -1,4 +1,4 @@
-"""The evaluate stage: a model's scores on data sets under a named protocol, and its pictures."""
+"""The evaluate stage: a model's scores on data sets under a named protocol, and its images."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from denoise.evaluate import Scored
 
 SCORES = "scores.json"
-KEPT_PICTURES = 24  # of each set: enough for a report, and no folder of gigabytes
+KEPT_IMAGES = 24  # of each set: enough for a report, and no folder of gigabytes
 
 
 def evaluate_model(
@@ -34,9 +34,9 @@ def evaluate_model(
         config: where the data is, which overlaps are allowed, and how many passes are averaged.
         denoiser: the model.
         names: the data sets.
-        protocol_name: how to draw noise and compare pictures.
+        protocol_name: how to draw noise and compare images.
         noise_name: the noise to add; by default what the model was trained for.
-        out: OUT/NAME/scores.json and OUT/NAME/pictures/ are written for each set.
+        out: OUT/NAME/scores.json and OUT/NAME/images/ are written for each set.
 
     Raises:
         UserError: a set that is missing or was trained on, an unknown protocol or noise.
@@ -56,7 +56,7 @@ def evaluate_model(
         with progress(f"evaluate {denoiser.name} {name}", passes(protocol, name, shards)) as advance:
 
             def each(scored: "Scored", kept: "list[Scored]" = kept) -> None:
-                if scored.repeat == 0 and len(kept) < KEPT_PICTURES:
+                if scored.repeat == 0 and len(kept) < KEPT_IMAGES:
                     kept.append(scored)
                 advance(1, f"{scored.figures['psnr']:.2f} dB")
 
@@ -81,16 +81,16 @@ def _refuse_seen(config: Config, card: Any, sets: "Sequence[tuple[str, Shards]]"
 
 
 def _write(folder: Path, result: dict[str, Any], kept: "Sequence[Scored]") -> None:
-    from denoise.images.io import Picture, write_picture
+    from denoise.images.io import DecodedImage, write_image
     from denoise.images.tensors import to_pixels
 
     def write(work: Path) -> None:
         write_json(work / SCORES, result)
-        (work / "pictures").mkdir()
+        (work / "images").mkdir()
         for scored in kept:
             stem = Path(scored.name).with_suffix("").as_posix().replace("/", "_")
             for kind in ("noisy", "restored", "clean"):
-                picture = Picture(to_pixels(getattr(scored, kind)))
-                write_picture(work / "pictures" / f"{stem}-{kind}.png", picture)
+                image = DecodedImage(to_pixels(getattr(scored, kind)))
+                write_image(work / "images" / f"{stem}-{kind}.png", image)
 
     write_folder(folder, write)

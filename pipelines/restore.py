@@ -1,4 +1,4 @@
-"""Restore picture files and folders of them: what goes where, progress, broken pictures."""
+"""Restore image files and folders of them: what goes where, progress, broken images."""
 
 import os
 import time
@@ -18,7 +18,7 @@ Job = tuple[Path, Path]  # source, target
 
 @dataclass(frozen=True)
 class Restored:
-    """One restored picture: where it came from, where it is, how long it took in seconds."""
+    """One restored image: where it came from, where it is, how long it took in seconds."""
 
     source: Path
     target: Path
@@ -36,10 +36,10 @@ def restore_files(
     device: str = "cpu",
     keep_going: bool = False,
 ) -> list[Restored]:
-    """Restore picture files and folders, which are searched for pictures, into ``output``.
+    """Restore image files and folders, which are searched for images, into ``output``.
 
     One file in and an ``output`` with an extension: that file. Otherwise ``output`` is a folder, which gets the names
-    of the files and the layout of the folders; a picture of a format that is only read (GIF, PPM) becomes a PNG.
+    of the files and the layout of the folders; an image of a format that is only read (GIF, PPM) becomes a PNG.
     No input is ever overwritten; an older output is.
 
     Args:
@@ -50,14 +50,14 @@ def restore_files(
         tile: side of a tile in pixels.
         overlap: overlap of neighbouring tiles in pixels.
         device: torch device of the denoiser.
-        keep_going: restore the other pictures where one is broken, and name the broken ones at the end.
+        keep_going: restore the other images where one is broken, and name the broken ones at the end.
 
     Raises:
         UserError: an input is missing or broken (even with ``keep_going``, but then after all others are restored),
             two inputs would become the same output or an output an input, or the output cannot be written.
     """
-    from denoise.images.io import check_target, read_picture, write_picture
-    from denoise.tiling import restore_picture
+    from denoise.images.io import check_target, read_image, write_image
+    from denoise.tiling import restore_image
 
     jobs = plan(inputs, output)
     tiles, failures = _count_tiles(jobs, denoiser.multiple, tile, overlap, keep_going)
@@ -68,22 +68,20 @@ def restore_files(
                 continue
             start = time.perf_counter()
             try:
-                picture = read_picture(source)
-                check_target(target, picture)
+                image = read_image(source)
+                check_target(target, image)
             except UserError as error:
                 failures.append(_failed(error, keep_going))
                 advance(tiles[source], note=f"{source.name} is broken")
                 continue
             advance(0, note=source.name)
-            restored = restore_picture(
-                denoiser, picture, level, tile=tile, overlap=overlap, device=device, advance=advance
-            )
+            restored = restore_image(denoiser, image, level, tile=tile, overlap=overlap, device=device, advance=advance)
             _make_folder(target.parent)
-            write_picture(target, restored)
+            write_image(target, restored)
             results.append(Restored(source, target, time.perf_counter() - start))
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(jobs)} pictures could not be restored, {len(results)} are in {output}: "
+            f"{len(failures)} of {len(jobs)} images could not be restored, {len(results)} are in {output}: "
             + " ".join(failures)
         )
     return results
@@ -94,7 +92,7 @@ def plan(inputs: Sequence[Path], output: Path) -> list[Job]:
     from denoise.images.io import check_target
 
     if not inputs:
-        raise UserError("nothing to restore: give a picture file or a folder of pictures.")
+        raise UserError("nothing to restore: give an image file or a folder of images.")
     if len(inputs) == 1 and inputs[0].is_file() and output.suffix and not output.is_dir():
         check_target(output)
         jobs = [(inputs[0], output)]
@@ -114,7 +112,7 @@ def _jobs_of(path: Path, output: Path) -> Iterator[Job]:
         yield path, output / _target_name(Path(path.name))
         return
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a picture file or a folder of pictures.")
+        raise UserError(f"{path} does not exist; give an image file or a folder of images.")
     ours = output.resolve()
     found = 0
     for file in sorted(path.rglob("*")):
@@ -127,7 +125,7 @@ def _jobs_of(path: Path, output: Path) -> Iterator[Job]:
         found += 1
         yield file, output / _target_name(inner)
     if not found:
-        raise UserError(f"{path} holds no picture ({', '.join(READS)}); give a folder that does.")
+        raise UserError(f"{path} holds no image ({', '.join(READS)}); give a folder that does.")
 
 
 def _target_name(name: Path) -> Path:
@@ -143,7 +141,7 @@ def _check_is_folder(output: Path, count: int) -> None:
     from denoise.images.io import READS
 
     if output.is_file() or (output.suffix.lower() in READS and not output.is_dir()):
-        raise UserError(f"{output} is no folder, expected one for {count} pictures; give the name of a folder.")
+        raise UserError(f"{output} is no folder, expected one for {count} images; give the name of a folder.")
 
 
 def _check_targets(jobs: list[Job]) -> None:
@@ -184,15 +182,15 @@ def _make_folder(folder: Path) -> None:
 def _count_tiles(
     jobs: list[Job], multiple: int, tile: int, overlap: int, keep_going: bool
 ) -> tuple[dict[Path, int], list[str]]:
-    """Return the number of tiles of each picture, and what is wrong with the others."""
-    from denoise.images.io import picture_size
+    """Return the number of tiles of each image, and what is wrong with the others."""
+    from denoise.images.io import image_size
     from denoise.tiling import count_tiles
 
     tiles: dict[Path, int] = {}
     failures = []
     for source, _ in jobs:
         try:
-            height, width = picture_size(source)
+            height, width = image_size(source)
         except UserError as error:
             failures.append(_failed(error, keep_going))
             continue

@@ -25,25 +25,25 @@ def photographs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
-    """A folder of small real pictures of several formats and sizes, colour and grey."""
-    from denoise.images.io import Picture, read_picture, write_picture
+def small_images(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """A folder of small real images of several formats and sizes, colour and grey."""
+    from denoise.images.io import DecodedImage, read_image, write_image
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for number, (name, suffix) in enumerate(
         [("coffee.png", "png"), ("rocket.jpg", "jpg"), ("coins.png", "png"), ("ihc.png", "webp"), ("brick.png", "tif")]
     ):
-        pixels = read_picture(photographs / name).pixels
-        write_picture(folder / f"{number}-{Path(name).stem}.{suffix}", Picture(pixels[100 : 196 + number, 80:208]))
+        pixels = read_image(photographs / name).pixels
+        write_image(folder / f"{number}-{Path(name).stem}.{suffix}", DecodedImage(pixels[100 : 196 + number, 80:208]))
     return folder
 
 
 @pytest.fixture(scope="session")
-def small_shards(tmp_path_factory: pytest.TempPathFactory, small_pictures: Path) -> Path:
-    """Shards of the small pictures, several of them."""
+def small_shards(tmp_path_factory: pytest.TempPathFactory, small_images: Path) -> Path:
+    """Shards of the small images, several of them."""
     from denoise.sharding.writer import write_shards
     from pipelines.datasets.shard import find_sources
 
     folder = tmp_path_factory.mktemp("shards") / "small"
-    write_shards(folder, find_sources(small_pictures), max_bytes=40_000)
+    write_shards(folder, find_sources(small_images), max_bytes=40_000)
     return folder

@@ -53,7 +53,7 @@ def test_a_service_is_imported_where_it_lives(service):
             "pipelines/tuning/ray_search.py",
             "pipelines/tuning/trial.py",
         },
-        "optuna": {f"pipelines/tune_{part}.py" for part in ("study", "optuna", "claim", "results", "pictures")},
+        "optuna": {f"pipelines/tune_{part}.py" for part in ("study", "optuna", "claim", "results", "images")},
         "webdataset": {"denoise/sharding/writer.py"},
         "boto3": {"pipelines/storage/base.py"},
     }

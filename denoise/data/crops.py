@@ -10,9 +10,9 @@ from denoise.images.tensors import as_channels, pad, to_tensor
 
 
 def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> Tensor:
-    """Return a crop (C, size, size) of pixels (H, W, C), or of floats (C, H, W); one value a picture stays as it is.
+    """Return a crop (C, size, size) of pixels (H, W, C), or of floats (C, H, W); one value an image stays as it is.
 
-    ``at`` says where in the free range, as two numbers in [0, 1). Pictures smaller than the crop are padded by
+    ``at`` says where in the free range, as two numbers in [0, 1). Images smaller than the crop are padded by
     reflection. Bytes stay bytes, 16 bits become floats.
     """
     if isinstance(view, Tensor) and view.numel() == 1:
@@ -24,7 +24,7 @@ def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> 
     if isinstance(view, Tensor):
         crop = view[:, rows, columns]
     elif view.dtype == np.uint8:
-        crop = torch.from_numpy(view[rows, columns].copy()).permute(2, 0, 1)  # the picture's memory is free again
+        crop = torch.from_numpy(view[rows, columns].copy()).permute(2, 0, 1)  # the image's memory is free again
     else:
         crop = to_tensor(view[rows, columns])
     return crop if crop.shape[-2:] == (size, size) else pad(crop[None], size)[0]
@@ -42,7 +42,7 @@ def as_floats(view: Tensor) -> Tensor:
 
 def _stacked(crops: Sequence[Tensor], channels: int) -> Tensor:
     if all(crop.dtype == torch.uint8 and crop.shape[0] <= channels for crop in crops):
-        # Channels last, as the pictures lie in memory: whole rows are copied.
+        # Channels last, as the images lie in memory: whole rows are copied.
         return torch.stack([as_channels(crop, channels).permute(1, 2, 0) for crop in crops]).permute(0, 3, 1, 2)
     single = all(crop.numel() == 1 for crop in crops)
     return torch.stack([crop if single else as_channels(as_floats(crop), channels) for crop in crops])

@@ -1,4 +1,4 @@
-"""Several sets of shards read as one, their decoded pictures kept in memory that the machine's processes share."""
+"""Several sets of shards read as one, their decoded images kept in memory that the machine's processes share."""
 
 import hashlib
 from bisect import bisect_right
@@ -8,17 +8,17 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from denoise.data.decoded_cache import PictureCache, Shape, nbytes
-from denoise.data.shards import Folder, Shards
+from denoise.data.decoded_cache import DecodedCache, Shape, nbytes
+from denoise.data.shards import ShardFolder, Shards
 from denoise.images.tensors import Pixels
 
 
 @dataclass(frozen=True)
-class Collection:
+class ShardedDataset:
     """Several sets of shards read as one."""
 
     parts: Sequence[Shards]
-    _cache: list[PictureCache] = field(default_factory=list, compare=False, repr=False)  # one, or none
+    _cache: list[DecodedCache] = field(default_factory=list, compare=False, repr=False)  # one, or none
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -35,12 +35,12 @@ class Collection:
         return tuple(count for part in self.parts for count in part.counts)
 
     def views(self, index: int) -> tuple[str, ...]:
-        """Return the names of the pictures of a sample: one of a lone picture, several of a real pair."""
+        """Return the names of the images of a sample: one of a lone image, several of a real pair."""
         shards, place = self._locate(index)
         return tuple(shards.describe(place)["views"])
 
     def pixels(self, index: int, view: str) -> Pixels:
-        """Return one decoded picture (H, W, C) of a sample, to be looked at and not written to."""
+        """Return one decoded image (H, W, C) of a sample, to be looked at and not written to."""
         if not self._cache:
             shards, place = self._locate(index)
             return shards.pixels(place, view)
@@ -58,26 +58,26 @@ class Collection:
         return str(shards.describe(place)["name"])
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) of the pictures of a sample."""
+        """Return (height, width) of the images of a sample."""
         shards, place = self._locate(index)
         view = next(iter(shards.describe(place)["views"].values()))
         return view["height"], view["width"]
 
     def keep_decoded(self, budget: int) -> None:
-        """Keep decoded pictures within a budget in bytes, shared with the other processes of this machine."""
+        """Keep decoded images within a budget in bytes, shared with the other processes of this machine."""
         shapes = list(self._shapes(budget))
         if shapes:
-            self._cache.append(PictureCache(f"{self.digest}:{self._views}", shapes, budget))
+            self._cache.append(DecodedCache(f"{self.digest}:{self._views}", shapes, budget))
 
     def close(self) -> None:
-        """Let go of the decoded pictures."""
+        """Let go of the decoded images."""
         while self._cache:
             self._cache.pop().close()
 
     @property
     def here(self) -> bool:
         """Whether all of it lies in folders, so that nothing has to be brought."""
-        return all(isinstance(part.store, Folder) for part in self.parts)
+        return all(isinstance(part.store, ShardFolder) for part in self.parts)
 
     def expect(self, shards: Iterable[int]) -> None:
         """Say which shards, counted over all parts, will be read from next, so that they can be brought in time."""
@@ -92,7 +92,7 @@ class Collection:
         return tuple(sorted({view for part in self.parts for view in part.describe(0)["views"]}))
 
     def _shapes(self, budget: int) -> Iterator[Shape]:
-        """Yield the shapes of the first pictures, view by view, until they exceed the budget."""
+        """Yield the shapes of the first images, view by view, until they exceed the budget."""
         size = 0
         for shards in self.parts:
             for number in range(len(shards.entries)):

@@ -1,6 +1,6 @@
-"""Decoded pictures in memory that all processes of a machine share, within a budget of bytes.
+"""Decoded images in memory that all processes of a machine share, within a budget of bytes.
 
-Where a picture lies follows from the index of the data alone, so processes need not talk: whoever decodes a picture
+Where an image lies follows from the index of the data alone, so processes need not talk: whoever decodes an image
 writes it to its place and then marks it as there. Two that do so at once write the same bytes. The memory is freed when
 the last process lets go of it, or when a later run finds that all who held it were killed.
 """
@@ -25,17 +25,17 @@ PLACES = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - names o
 
 
 def nbytes(shape: Shape) -> int:
-    """Return how many bytes a picture takes."""
+    """Return how many bytes an image takes."""
     height, width, channels, kind = shape
     return height * width * channels * np.dtype(kind).itemsize
 
 
-class PictureCache:
-    """Decoded pictures by number.
+class DecodedCache:
+    """Decoded images by number.
 
     Args:
-        key: names what is cached; processes that give the same key and shapes share their pictures.
-        shapes: of the pictures; those beyond the budget are not kept.
+        key: names what is cached; processes that give the same key and shapes share their images.
+        shapes: of the images; those beyond the budget are not kept.
         budget: in bytes.
     """
 
@@ -47,7 +47,7 @@ class PictureCache:
         self.starts = self.count + ends[: self.count] - sizes[: self.count]  # the marks come first
         size = self.count + int(ends[self.count - 1]) if self.count else 0
         identity = hashlib.sha256(f"{key}:{size}:{shapes[: self.count]}".encode()).hexdigest()[:24]
-        opened = _open(f"denoise-{os.getuid()}-{identity}.pictures", size) if size else None
+        opened = _open(f"denoise-{os.getuid()}-{identity}.images", size) if size else None
         if opened is None:
             self.memory, self.count = None, 0
             return
@@ -55,19 +55,19 @@ class PictureCache:
         self.let_go = weakref.finalize(self, _let_go, *opened)  # at the latest when the program ends
 
     def get(self, number: int) -> Pixels | None:
-        """Return a picture (H, W, C) if it is there; its memory is shared and must not be written to."""
+        """Return an image (H, W, C) if it is there; its memory is shared and must not be written to."""
         if number >= self.count or self.memory is None or not self.memory[number]:
             return None
         return self._at(number)
 
     def put(self, number: int, pixels: Pixels) -> None:
-        """Keep a picture, if it has a place."""
+        """Keep an image, if it has a place."""
         if number < self.count and self.memory is not None:
             self._at(number)[...] = pixels
-            self.memory[number] = 1  # only now: a process that is killed in between leaves no half of a picture
+            self.memory[number] = 1  # only now: a process that is killed in between leaves no half of an image
 
     def close(self) -> None:
-        """Let go of the memory; the last one frees it, pictures that are still looked at keep theirs."""
+        """Let go of the memory; the last one frees it, images that are still looked at keep theirs."""
         if self.memory is not None:
             self.memory, self.count = None, 0
             self.let_go()
@@ -127,4 +127,4 @@ def _sweep(place: Path) -> None:
 
 
 def _ours(place: Path) -> Iterator[Path]:
-    return place.glob(f"denoise-{os.getuid()}-*.pictures")
+    return place.glob(f"denoise-{os.getuid()}-*.images")

@@ -1,6 +1,6 @@
-"""From pictures to the batches of this rank: crops in the global order, decoded ahead by threads.
+"""From images to the batches of this rank: crops in the global order, decoded ahead by threads.
 
-Which picture stands at which position of which global batch, and which crop of it, is a function of (seed, step,
+Which image stands at which position of which global batch, and which crop of it, is a function of (seed, step,
 position) and of the data alone; rank and world size only say which positions are ours.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from denoise.data.augment import symmetries
 from denoise.data.crops import collate, random_crop
-from denoise.data.sampler import Integers, Order
-from denoise.data.samples import Scene, Scenes
+from denoise.data.sampler import GlobalSampler, Integers
+from denoise.data.samples import Sample, SampleSource
 from denoise.data.shards import DamagedError
 from denoise.errors import UserError
 from denoise.rng import batch_rng
@@ -36,7 +36,7 @@ class Batching:
     crop: int  # side of the crops, in pixels of the views
     channels: int
     augment: tuple[str, ...] = ()  # of "flip" and "rotate"
-    crops_per_picture: int = 1  # successive positions that show crops of one picture
+    crops_per_image: int = 1  # successive positions that show crops of one image
     threads: int = 1  # that decode
     pin: bool = False  # page-locked batches, which a GPU fetches by itself
 
@@ -63,23 +63,25 @@ class Quarantine:
 
 
 @dataclass(frozen=True)
-class Batch:
+class CropBatch:
     """The crops of this rank: (b, C, crop, crop) for every view, bytes where all were stored so, else floats."""
 
     positions: Tensor  # (b,) of the global batch
     views: dict[str, Tensor]
     samples: Sequence[int] = ()  # which are shown at these positions
 
-    def parts(self, size: int) -> "Iterator[Batch]":
+    def parts(self, size: int) -> "Iterator[CropBatch]":
         """Yield successive parts of at most ``size`` crops."""
         for begin in range(0, len(self.positions), size):
             cut = slice(begin, begin + size)
-            yield Batch(self.positions[cut], {name: view[cut] for name, view in self.views.items()}, self.samples[cut])
+            yield CropBatch(
+                self.positions[cut], {name: view[cut] for name, view in self.views.items()}, self.samples[cut]
+            )
 
 
 def batches(
-    scenes: Scenes,
-    order: Order,
+    source: SampleSource,
+    order: GlobalSampler,
     spec: Batching,
     rank: int,
     world_size: int,
@@ -87,7 +89,7 @@ def batches(
     quarantine: Quarantine | None = None,
     expect: Callable[[Sequence[int]], None] | None = None,
     usable: Callable[[int], bool] = lambda sample: True,
-) -> Iterator[Batch]:
+) -> Iterator[CropBatch]:
     """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever.
 
     Args:
@@ -110,14 +112,14 @@ def batches(
             f"train.batch_size={spec.batch_size} cannot be shared by {world_size} workers; raise it or use fewer "
             "workers."
         )
-    maker = _Maker(scenes, order, spec, quarantine or Quarantine(), usable)
-    horizon = _Horizon(maker, rank, world_size, expect) if expect else None
+    maker = _BatchPlanner(source, order, spec, quarantine or Quarantine(), usable)
+    horizon = _Prefetcher(maker, rank, world_size, expect) if expect else None
     with ThreadPoolExecutor(spec.threads, "decode") as threads, ThreadPoolExecutor(1, "collate") as last:
-        ahead: deque[Future[Batch]] = deque()
+        ahead: deque[Future[CropBatch]] = deque()
         try:
             for step, (positions, jobs) in enumerate(maker.plan(start, rank, world_size), start):
                 if horizon:
-                    horizon.look(step)
+                    horizon.announce(step)
                 if len(jobs) == 1:
                     ahead.append(threads.submit(maker.whole, positions, jobs[0]))
                 else:
@@ -149,18 +151,18 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _BatchPlanner:
     """Makes crops."""
 
-    scenes: Scenes
-    order: Order
+    source: SampleSource
+    order: GlobalSampler
     spec: Batching
     quarantine: Quarantine
     usable: Callable[[int], bool]
 
     def numbers(self, step: int) -> Integers:
         """Return which samples of the order stand in the global batch of a step."""
-        return (step * self.spec.batch_size + np.arange(self.spec.batch_size)) // self.spec.crops_per_picture
+        return (step * self.spec.batch_size + np.arange(self.spec.batch_size)) // self.spec.crops_per_image
 
     def plan(self, start: int, rank: int, world_size: int) -> Iterator[tuple[Integers, list[_Job]]]:
         """Yield (positions, work) of a rank's share of step ``start``, ``start`` + 1, ..., for ever.
@@ -171,7 +173,7 @@ class _Maker:
         for first in count(start, PLANNED):  # some steps at once: most of the time goes into calls, not into numbers
             steps = range(first, first + PLANNED)
             numbers = [self.numbers(step) for step in steps]
-            positions = [self.order.share(one, rank, world_size) for one in numbers]
+            positions = [self.order.positions_of_rank(one, rank, world_size) for one in numbers]
             ours = self._draw(steps, positions, [one[at] for one, at in zip(numbers, positions, strict=True)])
             begin = 0
             for share in positions:
@@ -188,19 +190,19 @@ class _Maker:
         joined = np.concatenate(numbers)
         return _Job(joined.tolist(), self.order.samples(joined).tolist(), places, turns)
 
-    def whole(self, positions: Integers, job: _Job) -> Batch:
+    def whole(self, positions: Integers, job: _Job) -> CropBatch:
         """Return the batch of one job."""
         return self._batch(positions, self.crops(job))
 
-    def joined(self, positions: Integers, parts: Sequence[Future[list[_Crop]]]) -> Batch:
+    def joined(self, positions: Integers, parts: Sequence[Future[list[_Crop]]]) -> CropBatch:
         """Return the batch of several jobs."""
         return self._batch(positions, [crop for part in parts for crop in part.result()])
 
-    def _batch(self, positions: Integers, crops: Sequence[_Crop]) -> Batch:
+    def _batch(self, positions: Integers, crops: Sequence[_Crop]) -> CropBatch:
         views = collate([views for _, views in crops], self.spec.channels)
         if self.spec.pin:
             views = {name: view.pin_memory() for name, view in views.items()}
-        return Batch(torch.from_numpy(positions), views, [sample for sample, _ in crops])
+        return CropBatch(torch.from_numpy(positions), views, [sample for sample, _ in crops])
 
     def crops(self, job: _Job) -> list[_Crop]:
         """Return the crops of a job, view by view cut, flipped and turned alike, each with its sample."""
@@ -212,7 +214,7 @@ class _Maker:
             found.append((found_sample, {name: group[turn].apply(crop) for name, crop in crops.items()}))
         return found
 
-    def scene(self, number: int, sample: int) -> tuple[int, Scene]:
+    def scene(self, number: int, sample: int) -> tuple[int, Sample]:
         """Return a sample, or the next one in the order that is usable and whose bytes are sound."""
         for later in range(len(self.order)):
             if later:
@@ -220,33 +222,35 @@ class _Maker:
             if sample in self.quarantine.found or not self.usable(sample):
                 continue
             try:
-                return sample, self.scenes[sample]
+                return sample, self.source[sample]
             except DamagedError as error:
                 self.quarantine.add(sample, error)
         raise UserError(
-            f"none of the {len(self.order)} training pictures can be used: all are smaller than the crop of "
+            f"none of the {len(self.order)} training images can be used: all are smaller than the crop of "
             f"{self.spec.crop} pixels, or damaged; lower train.crop, or pad them with data.small=pad."
         )
 
 
 @dataclass
-class _Horizon:
+class _Prefetcher:
     """Tells, once a window, which shards will be read from in it and in the next: those of some steps of both."""
 
-    maker: _Maker
+    maker: _BatchPlanner
     rank: int
     world_size: int
     expect: Callable[[Sequence[int]], None]
     next: int = -1
 
-    def look(self, step: int) -> None:
+    def announce(self, step: int) -> None:
         """Tell the shards ahead of ``step``, unless they have been told."""
         if step < self.next:
             return
         order, spec = self.maker.order, self.maker.spec
         in_window = len(order) * order.window * order.canonical_streams / max(1, len(order.counts))
-        stride = max(1, int(in_window * spec.crops_per_picture / spec.batch_size / AHEAD))
+        stride = max(1, int(in_window * spec.crops_per_image / spec.batch_size / AHEAD))
         self.next = step + AHEAD * stride
         batches = [self.maker.numbers(later) for later in range(step, step + 2 * AHEAD * stride, stride)]
-        ours = np.concatenate([numbers[order.share(numbers, self.rank, self.world_size)] for numbers in batches])
+        ours = np.concatenate(
+            [numbers[order.positions_of_rank(numbers, self.rank, self.world_size)] for numbers in batches]
+        )
         self.expect(list(dict.fromkeys(order.shards(order.samples(ours)).tolist())))

@@ -61,7 +61,7 @@ def permuted(index: Integers, count: Integers, key: Bits) -> Integers:
 
 
 @dataclass(frozen=True)
-class Order:
+class GlobalSampler:
     """The order in which the samples of some shards are read.
 
     Args:
@@ -108,7 +108,7 @@ class Order:
         """Return the shards that hold the given samples."""
         return np.searchsorted(self._starts, samples, side="right") - 1
 
-    def share(self, numbers: Integers, rank: int, world_size: int) -> Integers:
+    def positions_of_rank(self, numbers: Integers, rank: int, world_size: int) -> Integers:
         """Return which positions of a global batch a rank reads; the sizes of ranks differ by one at most.
 
         ``numbers`` are those of the batch's samples in the order. Positions are dealt out stream by stream, so that a
@@ -136,7 +136,7 @@ class Order:
 class _Epoch:
     """One epoch of an order: the row of shards, and where each ends in it."""
 
-    order: Order
+    order: GlobalSampler
     key: np.uint64
     row: Integers
     ends: Integers

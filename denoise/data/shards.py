@@ -1,13 +1,13 @@
-"""Shards: WebDataset tars of original picture bytes, read by index through the lists that lie beside them.
+"""Shards: WebDataset tars of original image bytes, read by index through the lists that lie beside them.
 
 A folder of shards holds
 
     index.json         the shards in order: file, bytes, sha256, number of samples, sha256 of its list of samples
-    000000.tar ...     for each sample the encoded picture(s) as they came, and a JSON member describing them
-    000000.json ...    the samples of one shard: names, offsets, checksums, picture sizes, hashes of the pixels
+    000000.tar ...     for each sample the encoded image(s) as they came, and a JSON member describing them
+    000000.json ...    the samples of one shard: names, offsets, checksums, image sizes, hashes of the pixels
 
 The index identifies the data, and nothing is used unchecked: a file's sha256 when it is first opened, and the checksum
-of a picture's bytes each time. A ``Store`` says where the files are: in a folder, or brought from elsewhere.
+of an image's bytes each time. A ``ShardStore`` says where the files are: in a folder, or brought from elsewhere.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from denoise.errors import UserError
 from denoise.files import file_digest
-from denoise.images.io import decode_quickly, read_picture
+from denoise.images.io import decode_quickly, read_image
 from denoise.images.tensors import Pixels
 
 FORMAT = 2
@@ -49,7 +49,7 @@ class DamagedError(UserError):
     """Bytes that are not those of the index."""
 
 
-class Store(Protocol):
+class ShardStore(Protocol):
     """Where the files of a set of shards are."""
 
     def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
@@ -74,7 +74,7 @@ class _Descriptor:
 
 
 @dataclass(frozen=True)
-class Folder:
+class ShardFolder:
     """A store whose files all lie in one folder."""
 
     path: Path
@@ -116,7 +116,7 @@ class Shards:
     name: str  # to call them by in errors
     entries: tuple[Mapping[str, Any], ...]
     digest: str  # sha256 of index.json: the identity of the data
-    store: Store = field(compare=False)
+    store: ShardStore = field(compare=False)
     _lists: "OrderedDict[int, list[dict[str, Any]]]" = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @classmethod
@@ -130,7 +130,7 @@ class Shards:
         path = folder / INDEX
         if not path.is_file():
             raise UserError(f"{folder} holds no shards ({INDEX} is missing); make them with `denoise shard NAME`.")
-        shards = cls.read(str(folder), path.read_bytes(), Folder(folder))
+        shards = cls.read(str(folder), path.read_bytes(), ShardFolder(folder))
         for entry in shards.entries:
             tar = folder / entry["file"]
             size = tar.stat().st_size if tar.is_file() else None
@@ -140,7 +140,7 @@ class Shards:
         return shards
 
     @classmethod
-    def read(cls, name: str, index: bytes, store: Store) -> "Shards":
+    def read(cls, name: str, index: bytes, store: ShardStore) -> "Shards":
         """Return the shards of an index whose files are in ``store``; UserError for an index that is not understood."""
         try:
             tree = json.loads(index)
@@ -173,7 +173,7 @@ class Shards:
         return self.samples(number)[place]
 
     def pixels(self, index: int, view: str = "clean") -> Pixels:
-        """Return the decoded picture (H, W, C) of a sample.
+        """Return the decoded image (H, W, C) of a sample.
 
         Raises:
             DamagedError: its bytes differ from the index.
@@ -181,10 +181,10 @@ class Shards:
         described = self.describe(index)["views"][view]
         data = self.encoded(index, view)
         pixels = decode_quickly(data, 1 if described["mode"].startswith("L") else 3) if described["quick"] else None
-        return read_picture(data).pixels if pixels is None else pixels
+        return read_image(data).pixels if pixels is None else pixels
 
     def encoded(self, index: int, view: str = "clean") -> bytes:
-        """Return the bytes of one picture of a sample, as they were sharded.
+        """Return the bytes of one image of a sample, as they were sharded.
 
         Raises:
             DamagedError: they differ from the index.
@@ -238,13 +238,13 @@ class Shards:
             [(list_name(entry["file"]), entry["samples_sha256"]), (entry["file"], entry["sha256"])],
         )
 
-    def prints(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (name, grey hash, look) of every picture in the set."""
+    def fingerprints(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (name, grey hash, look) of every image in the set."""
         for number in range(len(self.entries)):
-            yield from self.prints_of(number)
+            yield from self.fingerprints_of(number)
 
-    def prints_of(self, number: int) -> Iterator[tuple[str, str, str]]:
-        """Yield (name, grey hash, look) of every picture of a shard."""
+    def fingerprints_of(self, number: int) -> Iterator[tuple[str, str, str]]:
+        """Yield (name, grey hash, look) of every image of a shard."""
         for sample in self.samples(number):
             for view in sample["views"].values():
                 yield sample["name"], view["grey"], view["look"]

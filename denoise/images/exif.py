@@ -23,12 +23,12 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _exif(image: Image.Image) -> tuple[int, bytes]:
-    """Return the orientation that the pixels still need, and the EXIF block of the upright picture.
+    """Return the orientation that the pixels still need, and the EXIF block of the upright image.
 
-    A block that cannot be parsed is dropped: its picture is good without it.
+    A block that cannot be parsed is dropped: its image is good without it.
     """
     try:
-        tags = Image.Image.getexif(image)  # PNG's own getexif would decode the picture first
+        tags = Image.Image.getexif(image)  # PNG's own getexif would decode the image first
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # both decoders turn a TIFF upright themselves
             return 1, _photo_exif(tags)
         orientation = int(tags.get(ORIENTATION, 1))

@@ -1,4 +1,4 @@
-"""Pictures between files and tensors: one reader and one writer for every format, pad and unpad.
+"""Images between files and tensors: one reader and one writer for every format, pad and unpad.
 
 Pillow decodes 8 bits. It would silently reduce 16-bit colour to 8 bits, so OpenCV decodes those. Pixel values are
 taken as the file stores them: gamma chunks and colour profiles change nothing, they are kept and written back.
@@ -40,8 +40,8 @@ NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A decoded picture, upright, with what is needed to write it back.
+class DecodedImage:
+    """A decoded image, upright, with what is needed to write it back.
 
     Attributes:
         pixels: (H, W, C) uint8 or uint16, C 1 (grey) or 3 (R, G, B).
@@ -56,14 +56,14 @@ class Picture:
     exif: bytes = b""
 
 
-def read_picture(source: Path | bytes) -> Picture:
-    """Decode a picture file, or its bytes, and turn it upright as its EXIF orientation says.
+def read_image(source: Path | bytes) -> DecodedImage:
+    """Decode an image file, or its bytes, and turn it upright as its EXIF orientation says.
 
-    Palette, 1-bit, YCbCr and CMYK pictures become grey or RGB. Of several pictures in one file (MPO of a camera)
+    Palette, 1-bit, YCbCr and CMYK images become grey or RGB. Of several images in one file (MPO of a camera)
     only the main one is read; other files of several pages are refused rather than cut to their first.
 
     Raises:
-        UserError: there is no such file, it does not decode, or it holds something else than one 8 or 16-bit picture.
+        UserError: there is no such file, it does not decode, or it holds something else than one 8 or 16-bit image.
     """
     with _opened(source) as (image, name):
         head = _head(source)
@@ -72,7 +72,7 @@ def read_picture(source: Path | bytes) -> Picture:
         orientation, exif = _exif(image)
         pixels, alpha, icc = _decode16(image, source, head) if depth == 16 else _decode8(image)
         upright = _turn(alpha, orientation) if alpha is not None else None
-        return Picture(_turn(pixels, orientation), upright, icc, exif)
+        return DecodedImage(_turn(pixels, orientation), upright, icc, exif)
 
 
 def decode_quickly(data: bytes, channels: int) -> Pixels | None:
@@ -87,11 +87,11 @@ def decode_quickly(data: bytes, channels: int) -> Pixels | None:
     return None if decoded is None else _with_channels(decoded)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of the upright picture, from the head of its file only.
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of the upright image, from the head of its file only.
 
     Raises:
-        UserError: as ``read_picture``, as far as the head of the file shows it.
+        UserError: as ``read_image``, as far as the head of the file shows it.
     """
     with _opened(path) as (image, _):
         width, height = image.size
@@ -106,8 +106,8 @@ def pixel_hash(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
-def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture in the format of the file's extension: all of it or nothing.
+def write_image(path: Path, image: DecodedImage) -> None:
+    """Write an image in the format of the file's extension: all of it or nothing.
 
     PNG and TIFF hold 8 and 16 bits, WebP (lossless), JPEG (quality 95, no chroma subsampling) and BMP hold 8: 16 bits
     are rounded to 8 for them. PNG, TIFF, JPEG and WebP keep colour profile and EXIF.
@@ -115,18 +115,18 @@ def write_picture(path: Path, picture: Picture) -> None:
     Raises:
         UserError: as ``check_target``, or the file cannot be written.
     """
-    check_target(path, picture)
+    check_target(path, image)
     suffix = path.suffix.lower()
-    samples = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    samples = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             if suffix in TIFF:
-                write_tiff(file, samples, picture.icc, picture.exif)
+                write_tiff(file, samples, image.icc, image.exif)
             elif suffix == ".png" and samples.dtype == np.uint16:
-                write_png16(file, samples, picture.icc, picture.exif)
+                write_png16(file, samples, image.icc, image.exif)
             else:
-                _write8(file, samples, suffix, picture)
+                _write8(file, samples, suffix, image)
         part.replace(path)
     except (OSError, ValueError, struct.error) as error:  # the last two: metadata or pixels beyond a format's limits
         raise UserError(f"cannot write {path}: {_reason(error)}.") from error
@@ -135,29 +135,29 @@ def write_picture(path: Path, picture: Picture) -> None:
             part.unlink(missing_ok=True)
 
 
-def check_target(path: Path, picture: Picture | None = None) -> None:
-    """Raise UserError where this program cannot write such a file, or its format cannot hold ``picture``."""
+def check_target(path: Path, image: DecodedImage | None = None) -> None:
+    """Raise UserError where this program cannot write such a file, or its format cannot hold ``image``."""
     suffix = path.suffix.lower()
     if suffix not in WRITES:
         raise UserError(f"cannot write {path}: its extension is none of {', '.join(WRITES)}; choose one of these.")
-    if picture is None:
+    if image is None:
         return
-    if picture.alpha is not None and suffix in NO_ALPHA:
-        raise UserError(f"cannot write {path}: {suffix} has no transparency, the picture has; choose .png or .tif.")
+    if image.alpha is not None and suffix in NO_ALPHA:
+        raise UserError(f"cannot write {path}: {suffix} has no transparency, the image has; choose .png or .tif.")
     limit = LONGEST_SIDE.get(suffix)
-    height, width = picture.pixels.shape[:2]
+    height, width = image.pixels.shape[:2]
     if limit and max(height, width) > limit:
         raise UserError(
-            f"cannot write {path}: {suffix} holds at most {limit} pixels a side, the picture is {width}x{height}; "
+            f"cannot write {path}: {suffix} holds at most {limit} pixels a side, the image is {width}x{height}; "
             "choose .png or .tif."
         )
 
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, str]]:
-    """Open a picture and name it in every error."""
-    name = "picture" if isinstance(source, bytes) else str(source)
-    Image.MAX_IMAGE_PIXELS = None  # Pillow takes large pictures for decompression bombs; these are the user's own
+    """Open an image and name it in every error."""
+    name = "image" if isinstance(source, bytes) else str(source)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow takes large images for decompression bombs; these are the user's own
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > LARGEST:
@@ -167,9 +167,9 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, str]]:
         raise
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
-        raise UserError(f"{name} does not decode as a picture: it is none of {kinds}, or broken.") from None
+        raise UserError(f"{name} does not decode as an image: it is none of {kinds}, or broken.") from None
     except Exception as error:  # broken bytes make decoders raise nearly anything
-        raise UserError(f"{name} does not decode as a picture: {_reason(error)}.") from error
+        raise UserError(f"{name} does not decode as an image: {_reason(error)}.") from error
 
 
 def _head(source: Path | bytes) -> bytes:
@@ -181,9 +181,9 @@ def _head(source: Path | bytes) -> bytes:
 
 
 def _depth(image: Image.Image, head: bytes, name: str) -> int:
-    """Return 8 or 16, the bits of a sample; refuse what is not one picture of such samples."""
+    """Return 8 or 16, the bits of a sample; refuse what is not one image of such samples."""
     if image.format != "MPO" and (pages := _pages(image)) > 1:
-        raise UserError(f"{name} holds {pages} pictures, expected one; split it into files of one picture.")
+        raise UserError(f"{name} holds {pages} images, expected one; split it into files of one image.")
     if image.format == "PNG":
         return 16 if head[24] == 16 else 8
     if image.format == "PPM" and isinstance(image, ImageFile.ImageFile):
@@ -211,7 +211,7 @@ def _tiff_depth(tags: Any, name: str) -> int:
 
 
 def _pages(image: Image.Image) -> int:
-    """Count the pictures in a file, without the thumbnails that a TIFF may carry."""
+    """Count the images in a file, without the thumbnails that a TIFF may carry."""
     count = int(getattr(image, "n_frames", 1))
     if count == 1 or not isinstance(image, TiffImagePlugin.TiffImageFile):
         return count
@@ -273,12 +273,12 @@ def _with_channels(decoded: Pixels) -> Pixels:
     return decoded.reshape(*decoded.shape[:2], -1)
 
 
-def _write8(file: IO[bytes], samples: Pixels, suffix: str, picture: Picture) -> None:
+def _write8(file: IO[bytes], samples: Pixels, suffix: str, decoded: DecodedImage) -> None:
     """Write 8 bits through Pillow, which keeps profile and EXIF where the format can."""
     if samples.dtype == np.uint16:
         samples = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     image = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
-    metadata = {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
+    metadata = {key: value for key, value in (("icc_profile", decoded.icc), ("exif", decoded.exif)) if value}
     image.save(file, **SAVE[suffix], **metadata)  # type: ignore[arg-type] # mypy sees no **params
 
 

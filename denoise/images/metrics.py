@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a restored picture, by scikit-image. Every figure must be shown with its protocol's name."""
+"""PSNR and SSIM of a restored image, by scikit-image. Every figure must be shown with its protocol's name."""
 
 import numpy as np
 from torch import Tensor
@@ -7,17 +7,17 @@ WINDOW = 11  # pixels, of the SSIM
 
 
 def psnr(restored: Tensor, clean: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of one picture (C, H, W) in [0, 1], computed in float64."""
+    """Peak signal-to-noise ratio in dB of one image (C, H, W) in [0, 1], computed in float64."""
     from skimage.metrics import peak_signal_noise_ratio
 
-    with np.errstate(divide="ignore"):  # equal pictures have an infinite PSNR
+    with np.errstate(divide="ignore"):  # equal images have an infinite PSNR
         return float(peak_signal_noise_ratio(_array(clean), _array(restored), data_range=1.0))
 
 
 def ssim(restored: Tensor, clean: Tensor) -> float:
-    """Structural similarity of one picture (C, H, W) in [0, 1], mean over channels (Wang et al. 2004).
+    """Structural similarity of one image (C, H, W) in [0, 1], mean over channels (Wang et al. 2004).
 
-    Gaussian window of sigma 1.5 and 11 pixels as in the paper; pictures smaller than that are extended by reflection.
+    Gaussian window of sigma 1.5 and 11 pixels as in the paper; images smaller than that are extended by reflection.
     """
     from skimage.metrics import structural_similarity
 
@@ -31,5 +31,5 @@ def ssim(restored: Tensor, clean: Tensor) -> float:
     )
 
 
-def _array(picture: Tensor) -> np.ndarray:
-    return picture.detach().cpu().double().numpy()
+def _array(image: Tensor) -> np.ndarray:
+    return image.detach().cpu().double().numpy()

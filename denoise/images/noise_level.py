@@ -1,7 +1,7 @@
-"""The noise level of a single picture, for real noise, of which nobody says how strong it is.
+"""The noise level of a single image, for real noise, of which nobody says how strong it is.
 
 G. Chen, F. Zhu and P. A. Heng, "An efficient statistical method for image noise level estimation", ICCV 2015: small
-patches of clean pictures lie near a subspace, so the smallest eigenvalues of their covariance are those of the noise
+patches of clean images lie near a subspace, so the smallest eigenvalues of their covariance are those of the noise
 alone. Sorted, noise eigenvalues lie evenly around their mean; the largest of all are dropped until they do.
 """
 
@@ -14,21 +14,21 @@ PATCH = 8  # side in pixels, as in the paper
 STRIDES = (3, 2, 1)  # 3 as in the public implementations
 SMALLEST_PATCH = 2
 # Too few patches a dimension bias the estimate down: on 64x64 crops of Kodak by 4 % at 17, 1 % at 32, nothing at 50.
-ENOUGH = 50  # patches a dimension; where a picture has fewer its patches come closer together
+ENOUGH = 50  # patches a dimension; where an image has fewer its patches come closer together
 NEEDED = 32  # fewer than this, closer together than which they cannot come, and they become smaller
-MOST = 100_000  # patches of a large picture
+MOST = 100_000  # patches of a large image
 ROWS = 16  # of patches that are held in memory at once
 
 
 def estimate_sigma(noisy: Tensor) -> float:
-    """Return the standard deviation of the noise of one picture (C, H, W) in [0, 1], in the same unit.
+    """Return the standard deviation of the noise of one image (C, H, W) in [0, 1], in the same unit.
 
     One sigma for all channels, as if the noise were Gaussian and white. Texture that looks like noise is counted as
     noise: little of it in colour, where the channels share it (Kodak at sigma 10 to 50 of 255: by 0.5 % on average,
     2.6 % at worst); in grey the estimate is too high at low noise (by 13 % at sigma 10, 2.5 % at 25, 1 % at 50).
 
     Raises:
-        UserError: the picture is too small: 21x21 pixels are enough in colour, 13x13 in grey.
+        UserError: the image is too small: 21x21 pixels are enough in colour, 13x13 in grey.
     """
     patch, stride = _layout(*noisy.shape)
     eigenvalues = torch.linalg.eigvalsh(_covariance(noisy.double(), patch, stride))
@@ -36,7 +36,7 @@ def estimate_sigma(noisy: Tensor) -> float:
 
 
 def _layout(channels: int, height: int, width: int) -> tuple[int, int]:
-    """Return side and stride of the patches: as published where the picture is large enough for these."""
+    """Return side and stride of the patches: as published where the image is large enough for these."""
     sparse = int((height * width / MOST) ** 0.5) + 1
     if sparse > STRIDES[0]:
         return PATCH, sparse
@@ -46,18 +46,18 @@ def _layout(channels: int, height: int, width: int) -> tuple[int, int]:
             if min(rows, columns) > 0 and rows * columns >= wanted * channels * patch**2:
                 return patch, stride
     raise UserError(
-        f"the noise level of a picture of {width}x{height} pixels cannot be estimated: it is too small; "
-        "expected 21x21 or more, take a larger picture or crop."
+        f"the noise level of an image of {width}x{height} pixels cannot be estimated: it is too small; "
+        "expected 21x21 or more, take a larger image or crop."
     )
 
 
-def _covariance(picture: Tensor, patch: int, stride: int) -> Tensor:
+def _covariance(image: Tensor, patch: int, stride: int) -> Tensor:
     """Return the covariance of all patches, (C patch^2, C patch^2)."""
-    centred = picture - picture.mean((1, 2), keepdim=True)  # the products of small numbers lose fewer digits
+    centred = image - image.mean((1, 2), keepdim=True)  # the products of small numbers lose fewer digits
     patches = centred.unfold(1, patch, stride).unfold(2, patch, stride).permute(1, 2, 0, 3, 4)
     rows, columns = patches.shape[:2]
     size = patches[0, 0].numel()
-    total, products = picture.new_zeros(size), picture.new_zeros(size, size)
+    total, products = image.new_zeros(size), image.new_zeros(size, size)
     for first in range(0, rows, ROWS):
         vectors = patches[first : first + ROWS].reshape(-1, size)
         total += vectors.sum(0)

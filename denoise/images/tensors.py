@@ -34,7 +34,7 @@ def as_channels(tensor: Tensor, channels: int) -> Tensor:
 def pad(batch: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) at the bottom and right, by reflection, to sides that are multiples of ``multiple``.
 
-    Works for any size: where the padding is larger than the picture the reflection goes back and forth, and a side
+    Works for any size: where the padding is larger than the image the reflection goes back and forth, and a side
     of one pixel is repeated.
     """
     for dim in (-2, -1):

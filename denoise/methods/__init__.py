@@ -41,7 +41,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(name: str, fields: Mapping[str, object], noise: Noise) -> Method:
-    """Return the method of a name with its hyperparameters, for pictures with that noise.
+    """Return the method of a name with its hyperparameters, for images with that noise.
 
     A method that has a field ``family`` left at "auto" is told the family of the noise there.
 

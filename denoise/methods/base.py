@@ -23,14 +23,14 @@ class MakeNet(Protocol):
 
     @property
     def channels(self) -> int:
-        """The channels of the pictures."""
+        """The channels of the images."""
         ...
 
     def __call__(self, *, outputs: int | None = None, blind_spot: bool = False, zero_last: bool = False) -> nn.Module:
         """Return a network.
 
         Args:
-            outputs: its output channels, as many as the pictures have where None.
+            outputs: its output channels, as many as the images have where None.
             blind_spot: whether an output pixel must not depend on the input pixel at its place.
             zero_last: whether the last layer starts with zero weights.
 
@@ -57,7 +57,7 @@ class Method:
         return self.needs
 
     def passes_at_test(self) -> int:
-        """Return how many passes of ``predict``, each with its own randomness, are averaged to restore a picture."""
+        """Return how many passes of ``predict``, each with its own randomness, are averaged to restore an image."""
         return 1
 
     def needs_level(self) -> bool:
@@ -80,7 +80,7 @@ class Method:
         raise NotImplementedError
 
     def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
-        """Return the restored pictures of a noisy batch (B, C, H, W), same shape; by default the net's output."""
+        """Return the restored images of a noisy batch (B, C, H, W), same shape; by default the net's output."""
         restored: Tensor = net(noisy)
         return restored
 
@@ -89,21 +89,21 @@ class Method:
         raise UserError(f"{type(self).__name__} gives no standard deviation; of the methods only ssdn does.")
 
 
-def observe(picture: Tensor, noise: Noise, needs: Iterable[View], rng: "Rng") -> Views:
-    """Return the views of a batch of pictures that a method asked for, and no other.
+def observe(image: Tensor, noise: Noise, needs: Iterable[View], rng: "Rng") -> Views:
+    """Return the views of a batch of images that a method asked for, and no other.
 
     noisy and noisy2 are independent: noise, and its level where it has a range, are drawn anew for each of them.
     ``level`` and ``mask`` are those of noisy, ``mask2`` is that of noisy2.
     """
     wanted = set(needs)
     views: dict[str, Tensor] = {}
-    everything = torch.ones(len(picture), 1, 1, 1, device=picture.device)
+    everything = torch.ones(len(image), 1, 1, 1, device=image.device)
     if wanted & {"noisy", "level", "mask"}:
-        seen = noise.corrupt(picture, rng.stream("noisy"))
+        seen = noise.corrupt(image, rng.stream("noisy"))
         views.update(noisy=seen.noisy, level=seen.level, mask=everything if seen.mask is None else seen.mask)
     if wanted & {"noisy2", "mask2"}:
-        seen = noise.corrupt(picture, rng.stream("noisy2"))
+        seen = noise.corrupt(image, rng.stream("noisy2"))
         views.update(noisy2=seen.noisy, mask2=everything if seen.mask is None else seen.mask)
     if "clean" in wanted:
-        views["clean"] = noise.reference(picture)
+        views["clean"] = noise.reference(image)
     return {name: view for name, view in views.items() if name in wanted}

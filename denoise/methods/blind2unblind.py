@@ -21,9 +21,9 @@ Weight = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Blind2Unblind(Method):
-    """Restore each pixel from a copy that hides it, and draw that towards the net's output for the whole picture.
+    """Restore each pixel from a copy that hides it, and draw that towards the net's output for the whole image.
 
-    ``h`` (the global mask mapper) collects from the cell^2 masked copies of the noisy picture y the pixels that each
+    ``h`` (the global mask mapper) collects from the cell^2 masked copies of the noisy image y the pixels that each
     hides; ``f(y)`` takes no gradient. The loss is
 
         alpha mean (h - y)^2 + mean (h - y + beta (f(y) - y))^2
@@ -42,7 +42,7 @@ class Blind2Unblind(Method):
     needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the masked copies (B, cell^2, C, H, W) as input, the noisy picture as target. Nothing is drawn."""
+        """Return the masked copies (B, cell^2, C, H, W) as input, the noisy image as target. Nothing is drawn."""
         noisy = sample["noisy"]
         masks = self._masks(noisy)
         return {"input": fill(noisy, masks).transpose(0, 1), "target": noisy, "mask": sample["mask"]}

@@ -16,7 +16,7 @@ class Places:
     """One pixel in every box of a grid, in every plane: rows, columns and validity, each (B, P, N).
 
     P is the number of channels where each has pixels of its own, else 1. ``inside`` is False where the pixel fell
-    outside the picture, in a box that the border cuts; row and column are then those of a pixel of the same box.
+    outside the image, in a box that the border cuts; row and column are then those of a pixel of the same box.
     """
 
     rows: Tensor
@@ -35,11 +35,11 @@ class Places:
         flat = torch.zeros(batch, planes, self.height * self.width, device=self.rows.device)
         return flat.scatter_(2, self.index(planes), self.inside.float()).view(batch, planes, self.height, self.width)
 
-    def put(self, picture: Tensor, values: Tensor) -> Tensor:
+    def put(self, image: Tensor, values: Tensor) -> Tensor:
         """Return a copy of a batch (B, C, H, W) with ``values`` (B, C, N) at the places."""
-        flat, index = picture.flatten(2), self.index(picture.shape[1])
+        flat, index = image.flatten(2), self.index(image.shape[1])
         # No two boxes share a pixel, so writing back its own value where nothing is to be hidden disturbs no other.
-        return flat.scatter(2, index, torch.where(self.inside, values, flat.gather(2, index))).view_as(picture)
+        return flat.scatter(2, index, torch.where(self.inside, values, flat.gather(2, index))).view_as(image)
 
 
 def box_side(mask_ratio: float) -> int:
@@ -51,7 +51,7 @@ def draw_places(rng: "Rng", planes: int, height: int, width: int, box: int) -> P
     """Draw one pixel uniformly in every box of a grid (stratified sampling; Krull et al. 2019).
 
     A box that the border cuts is drawn from as if it were whole and yields nothing where its pixel falls outside, as
-    in the authors' code: so every pixel of the picture is hidden equally often.
+    in the authors' code: so every pixel of the image is hidden equally often.
     """
     down, across = -(-height // box), -(-width // box)
     device = rng.keys.device
@@ -64,10 +64,10 @@ def draw_places(rng: "Rng", planes: int, height: int, width: int, box: int) -> P
     )
 
 
-def uniform_neighbours(picture: Tensor, places: Places, radius: int, rng: "Rng", *, with_centre: bool) -> Tensor:
+def uniform_neighbours(image: Tensor, places: Places, radius: int, rng: "Rng", *, with_centre: bool) -> Tensor:
     """Return (B, C, N): for each place the value of a pixel drawn uniformly from the window around it.
 
-    The window has side 2 radius + 1 and is cut at the border of the picture; a pixel outside it is never drawn, nor
+    The window has side 2 radius + 1 and is cut at the border of the image; a pixel outside it is never drawn, nor
     is its part of the chances moved to the border. Without the centre all others of the window, those of its row and
     column included, are equally likely. Only the values that are needed are read.
     """
@@ -79,24 +79,24 @@ def uniform_neighbours(picture: Tensor, places: Places, radius: int, rng: "Rng",
     else:
         choice = any_number % (count - 1).clamp_min(1)
         choice += choice >= (places.rows - top) * columns + (places.columns - left)
-        choice = torch.minimum(choice, count - 1)  # a picture of one pixel has no neighbours
+        choice = torch.minimum(choice, count - 1)  # an image of one pixel has no neighbours
     index = (top + choice // columns) * places.width + left + choice % columns
-    return picture.flatten(2).gather(2, index.expand(-1, picture.shape[1], -1))
+    return image.flatten(2).gather(2, index.expand(-1, image.shape[1], -1))
 
 
-def median_neighbours(picture: Tensor, places: Places, radius: int) -> Tensor:
+def median_neighbours(image: Tensor, places: Places, radius: int) -> Tensor:
     """Return (B, C, N): for each place the median of the window around it without its centre (N2V2, Höck et al. 2022).
 
     Of an even number of values it is the mean of the middle two.
     """
-    steps = torch.arange(-radius, radius + 1, device=picture.device)
+    steps = torch.arange(-radius, radius + 1, device=image.device)
     rows = (places.rows[..., None, None] + steps[:, None]).expand(-1, -1, -1, len(steps), len(steps)).flatten(3)
     columns = (places.columns[..., None, None] + steps).expand(-1, -1, -1, len(steps), len(steps)).flatten(3)
     exists = (rows >= 0) & (rows < places.height) & (columns >= 0) & (columns < places.width)
     exists &= (rows != places.rows[..., None]) | (columns != places.columns[..., None])
     index = rows.clamp(0, places.height - 1) * places.width + columns.clamp(0, places.width - 1)
-    index = index.expand(-1, picture.shape[1], -1, -1)
-    values = picture.flatten(2).gather(2, index.flatten(2)).view(index.shape)
+    index = index.expand(-1, image.shape[1], -1, -1)
+    values = image.flatten(2).gather(2, index.flatten(2)).view(index.shape)
     ordered = values.masked_fill(~exists, torch.inf).sort(dim=3).values
     count = exists.sum(3, keepdim=True).expand(*index.shape[:3], 1).clamp_min(1)
     middle = 0.5 * (ordered.gather(3, (count - 1) // 2) + ordered.gather(3, count // 2))
@@ -104,7 +104,7 @@ def median_neighbours(picture: Tensor, places: Places, radius: int) -> Tensor:
 
 
 def _window(places: Places, radius: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return first row, first column, rows and columns of the part of each window that lies in the picture."""
+    """Return first row, first column, rows and columns of the part of each window that lies in the image."""
     top, left = (places.rows - radius).clamp_min(0), (places.columns - radius).clamp_min(0)
     rows = (places.rows + radius).clamp_max(places.height - 1) - top + 1
     columns = (places.columns + radius).clamp_max(places.width - 1) - left + 1

@@ -19,7 +19,7 @@ class BM3D(Method):
     """Filter blocks that look alike together, for white Gaussian noise of known sigma.
 
     It calls the package ``bm3d``, closed binaries that are free for non-commercial use only and therefore an extra
-    (noise2x[bm3d]). Colour pictures are matched by their luminance in the opponent space (CBM3D); without
+    (noise2x[bm3d]). Colour images are matched by their luminance in the opponent space (CBM3D); without
     it the package loses 1.2 to 2.4 dB (Kodak 1, 3 and 23 at sigma 25), with its quick profile "lc" 0.2 to 0.3 dB in 0.4
     of the time. It uses no net and runs on the CPU.
     """
@@ -45,7 +45,7 @@ class BM3D(Method):
         _refuse()
 
     def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
-        """Return the filtered batch, not clipped; ``level`` (B, 1, 1, 1) is the sigma of each picture in [0, 1].
+        """Return the filtered batch, not clipped; ``level`` (B, 1, 1, 1) is the sigma of each image in [0, 1].
 
         Raises:
             UserError: the package is not installed, or no level is given.
@@ -58,7 +58,7 @@ class BM3D(Method):
 
 
 def _filter(package: Any, noisy: Tensor, sigma: float) -> Tensor:
-    """Return one picture (C, H, W) filtered."""
+    """Return one image (C, H, W) filtered."""
     pixels = noisy.permute(1, 2, 0).double().cpu().numpy()
     if pixels.shape[2] == 1:
         return torch.from_numpy(package.bm3d(pixels[..., 0], sigma)).reshape(noisy.shape)

@@ -1,4 +1,4 @@
-"""What a restored picture is compared by."""
+"""What a restored image is compared by."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Neighbor2Neighbor: pairs of neighbouring pixels as two noisy pictures (Huang et al., CVPR 2021)."""
+"""Neighbor2Neighbor: pairs of neighbouring pixels as two noisy images (Huang et al., CVPR 2021)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -23,11 +23,11 @@ PAIRS = ((0, 1), (0, 2), (1, 3), (2, 3), (1, 0), (2, 0), (3, 1), (3, 2))
 class Neighbor2Neighbor(Method):
     """Map one pixel of every 2 x 2 cell to a neighbour in the same cell, drawn anew for every cell.
 
-    With g1, g2 the two sub-pictures, f the net and y the noisy picture the loss is
+    With g1, g2 the two sub-images, f the net and y the noisy image the loss is
 
         mean (f(g1 y) - g2 y)^2 + lambda mean (f(g1 y) - g2 y - (g1 f(y) - g2 f(y)))^2
 
-    where f(y) takes no gradient and lambda = gamma progress. Sub-pictures have half the side: the net sees them padded
+    where f(y) takes no gradient and lambda = gamma progress. Sub-images have half the side: the net sees them padded
     by reflection where they do not suit its multiple. Pixels that noise is known to have destroyed do not count as
     targets.
     """
@@ -37,15 +37,15 @@ class Neighbor2Neighbor(Method):
     needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the sub-pictures as input and target, the noisy picture, and which pair was drawn in each cell."""
+        """Return the sub-images as input and target, the noisy image, and which pair was drawn in each cell."""
         height, width = (side // 2 * 2 for side in sample["noisy"].shape[-2:])
         noisy = unpad(sample["noisy"], height, width)
         pair = rng.stream("pairs").integers(len(PAIRS), height // 2, width // 2)
         mask = unpad(sample["mask"].expand(-1, -1, *sample["noisy"].shape[-2:]), height, width)
         return {
-            "input": sub_picture(noisy, pair, 0),
-            "target": sub_picture(noisy, pair, 1),
-            "target_mask": sub_picture(mask, pair, 1),
+            "input": sub_image(noisy, pair, 0),
+            "target": sub_image(noisy, pair, 1),
+            "target_mask": sub_image(mask, pair, 1),
             "noisy": noisy,
             "pair": pair,
         }
@@ -58,7 +58,7 @@ class Neighbor2Neighbor(Method):
             return {"loss": reconstruction}
         with torch.no_grad():
             restored = _through(net, batch["noisy"])
-        gap = sub_picture(restored, batch["pair"], 0) - sub_picture(restored, batch["pair"], 1)
+        gap = sub_image(restored, batch["pair"], 0) - sub_image(restored, batch["pair"], 1)
         regularisation = masked_mean((difference - gap).square(), batch["target_mask"])
         weight = self.gamma * (progress if self.ramp else 1)
         return {
@@ -68,24 +68,24 @@ class Neighbor2Neighbor(Method):
         }
 
 
-def sub_picture(picture: Tensor, pair: Tensor, side: int) -> Tensor:
+def sub_image(image: Tensor, pair: Tensor, side: int) -> Tensor:
     """Return the first (side 0) or second (1) pixel of the pair drawn in every cell.
 
     Args:
-        picture: (B, C, H, W), even sides.
+        image: (B, C, H, W), even sides.
         pair: (B, H/2, W/2), index into ``PAIRS``.
         side: which of the two.
 
     Returns:
         (B, C, H/2, W/2).
     """
-    batch, channels, height, width = picture.shape
-    cells = F.pixel_unshuffle(picture, 2).view(batch, channels, 4, height // 2, width // 2)
+    batch, channels, height, width = image.shape
+    cells = F.pixel_unshuffle(image, 2).view(batch, channels, 4, height // 2, width // 2)
     place = torch.tensor(PAIRS, device=pair.device)[:, side][pair]
     return torch.gather(cells, 2, place[:, None, None].expand(-1, channels, -1, -1, -1)).squeeze(2)
 
 
-def _through(net: nn.Module, picture: Tensor) -> Tensor:
-    """Return the net's output for a picture of any size, float32."""
-    height, width = picture.shape[-2:]
-    return unpad(net(pad(picture, int(getattr(net, "multiple", 1)))).float(), height, width)
+def _through(net: nn.Module, image: Tensor) -> Tensor:
+    """Return the net's output for an image of any size, float32."""
+    height, width = image.shape[-2:]
+    return unpad(net(pad(image, int(getattr(net, "multiple", 1)))).float(), height, width)

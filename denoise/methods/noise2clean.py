@@ -1,4 +1,4 @@
-"""Noise2Clean: ordinary supervised denoising, the bound that methods without clean pictures are measured against."""
+"""Noise2Clean: ordinary supervised denoising, the bound that methods without clean images are measured against."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Noise2Clean(Method):
-    """Map a noisy picture to its clean one; the only method that sees clean pictures."""
+    """Map a noisy image to its clean one; the only method that sees clean images."""
 
     loss_name: LossName = "l2"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "clean")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the noisy picture as input, the clean one as target."""
+        """Return the noisy image as input, the clean one as target."""
         return {"input": sample["noisy"], "target": sample["clean"]}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
-        """Return the distance of the output to the clean picture."""
+        """Return the distance of the output to the clean image."""
         return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"], progress=progress)}

@@ -1,4 +1,4 @@
-"""Noise2Noise: learn from pairs of noisy pictures of the same scene (Lehtinen et al., ICML 2018)."""
+"""Noise2Noise: learn from pairs of noisy images of the same scene (Lehtinen et al., ICML 2018)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

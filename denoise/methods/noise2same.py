@@ -19,9 +19,9 @@ EPSILON = 1e-12  # under the root, whose slope at 0 is infinite
 
 @dataclass(frozen=True)
 class Noise2Same(Method):
-    """Reconstruct the noisy picture, and change as little as possible where a pixel is hidden.
+    """Reconstruct the noisy image, and change as little as possible where a pixel is hidden.
 
-    The authors normalise pictures to mean 0 and deviation 1. Pictures here stay in [0, 1], so what is 1 there is the
+    The authors normalise images to mean 0 and deviation 1. Images here stay in [0, 1], so what is 1 there is the
     standard deviation s of the noisy sample here:
 
         loss = mean (f(x) - x)^2 + lambda_inv s sqrt(mean over hidden pixels of (f(x) - f(x_hidden))^2)
@@ -37,7 +37,7 @@ class Noise2Same(Method):
     needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the noisy picture as input and target, ``hidden_input`` with its mask, and the mask of what counts."""
+        """Return the noisy image as input and target, ``hidden_input`` with its mask, and the mask of what counts."""
         noisy = sample["noisy"]
         _, channels, height, width = noisy.shape
         places = draw_places(rng, channels, height, width, box_side(self.mask_ratio))

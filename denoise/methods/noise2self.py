@@ -24,18 +24,18 @@ class Noise2Self(Method):
     """
 
     width: Annotated[int, Field(ge=2)] = 4  # of the grid; one pixel of width^2 is hidden
-    j_invariant: bool = True  # restore every pixel from a picture that hides it: width^2 passes; False: one plain pass
+    j_invariant: bool = True  # restore every pixel from an image that hides it: width^2 passes; False: one plain pass
     loss_name: LossName = "l2"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the picture with filled pixels as input, the picture as target, the mask of the filled pixels."""
+        """Return the image with filled pixels as input, the image as target, the mask of the filled pixels."""
         noisy = sample["noisy"]
         hidden = grid_mask(noisy, self.width, rng.stream("phase").integers(self.width**2))
         return {"input": fill(noisy, hidden), "target": noisy, "mask": hidden * sample["mask"]}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
-        """Return the distance to the noisy picture over the hidden pixels."""
+        """Return the distance to the noisy image over the hidden pixels."""
         restored = net(batch["input"])
         return {"loss": distance(self.loss_name, restored, batch["target"], progress=progress, mask=batch["mask"])}
 

@@ -1,4 +1,4 @@
-"""Noise2Void: predict hidden pixels of single noisy pictures (Krull et al., CVPR 2019); N2V2 and structN2V."""
+"""Noise2Void: predict hidden pixels of single noisy images (Krull et al., CVPR 2019); N2V2 and structN2V."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -50,7 +50,7 @@ class Noise2Void(Method):
             raise UserError(f"method.structure_size is {self.structure_size}, expected an odd number; write 9 or 11.")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the picture with hidden pixels as input, the picture as target, the mask of the hidden pixels."""
+        """Return the image with hidden pixels as input, the image as target, the mask of the hidden pixels."""
         noisy = sample["noisy"]
         _, channels, height, width = noisy.shape
         places = draw_places(rng, channels if self.per_channel else 1, height, width, box_side(self.mask_ratio))
@@ -61,7 +61,7 @@ class Noise2Void(Method):
         return {"input": hidden, "target": noisy, "mask": mask * sample["mask"]}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
-        """Return the distance to the noisy picture over the hidden pixels."""
+        """Return the distance to the noisy image over the hidden pixels."""
         restored = net(batch["input"])
         return {"loss": distance(self.loss_name, restored, batch["target"], progress=progress, mask=batch["mask"])}
 
@@ -73,21 +73,21 @@ class Noise2Void(Method):
         )
 
 
-def hide_structure(picture: Tensor, mask: Tensor, structure: Structure, size: int, rng: "Rng") -> Tensor:
+def hide_structure(image: Tensor, mask: Tensor, structure: Structure, size: int, rng: "Rng") -> Tensor:
     """Fill the pixels around each hidden one with numbers uniform between the least and greatest of the sample.
 
     The range is CAREamics'; the authors' code draws from [-2, 2] on data of unit deviation. The hidden pixel itself
-    keeps its replacement, unless it lies in the structure of another. What would lie outside the picture is left out
+    keeps its replacement, unless it lies in the structure of another. What would lie outside the image is left out
     (the authors' code moves it to the border, where it may overwrite the hidden pixel).
 
     Args:
-        picture: (B, C, H, W) with replaced pixels.
+        image: (B, C, H, W) with replaced pixels.
         mask: (B, C or 1, H, W), 1 at the replaced pixels.
         structure: which pixels around a hidden one.
         size: how far they reach from end to end, odd.
         rng: of the batch.
     """
-    kernel = torch.zeros(size, size, device=picture.device)
+    kernel = torch.zeros(size, size, device=image.device)
     middle = size // 2
     if structure in ("h", "cross"):
         kernel[middle] = 1
@@ -96,8 +96,8 @@ def hide_structure(picture: Tensor, mask: Tensor, structure: Structure, size: in
     if structure == "square":
         kernel[:] = 1
     kernel[middle, middle] = 0
-    with torch.autocast(picture.device.type, enabled=False):
+    with torch.autocast(image.device.type, enabled=False):
         around = F.conv2d(mask.flatten(0, 1).unsqueeze(1), kernel[None, None], padding=middle)
-    low, high = picture.amin((1, 2, 3), keepdim=True), picture.amax((1, 2, 3), keepdim=True)
-    filling = low + (high - low) * rng.stream("structure").uniform(*picture.shape[1:])
-    return torch.where(around.squeeze(1).view_as(mask) > 0.5, filling, picture)
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    filling = low + (high - low) * rng.stream("structure").uniform(*image.shape[1:])
+    return torch.where(around.squeeze(1).view_as(mask) > 0.5, filling, image)

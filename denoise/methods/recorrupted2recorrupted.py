@@ -1,4 +1,4 @@
-"""Recorrupted2Recorrupted: make two independent noisy pictures out of one (Pang et al., CVPR 2021)."""
+"""Recorrupted2Recorrupted: make two independent noisy images out of one (Pang et al., CVPR 2021)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -26,11 +26,11 @@ class Recorrupted2Recorrupted(Method):
     vanishes.
 
     alpha is the paper's. The alpha of deepinv is alpha^2 / (1 + alpha^2), so that 0.5 here is 0.2 there.
-    The loss is a mean where the paper's code takes half the sum of a picture. Results are not clipped.
+    The loss is a mean where the paper's code takes half the sum of an image. Results are not clipped.
     """
 
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    passes: Annotated[int, Field(ge=1)] = 50  # recorruptions of a picture that are averaged to restore it
+    passes: Annotated[int, Field(ge=1)] = 50  # recorruptions of an image that are averaged to restore it
     loss_name: LossName = "l2"
     family: Family = "auto"  # of the noise; none: Gaussian of an estimated sigma
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
@@ -42,21 +42,21 @@ class Recorrupted2Recorrupted(Method):
         return self.passes
 
     def needs_level(self) -> bool:
-        """Return True: a picture is recorrupted at test as it was in training."""
+        """Return True: an image is recorrupted at test as it was in training."""
         return True
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the pair of recorrupted pictures."""
+        """Return the pair of recorrupted images."""
         noisy = sample["noisy"]
         change = self._noise(noisy, sample["level"], rng)
         return {"input": noisy + self.alpha * change, "target": noisy - change / self.alpha}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
-        """Return the distance of the output to the other recorrupted picture."""
+        """Return the distance of the output to the other recorrupted image."""
         return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"], progress=progress)}
 
     def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
-        """Return the net's output for the picture with more noise; the caller averages ``passes`` of these."""
+        """Return the net's output for the image with more noise; the caller averages ``passes`` of these."""
         restored: Tensor = net(noisy + self.alpha * self._noise(noisy, known(level, "r2r"), rng))
         return restored
 
@@ -67,7 +67,7 @@ class Recorrupted2Recorrupted(Method):
     def _sigma(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Return the noise's standard deviation: the level, or for Poisson noise sqrt(y / peak) of every value.
 
-        That variance is estimated from the noisy picture without bias, except that it is at least the variance of one
+        That variance is estimated from the noisy image without bias, except that it is at least the variance of one
         photon: a black pixel would otherwise be its own target.
         """
         if self.family != "poisson":

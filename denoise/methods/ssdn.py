@@ -58,8 +58,8 @@ class SSDN(Method):
     noise, and 1/peak for Poisson noise.
     """
 
-    family: Family = "auto"  # of the noise; auto: as the pictures have it
-    sigma: SigmaKind = "known"  # the noise parameter: given, one number for all pictures, or a number a picture
+    family: Family = "auto"  # of the noise; auto: as the images have it
+    sigma: SigmaKind = "known"  # the noise parameter: given, one number for all images, or a number an image
     mu_only: bool = False  # the plain blind-spot network of table 1: the mean is the result, learnt by L2
     covariance: posterior.Covariance = "full"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
@@ -87,13 +87,13 @@ class SSDN(Method):
         return BlindSpotNet(blind, self.sigma, sigma_net)
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the noisy picture, which the blind-spot network is fed and compared with."""
+        """Return the noisy image, which the blind-spot network is fed and compared with."""
         return {"input": sample["noisy"], **({"level": sample["level"]} if self.needs_level() else {})}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
         """Return the negative log-likelihood, regularised where the noise is learnt; logs the learnt parameter.
 
-        With ``mu_only`` the mean squared difference to the noisy picture; for impulse noise its exponent falls from 2
+        With ``mu_only`` the mean squared difference to the noisy image; for impulse noise its exponent falls from 2
         to 0.5, because the mean of the lost pixels is not what is wanted.
         """
         noisy = batch["input"]

@@ -1,6 +1,6 @@
 """The mathematics of SSDN (Laine et al. 2019, section 3): a Gaussian prior of a pixel and what its noise makes of it.
 
-A pixel's prior is N(mu, Sx) over its C channels, predicted from its neighbours. Pictures, means and variances are
+A pixel's prior is N(mu, Sx) over its C channels, predicted from its neighbours. Images, means and variances are
 (B, C, H, W), covariances (B, C, C, H, W). Everything is elementwise over pixels in float64: a learnt covariance may be
 nearly singular and a learnt sigma as small as 1e-3, where float32 has no digits left, and beside the network the cost
 is small on every device.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SURE(Method):
-    """Compare the output with the noisy picture itself, and charge for how much a value depends on its own pixel.
+    """Compare the output with the noisy image itself, and charge for how much a value depends on its own pixel.
 
     For Gaussian noise, mean (f(y) - y)^2 - sigma^2 + 2 sigma^2 / N div f(y) has the expectation of the supervised
     mean (f(y) - clean)^2 (Stein 1981). The divergence is estimated with one random probe b, standard normal, as
@@ -27,7 +27,7 @@ class SURE(Method):
     families: ClassVar[tuple[str, ...] | None] = ("gauss", "none")
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the noisy picture, its sigma and the probe."""
+        """Return the noisy image, its sigma and the probe."""
         noisy = sample["noisy"]
         return {"input": noisy, "level": sample["level"], "probe": rng.stream("probe").normal(*noisy.shape[1:])}
 

@@ -1,4 +1,4 @@
-"""Zero-Shot Noise2Noise: learn from the one picture that is to be restored (Mansour and Heckel, CVPR 2023)."""
+"""Zero-Shot Noise2Noise: learn from the one image that is to be restored (Mansour and Heckel, CVPR 2023)."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZeroShotNoise2Noise(Method):
-    """Train a small net on each picture alone, to map one half of its pixels to the other.
+    """Train a small net on each image alone, to map one half of its pixels to the other.
 
-    ``predict`` trains: a copy of the net, from the weights that it is handed, anew for every picture of the batch (for
+    ``predict`` trains: a copy of the net, from the weights that it is handed, anew for every image of the batch (for
     every tile of a large one), with Adam and a step size halved every ``decay_every`` steps. These are 2000 passes
-    forth and back of one and a half pictures. Of the authors' notebook two versions are about: 2000 steps, halved
+    forth and back of one and a half images. Of the authors' notebook two versions are about: 2000 steps, halved
     after 1500, as here; and 3000 steps, halved every 1000.
 
-    ``make_batch`` and ``loss`` are that same loss for a batch of many pictures.
+    ``make_batch`` and ``loss`` are that same loss for a batch of many images.
     The net predicts the noise. Noise must have mean zero and be independent from pixel to pixel.
     """
 
@@ -38,7 +38,7 @@ class ZeroShotNoise2Noise(Method):
     trained: ClassVar[bool] = False
 
     def make_batch(self, sample: Views, rng: "Rng") -> Batch:
-        """Return the noisy picture, of even sides, as input. Nothing is drawn."""
+        """Return the noisy image, of even sides, as input. Nothing is drawn."""
         return {"input": _even(sample["noisy"])}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
@@ -56,8 +56,8 @@ class ZeroShotNoise2Noise(Method):
         }
 
     def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
-        """Return the noisy batch less what the net, trained on each picture alone, takes for its noise."""
-        return torch.stack([self._restore(net, picture) for picture in torch.split(noisy, 1)]).flatten(0, 1)
+        """Return the noisy batch less what the net, trained on each image alone, takes for its noise."""
+        return torch.stack([self._restore(net, image) for image in torch.split(noisy, 1)]).flatten(0, 1)
 
     def _restore(self, net: nn.Module, noisy: Tensor) -> Tensor:
         # Restoring runs in inference mode, whose tensors no gradient can pass.
@@ -75,17 +75,17 @@ class ZeroShotNoise2Noise(Method):
             return restored
 
 
-def pair_downsample(picture: Tensor) -> tuple[Tensor, Tensor]:
+def pair_downsample(image: Tensor) -> tuple[Tensor, Tensor]:
     """Return the means of the two diagonals of every 2 x 2 cell, each (B, C, H/2, W/2).
 
     The first is of upper right and lower left, the second of upper left and lower right.
     """
-    top, bottom = picture[..., 0::2, :], picture[..., 1::2, :]
+    top, bottom = image[..., 0::2, :], image[..., 1::2, :]
     rising = 0.5 * (top[..., 1::2] + bottom[..., 0::2])
     falling = 0.5 * (top[..., 0::2] + bottom[..., 1::2])
     return rising, falling
 
 
-def _even(picture: Tensor) -> Tensor:
-    height, width = picture.shape[-2:]
-    return unpad(picture, height // 2 * 2, width // 2 * 2)
+def _even(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    return unpad(image, height // 2 * 2, width // 2 * 2)

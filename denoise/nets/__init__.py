@@ -35,7 +35,7 @@ NOT_FIELDS = ("channels", "outputs", "blind_spot")  # what a method asks for, no
 
 @dataclass(frozen=True)
 class NetMaker:
-    """Builds the configured network for pictures of that many channels; methods call it (``MakeNet``)."""
+    """Builds the configured network for images of that many channels; methods call it (``MakeNet``)."""
 
     name: str
     channels: int

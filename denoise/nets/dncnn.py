@@ -14,15 +14,15 @@ SMALLEST = 0.025  # magnitude that the scale of a normalisation starts with
 class DnCNN(nn.Module):
     """3x3 convolutions with batch normalisation that find the noise: the output is the input minus what they return.
 
-    Depth 17 is DnCNN-S (556,097 parameters for grey pictures), 20 is DnCNN-B. As in the authors' training code weights
+    Depth 17 is DnCNN-S (556,097 parameters for grey images), 20 is DnCNN-B. As in the authors' training code weights
     start He normal, the scales of the normalisations start normal with variance 2 / (9 features) and a magnitude of at
     least 0.025, and eps is 1e-4; the first and last layer have a bias (the paper's; R2R's port has none). Running
     statistics follow at PyTorch's rate 0.1: the 0.9 of a widely copied port is Keras's number in PyTorch's inverse
     sense, and keeps little but the last batch.
 
     Args:
-        channels: of the pictures.
-        outputs: channels to return. As many as the pictures have: input minus residual; else plain numbers.
+        channels: of the images.
+        outputs: channels to return. As many as the images have: input minus residual; else plain numbers.
         depth: number of convolutions.
         features: feature maps between them.
         batch_norm: whether to normalise; without it every convolution has a bias.
@@ -37,7 +37,7 @@ class DnCNN(nn.Module):
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.picture = outputs == channels
+        self.image = outputs == channels
         self.first = conv(channels, features)
         self.hidden = nn.Sequential(*(layer for _ in range(depth - 2) for layer in _block(features, batch_norm)))
         self.last = conv(features, outputs, gain=1.0)
@@ -45,7 +45,7 @@ class DnCNN(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, outputs, H, W)."""
         answer: Tensor = self.last(self.hidden(F.relu(self.first(noisy), inplace=True)))
-        return noisy - answer if self.picture else answer
+        return noisy - answer if self.image else answer
 
 
 def _block(features: int, batch_norm: bool) -> list[nn.Module]:

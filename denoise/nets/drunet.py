@@ -15,12 +15,12 @@ BRANCH_GAIN = 0.2  # of the second convolution of a residual block: at 1.4, 28 b
 class DRUNet(nn.Module):
     """A U-Net of residual blocks: four scales, strided convolutions down, transposed ones up, sums instead of stacks.
 
-    No bias anywhere, so a picture twice as bright gives an output twice as bright. The authors feed a map of the noise
-    level beside the picture; this form has none (blind). 32,640,384 parameters for 3 channels in and out, 32,640,960
+    No bias anywhere, so an image twice as bright gives an output twice as bright. The authors feed a map of the noise
+    level beside the image; this form has none (blind). 32,640,384 parameters for 3 channels in and out, 32,640,960
     with the authors' fourth channel. Sides must be multiples of ``multiple``.
 
     Args:
-        channels: of the pictures.
+        channels: of the images.
         outputs: channels to return.
         features: feature maps of the first scale; they double with each.
         blocks: residual blocks of a scale, on the way down and on the way up.

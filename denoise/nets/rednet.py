@@ -12,17 +12,17 @@ class REDNet30(nn.Module):
     """15 convolutions, then 15 transposed ones, all 3x3 of stride 1, without normalisation.
 
     The output of every second convolution is added, after the ReLU, to that of the transposed one that mirrors it, and
-    the picture to the last. 4,139,395 parameters for 3 channels and the 128 feature maps of Lehtinen et al.
+    the image to the last. 4,139,395 parameters for 3 channels and the 128 feature maps of Lehtinen et al.
 
     Args:
-        channels: of the pictures.
-        outputs: channels to return. As many as the pictures have: input plus residual; else plain numbers.
+        channels: of the images.
+        outputs: channels to return. As many as the images have: input plus residual; else plain numbers.
         features: feature maps between the layers.
     """
 
     def __init__(self, channels: int, outputs: int, features: Size = 128) -> None:
         super().__init__()
-        self.picture = outputs == channels
+        self.image = outputs == channels
         self.down = nn.ModuleList(conv(features if depth else channels, features) for depth in range(DEPTH))
         self.up = nn.ModuleList(deconv(features, features) for _ in range(DEPTH - 1))
         self.last = deconv(features, outputs, gain=1.0)
@@ -40,4 +40,4 @@ class REDNet30(nn.Module):
             if depth % 2 == 1:
                 x = x + skips.pop()
         answer: Tensor = self.last(x)
-        return noisy + answer if self.picture else answer
+        return noisy + answer if self.image else answer

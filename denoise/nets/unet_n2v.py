@@ -6,22 +6,22 @@ from torch.nn import functional as F
 
 from denoise.nets.layers import Size, conv
 
-MEAN, DEVIATION = 0.5, 0.25  # of pictures in [0, 1], roughly: what the layers see is centred and of unit scale
+MEAN, DEVIATION = 0.5, 0.25  # of images in [0, 1], roughly: what the layers see is centred and of unit scale
 
 
 class UNetN2V(nn.Module):
     """Two 3x3 convolutions a level with batch normalisation, feature maps that double with each level, 1x1 at the end.
 
     With 96 features and the other defaults the network of Noise2Void's BSD68 experiment, 2,990,209 parameters for grey
-    pictures; 32 features are the default of the authors' package. What differs from there: normalisation is fixed
+    images; 32 features are the default of the authors' package. What differs from there: normalisation is fixed
     (``MEAN``, ``DEVIATION``) instead of by mean and deviation of the training data, channels share one network
     instead of one network each, a convolution before a normalisation has no bias (it would be subtracted again), the
     running statistics follow at PyTorch's rate 0.1 and not Keras's 0.01, too slow for short training, and weights start
     as in ``layers.conv``.
 
     Args:
-        channels: of the pictures.
-        outputs: channels to return. As many as the pictures have: a picture; else plain numbers.
+        channels: of the images.
+        outputs: channels to return. As many as the images have: an image; else plain numbers.
         depth: how often the sides are halved; they must be multiples of 2^depth (``multiple``).
         features: feature maps of the first level.
         batch_norm: whether to normalise after every convolution but the last.
@@ -44,7 +44,7 @@ class UNetN2V(nn.Module):
         super().__init__()
         self.multiple = 2**depth
         self.residual, self.blurpool, self.top_skip = residual, blurpool, top_skip
-        self.picture = outputs == channels
+        self.image = outputs == channels
         widths = [features * 2**level for level in range(depth)]
 
         def pair(inputs: int, middle: int, width: int) -> nn.Sequential:
@@ -73,7 +73,7 @@ class UNetN2V(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
             x = level(torch.cat([x, skips[depth]], dim=1) if depth or self.top_skip else x)
         answer: Tensor = self.last(x)
-        if not self.picture:
+        if not self.image:
             return answer
         return (noisy if self.residual else MEAN) + DEVIATION * answer
 

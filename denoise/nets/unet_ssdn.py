@@ -17,13 +17,13 @@ class UNetSSDN(nn.Module):
 
     1,102,371 parameters for 3 channels in and out. In the form with a blind spot (1,268,547 parameters, about 4.4 times
     the arithmetic) an output pixel depends on everything around the input pixel at its place and not on that pixel:
-    the U-Net sees the picture in four rotations, and in each of them only the rows above, because
+    the U-Net sees the image in four rotations, and in each of them only the rows above, because
 
     - a 3x3 convolution has its two rows of padding on top, so that it reaches its own row and the two above;
     - a pool is preceded by a shift down by one row, so that a row of the coarser map never holds a later row;
     - one last shift down by one row leaves a row's own values out.
 
-    Turned back and stacked, the four half planes are all of the picture but the pixel, which 1x1 convolutions keep so.
+    Turned back and stacked, the four half planes are all of the image but the pixel, which 1x1 convolutions keep so.
     Sides must be multiples of ``multiple``.
     """
 
@@ -86,7 +86,7 @@ class UNetSSDN(nn.Module):
         return stacked.permute(0, 3, 1, 2)
 
     def _maps(self, noisy: Tensor) -> Tensor:
-        """Return (B, 96, H, W), what the convolutions before the 1x1 ones make of a picture."""
+        """Return (B, 96, H, W), what the convolutions before the 1x1 ones make of an image."""
         x = self._conv(self.enc_conv0, noisy)
         pool1 = self._pool(self._conv(self.enc_conv1, x))
         pool2 = self._pool(self._conv(self.enc_conv2, pool1))

@@ -1,4 +1,4 @@
-"""What a noise model is: how a clean picture becomes a noisy one. Synthetic noise is never clipped."""
+"""What a noise model is: how a clean image becomes a noisy one. Synthetic noise is never clipped."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -22,7 +22,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Noise:
-    """A way to corrupt pictures, with a strength uniform in [low, high] that is drawn once a sample.
+    """A way to corrupt images, with a strength uniform in [low, high] that is drawn once a sample.
 
     A subclass says what the two numbers of its name mean: ``gauss5_50`` is family gauss with low 5 and high 50.
     """
@@ -56,17 +56,17 @@ class Noise:
 
     @property
     def scale(self) -> int:
-        """How many times larger the pictures must be, along each side, than what is observed of them."""
+        """How many times larger the images must be, along each side, than what is observed of them."""
         return 1
 
-    def reference(self, picture: Tensor) -> Tensor:
-        """Return the clean batch that observations of ``picture`` (B, C, H, W) are compared with."""
-        return picture
+    def reference(self, image: Tensor) -> Tensor:
+        """Return the clean batch that observations of ``image`` (B, C, H, W) are compared with."""
+        return image
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
         """Return a noisy observation of a batch (B, C, H, W) in [0, 1].
 
-        The level must never be computed from the picture: a method may be handed it.
+        The level must never be computed from the image: a method may be handed it.
         """
         raise NotImplementedError
 

@@ -22,8 +22,8 @@ class Bernoulli(Noise):
     limits: ClassVar[tuple[float, float]] = (0, 0.99)
     example: ClassVar[str] = "bernoulli0.5 (share of lost pixels) or bernoulli0_0.95 (a range)"
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
-        """Return mask * picture, and the mask (B, 1, H, W)."""
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+        """Return mask * image, and the mask (B, 1, H, W)."""
         share = self.draw_level(rng)
-        mask = (rng.stream("lost").uniform(1, *picture.shape[2:]) >= share).to(picture.dtype)
-        return Observed(picture * mask, share, mask)
+        mask = (rng.stream("lost").uniform(1, *image.shape[2:]) >= share).to(image.dtype)
+        return Observed(image * mask, share, mask)

@@ -20,7 +20,7 @@ class Gaussian(Noise):
     limits: ClassVar[tuple[float, float]] = (0.01, 255)
     example: ClassVar[str] = "gauss25 (one sigma) or gauss5_50 (a range), in 1/255"
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
-        """Return picture + sigma n."""
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+        """Return image + sigma n."""
         sigma = self.draw_level(rng)
-        return Observed(picture + sigma * rng.stream("noise").normal(*picture.shape[1:]), sigma)
+        return Observed(image + sigma * rng.stream("noise").normal(*image.shape[1:]), sigma)

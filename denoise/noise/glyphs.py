@@ -1,4 +1,4 @@
-"""Letters as small pictures, rendered once."""
+"""Letters as small images, rendered once."""
 
 import string
 from dataclasses import dataclass

@@ -24,9 +24,9 @@ class Impulse(Noise):
     limits: ClassVar[tuple[float, float]] = (0, 1)
     example: ClassVar[str] = "impulse0.5 (share of replaced pixels) or impulse0_1 (a range)"
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
-        """Return the picture with some of its pixels replaced."""
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+        """Return the image with some of its pixels replaced."""
         share = self.draw_level(rng)
-        replaced = rng.stream("replaced").uniform(1, *picture.shape[2:]) < share
-        colour = rng.stream("colour").uniform(*picture.shape[1:]).to(picture.dtype)
-        return Observed(torch.where(replaced, colour, picture), share)
+        replaced = rng.stream("replaced").uniform(1, *image.shape[2:]) < share
+        colour = rng.stream("colour").uniform(*image.shape[1:]).to(image.dtype)
+        return Observed(torch.where(replaced, colour, image), share)

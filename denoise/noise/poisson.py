@@ -31,11 +31,11 @@ class Poisson(Noise):
     limits: ClassVar[tuple[float, float]] = (0.001, 1000)
     example: ClassVar[str] = "poisson30 (photons at white) or poisson0.001_50 (a range)"
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
-        """Return Poisson(peak picture) / peak."""
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+        """Return Poisson(peak image) / peak."""
         peak = self.draw_level(rng)
-        counts = poisson(picture.clamp(0, 1) * peak, self.high, rng.stream("noise"))
-        return Observed(counts.to(picture.dtype) / peak, peak)
+        counts = poisson(image.clamp(0, 1) * peak, self.high, rng.stream("noise"))
+        return Observed(counts.to(image.dtype) / peak, peak)
 
 
 def poisson(rate: Tensor, most: float, rng: "Rng") -> Tensor:

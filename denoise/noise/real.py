@@ -1,4 +1,4 @@
-"""Pictures that are noisy already."""
+"""Images that are noisy already."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Real(Noise):
-    """Adds nothing: the pictures come with the noise of a camera. ``none`` takes no number.
+    """Adds nothing: the images come with the noise of a camera. ``none`` takes no number.
 
-    Its level is a property of each picture (denoise.images.noise_level estimates it), so it is not known here.
+    Its level is a property of each image (denoise.images.noise_level estimates it), so it is not known here.
     """
 
     low: float = 0
@@ -31,9 +31,9 @@ class Real(Noise):
 
     @property
     def level(self) -> float | None:
-        """None: it differs from picture to picture."""
+        """None: it differs from image to image."""
         return None
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
-        """Return the picture as it is, and zeros where the estimated level has to be put."""
-        return Observed(picture, picture.new_zeros(len(picture), 1, 1, 1))
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+        """Return the image as it is, and zeros where the estimated level has to be put."""
+        return Observed(image, image.new_zeros(len(image), 1, 1, 1))

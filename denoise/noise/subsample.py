@@ -1,4 +1,4 @@
-"""Pixel pictures: one pixel stands for a block, as a renderer's single sample does."""
+"""Pixel images: one pixel stands for a block, as a renderer's single sample does."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -17,7 +17,7 @@ class Subsample(Noise):
     """Takes one random pixel of every k x k block; ``subsample8`` makes 32x32 of 256x256. The clean one is the mean.
 
     This is how the EE-559 pairs were made. The pixel is the same for all channels. Sides that are no multiples of k
-    are cut at the bottom and right. The noise depends on the picture alone: its level is 0.
+    are cut at the bottom and right. The noise depends on the image alone: its level is 0.
     """
 
     family: ClassVar[str] = "subsample"
@@ -39,34 +39,34 @@ class Subsample(Noise):
         """The side of a block."""
         return int(self.low)
 
-    def reference(self, picture: Tensor) -> Tensor:
+    def reference(self, image: Tensor) -> Tensor:
         """Return the means of the blocks, (B, C, H // k, W // k).
 
         Raises:
-            UserError: a side of the picture is shorter than a block.
+            UserError: a side of the image is shorter than a block.
         """
-        return self._blocks(picture).mean(-1)
+        return self._blocks(image).mean(-1)
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
         """Return one pixel of each block, (B, C, H // k, W // k).
 
         Raises:
-            UserError: a side of the picture is shorter than a block.
+            UserError: a side of the image is shorter than a block.
         """
-        blocks = self._blocks(picture)
+        blocks = self._blocks(image)
         chosen = rng.stream("chosen").integers(self.scale**2, 1, *blocks.shape[2:4], 1)
         noisy = blocks.gather(-1, chosen.expand(*blocks.shape[:4], 1)).squeeze(-1)
-        return Observed(noisy, picture.new_zeros(len(picture), 1, 1, 1))
+        return Observed(noisy, image.new_zeros(len(image), 1, 1, 1))
 
-    def _blocks(self, picture: Tensor) -> Tensor:
+    def _blocks(self, image: Tensor) -> Tensor:
         """Return the pixels of each block, (B, C, H // k, W // k, k^2)."""
         k = self.scale
-        batch, channels, height, width = picture.shape
+        batch, channels, height, width = image.shape
         rows, columns = height // k, width // k
         if not rows * columns:
             raise UserError(
-                f"noise={self.name} needs pictures of {k}x{k} pixels or more, got {width}x{height}; "
-                "take larger pictures or smaller blocks."
+                f"noise={self.name} needs images of {k}x{k} pixels or more, got {width}x{height}; "
+                "take larger images or smaller blocks."
             )
-        cut = picture[..., : rows * k, : columns * k].reshape(batch, channels, rows, k, columns, k)
+        cut = image[..., : rows * k, : columns * k].reshape(batch, channels, rows, k, columns, k)
         return cut.transpose(3, 4).reshape(batch, channels, rows, columns, k * k)

@@ -1,4 +1,4 @@
-"""Text written over the picture."""
+"""Text written over the image."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +20,7 @@ Layer = NDArray[np.float32]  # (C + 1, H, W): colour times alpha, and alpha
 
 @dataclass(frozen=True)
 class Text(Noise):
-    """Writes random strings over a picture until they touch a share of its pixels; ``text0.25`` covers a quarter.
+    """Writes random strings over an image until they touch a share of its pixels; ``text0.25`` covers a quarter.
 
     Size, colour and place of each string are random; edges are smooth; nothing says which pixels are covered. The
     level is the share; Lehtinen et al. 2018 (section 3.3) train with U(0, 0.5). A last letter is left out where
@@ -31,20 +31,20 @@ class Text(Noise):
     limits: ClassVar[tuple[float, float]] = (0, 0.9)
     example: ClassVar[str] = "text0.25 (share of covered pixels) or text0_0.5 (a range)"
 
-    def corrupt(self, picture: Tensor, rng: "Rng") -> Observed:
-        """Return the picture under text. The text is laid out on the host, of the keys and the picture's shape only."""
+    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+        """Return the image under text. The text is laid out on the host, of the keys and the image's shape only."""
         share = self.draw_level(rng)
         seeds = rng.stream("text").integers(2**62, 1)
         layers = [
-            write(picture.shape[1:], wanted, np.random.default_rng(seed))
+            write(image.shape[1:], wanted, np.random.default_rng(seed))
             for wanted, seed in zip(share.flatten().tolist(), seeds.flatten().tolist(), strict=True)
         ]
-        layer = torch.from_numpy(np.stack(layers)).to(picture)
-        return Observed(picture * (1 - layer[:, -1:]) + layer[:, :-1], share)
+        layer = torch.from_numpy(np.stack(layers)).to(image)
+        return Observed(image * (1 - layer[:, -1:]) + layer[:, :-1], share)
 
 
 def write(shape: tuple[int, ...], share: float, random: np.random.Generator) -> Layer:
-    """Return a layer of text for a picture of ``shape`` (C, H, W) that touches ``share`` of its pixels."""
+    """Return a layer of text for an image of ``shape`` (C, H, W) that touches ``share`` of its pixels."""
     channels, height, width = shape
     layer = np.zeros((channels + 1, height, width), dtype=np.float32)
     sizes = max(1, sum(size <= min(height, width) / 4 for size in SIZES))
@@ -53,7 +53,7 @@ def write(shape: tuple[int, ...], share: float, random: np.random.Generator) -> 
         number = random.integers(sizes)
         letters, size = atlas()[number], SIZES[number]
         colour = np.append(random.random(channels, dtype=np.float32), np.float32(1))[:, None, None]
-        # A string may begin left of the picture or above it, so that the edges are covered like the rest.
+        # A string may begin left of the image or above it, so that the edges are covered like the rest.
         x, y = int(random.integers(-size * LONGEST // 2, width)), int(random.integers(-size, height))
         for letter in random.integers(len(letters), size=random.integers(1, LONGEST + 1)).tolist():
             place, alpha = _visible(layer, letters[letter], x, y)

@@ -1,7 +1,7 @@
 """What makes a photograph known again: its grey levels exactly, or its look, whatever its size and format.
 
-They stop a test picture from being trained on, also as PNG of a JPEG, in grey where the other is in colour (BSD68 holds
-pictures of the BSDS300 test set so), resized, or compressed once more.
+They stop a test image from being trained on, also as PNG of a JPEG, in grey where the other is in colour (BSD68 holds
+images of the BSDS300 test set so), resized, or compressed once more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ from denoise.images.tensors import Pixels
 
 # MATLAB's rgb2gray, which made BSD68 and Train400: the first row of the inverse of the NTSC matrix.
 LUMA = (0.298936021293775, 0.587043074451121, 0.114020904255103)
-ALIKE = 6  # of the 64 bits of two looks that may differ in pictures of one photograph
+ALIKE = 6  # of the 64 bits of two looks that may differ in images of one photograph
 
 
 def grey_hash(pixels: Pixels) -> str:
-    """Return the sha256 of a picture's grey levels, the same for a colour picture and MATLAB's grey version of it."""
+    """Return the sha256 of an image's grey levels, the same for a colour image and MATLAB's grey version of it."""
     if pixels.shape[2] == 1:
         return pixel_hash(pixels)
     red, green, blue = (pixels[..., channel] for channel in range(3))
@@ -31,8 +31,8 @@ def grey_hash(pixels: Pixels) -> str:
     return pixel_hash(grey.astype(pixels.dtype)[..., None])
 
 
-def look(pixels: Pixels) -> str:
-    """Return 64 bits, in hex, that change little when a picture is resized or compressed.
+def perceptual_hash(pixels: Pixels) -> str:
+    """Return 64 bits, in hex, that change little when an image is resized or compressed.
 
     The signs of the low frequencies of its cosine transform (pHash: Zauner, "Implementation and benchmarking of
     perceptual image hash functions", 2010), as the package ImageHash computes them.
@@ -45,26 +45,26 @@ def look(pixels: Pixels) -> str:
 
 
 @dataclass(frozen=True)
-class Known:
-    """The pictures of a test set, to be looked for among others."""
+class FingerprintIndex:
+    """The images of a test set, to be looked for among others."""
 
     grey: Mapping[str, str]  # grey hash -> name
     looks: npt.NDArray[np.uint64]
     names: Sequence[str]  # of the looks
 
     @classmethod
-    def of(cls, prints: Iterable[tuple[str, str, str]]) -> "Known":
-        """Return those of (name, grey hash, look) of each picture."""
+    def of(cls, prints: Iterable[tuple[str, str, str]]) -> "FingerprintIndex":
+        """Return those of (name, grey hash, look) of each image."""
         rows = list(prints)
         looks = np.array([int(look_, 16) for _, _, look_ in rows], np.uint64)
         return cls({grey: name for name, grey, _ in rows}, looks, [name for name, _, _ in rows])
 
     def same(self, grey: str) -> str | None:
-        """Return the name of the picture with the same grey levels."""
+        """Return the name of the image with the same grey levels."""
         return self.grey.get(grey)
 
     def alike(self, looks: Sequence[str]) -> list[tuple[int, str]]:
-        """Return (place in ``looks``, name) of the pictures that look the same."""
+        """Return (place in ``looks``, name) of the images that look the same."""
         others = np.array([int(look_, 16) for look_ in looks], np.uint64)
         apart = np.bitwise_count(others[:, None] ^ self.looks)
         return [(int(place), self.names[int(name)]) for place, name in np.argwhere(apart <= ALIKE)]

@@ -1,4 +1,4 @@
-"""Pictures into shards: WebDataset tars of the original bytes, the same bytes on every machine.
+"""Images into shards: WebDataset tars of the original bytes, the same bytes on every machine.
 
 The samples are cut into shards by the sizes of their files alone, before any is opened. So each shard is a job of its
 own: many processes can work side by side, an interrupted run goes on with the shards that are missing, and neither
@@ -22,9 +22,9 @@ import numpy as np
 from denoise.data.shards import FORMAT, INDEX, list_name
 from denoise.errors import UserError
 from denoise.files import file_digest, locked, put_in_place, write_json
-from denoise.images.io import decode_quickly, pixel_hash, read_picture
+from denoise.images.io import decode_quickly, pixel_hash, read_image
 from denoise.images.tensors import Pixels
-from denoise.sharding.fingerprints import grey_hash, look
+from denoise.sharding.fingerprints import grey_hash, perceptual_hash
 
 QUICK = (".jpg", ".jpeg", ".png")  # formats that the quick decoder may read, if it gives the same pixels
 AHEAD = 2  # shards planned ahead, for each process
@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which pictures become samples."""
+    """Which images become samples."""
 
     min_side: int | None = None  # of both sides, in pixels
     max_side: int | None = None
@@ -48,7 +48,7 @@ class Rules:
     skip_broken: bool = False  # leave out what does not decode instead of failing
 
     def refuse(self, view: Mapping[str, Any]) -> bool:
-        """Say whether a picture is left out for its size or its colour."""
+        """Say whether an image is left out for its size or its colour."""
         sides = (view["width"], view["height"])
         grey = view["mode"].startswith("L")
         return (
@@ -82,7 +82,7 @@ class Written:
 
     number: int
     entry: Mapping[str, Any] | None  # its line of the index; None where no sample was left
-    broken: tuple[str, ...]  # one sentence for each picture that does not decode
+    broken: tuple[str, ...]  # one sentence for each image that does not decode
     refused: int  # samples that the rules left out
     samples: int  # how many it was planned with
     kept: bool = False  # it was there from an earlier, interrupted run
@@ -105,8 +105,8 @@ def write_shards(
     Args:
         folder: where the shards go, whole or not at all.
         sources: the samples.
-        max_bytes: a shard is closed when its pictures reach this size.
-        rules: which pictures become samples.
+        max_bytes: a shard is closed when its images reach this size.
+        rules: which images become samples.
         jobs: processes that work side by side.
         done: called after every shard.
         work: where the shards are written before they are put in place; ``.NAME.partial`` beside ``folder`` by default.
@@ -115,7 +115,7 @@ def write_shards(
         What became of each planned shard, in order.
 
     Raises:
-        UserError: a picture does not decode (unless ``rules.skip_broken``), there is none at all, the disk is full, or
+        UserError: an image does not decode (unless ``rules.skip_broken``), there is none at all, the disk is full, or
             another process is sharding the same set.
     """
     work = work or folder.with_name(f".{folder.name}.partial")
@@ -127,7 +127,7 @@ def write_shards(
         written.sort(key=lambda one: one.number)
         entries = [one.entry for one in written if one.entry is not None]
         if not entries:
-            raise UserError(f"no pictures for {folder}; fetch the data set first (denoise fetch NAME).")
+            raise UserError(f"no images for {folder}; fetch the data set first (denoise fetch NAME).")
         expected = {INDEX} | {name for entry in entries for name in (entry["file"], list_name(entry["file"]))}
         for path in work.iterdir():
             if path.name not in expected:
@@ -222,23 +222,23 @@ def _read(source: Source) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
     files, views = {}, {}
     for view, path in sorted(source.views.items()):
         data = path.read_bytes()
-        # A lone picture is stored as KEY.jpg, which every WebDataset program expects; views of a pair by name.
+        # A lone image is stored as KEY.jpg, which every WebDataset program expects; views of a pair by name.
         extension = path.suffix.lower().lstrip(".")
         member = extension if len(source.views) == 1 else f"{view}.{extension}"
         files[member], views[view] = data, {"member": member, **_describe(data, path)}
     if len({(view["width"], view["height"]) for view in views.values()}) > 1:
-        raise UserError(f"the pictures of {source.name} differ in size: they cannot show the same scene.")
+        raise UserError(f"the images of {source.name} differ in size: they cannot show the same scene.")
     return files, views
 
 
 def _describe(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        pixels: Pixels = read_picture(data).pixels
+        pixels: Pixels = read_image(data).pixels
     except UserError as error:
         raise UserError(f"{path} does not decode: {error}") from None
     height, width, channels = pixels.shape
     mode = ("L" if channels == 1 else "RGB") + (";16" if pixels.dtype == np.uint16 else "")
-    prints = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": look(pixels)}
+    prints = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": perceptual_hash(pixels)}
     quickly = decode_quickly(data, channels) if path.suffix.lower() in QUICK else None
     quick = quickly is not None and np.array_equal(quickly, pixels)
     return {"width": width, "height": height, "mode": mode, "crc32": zlib.crc32(data), "quick": quick, **prints}

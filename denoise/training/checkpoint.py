@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from denoise.denoiser import CARD, FORMAT, WEIGHTS, Card, _copy
+from denoise.denoiser import CARD, FORMAT, WEIGHTS, ModelCard, _copy
 from denoise.errors import UserError
 from denoise.files import file_digest, json_text, write_json
 
@@ -30,7 +30,7 @@ def checkpoint_name(step: int) -> str:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainState:
     """What a training run carries from step to step."""
 
     net: nn.Module
@@ -44,7 +44,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Done:
+class RunProgress:
     """How far a run has come."""
 
     step: int = 0  # steps done
@@ -70,7 +70,7 @@ class Snapshot:
         write_json(work / MANIFEST, {path.name: file_digest(path) for path in sorted(work.iterdir())})
 
 
-def snapshot(training: Training, done: Done, card: Card) -> Snapshot:
+def snapshot(training: TrainState, done: RunProgress, card: ModelCard) -> Snapshot:
     """Return a copy of the nets and the optimizer, in the host's memory, with what has been done so far."""
     optimizer, groups = _flatten_optimizer(training.optimizer)
     tensors = {WEIGHTS: training.model.state_dict(), OPTIMIZER: optimizer}
@@ -86,7 +86,7 @@ def snapshot(training: Training, done: Done, card: Card) -> Snapshot:
     return Snapshot({file: {name: _copy(value) for name, value in one.items()} for file, one in tensors.items()}, texts)
 
 
-def load_checkpoint(folder: Path, training: Training) -> Done:
+def load_checkpoint(folder: Path, training: TrainState) -> RunProgress:
     """Put a checkpoint's weights and optimizer state in place and return how far it had come.
 
     Raises:
@@ -100,7 +100,7 @@ def load_checkpoint(folder: Path, training: Training) -> Done:
     if training.average is not None:
         training.net.load_state_dict(load_file(folder / RAW))
     _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
-    return Done(state["step"], state["samples"], read_history(folder), state["sums"], state["counted"])
+    return RunProgress(state["step"], state["samples"], read_history(folder), state["sums"], state["counted"])
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

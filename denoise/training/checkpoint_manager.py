@@ -20,7 +20,7 @@ SCORE = "val_psnr"  # what the best checkpoint has the most of
 Write = Callable[[Path], None]
 
 
-class Store(Protocol):
+class CheckpointStore(Protocol):
     """Checkpoint folders by name; a name is listed only while all of its folder is there."""
 
     def names(self) -> list[str]:
@@ -45,7 +45,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """Checkpoints in a folder that every rank can read."""
+    """CheckpointManager in a folder that every rank can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ class FolderStore:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class Checkpoints:
+class CheckpointManager:
     """What a run does with its checkpoints; every rank has one, rank 0's writes.
 
     Args:
@@ -91,12 +91,12 @@ class Checkpoints:
 
     def __init__(
         self,
-        store: Store,
+        store: CheckpointStore,
         keep: int = 2,
         tell: Callable[[str], None] = lambda sentence: None,
         tamper: Callable[[int, Write], Write] = lambda step, write: write,
     ) -> None:
-        self.store, self.keep, self.tell, self.tamper = store, keep, tell, tamper
+        self.store, self.keep, self.tell, self.wrap_writer = store, keep, tell, tamper
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -134,7 +134,7 @@ class Checkpoints:
 
     def _write(self, snapshot: Snapshot, step: int, history: Iterable[Mapping[str, Any]]) -> None:
         name = checkpoint_name(step)
-        self.store.put(name, self.tamper(step, snapshot.write))
+        self.store.put(name, self.wrap_writer(step, snapshot.write))
         names = self.store.names()
         done = [one for one in names if one <= name]  # newer ones were damaged, or this one would not have come
         kept = {*done[-self.keep :], best_name(done, history)}

@@ -59,7 +59,7 @@ def parse_fault(text: str) -> Fault:
         raise UsageError(f"--inject {text} is not understood; write KIND:step=N,rank=R,seconds=S: {example}.") from None
 
 
-class Faults:
+class FaultInjector:
     """The faults of a run on one rank.
 
     Args:
@@ -80,7 +80,7 @@ class Faults:
         self.chosen = [fault for fault in self.chosen if fault not in found]
         return [fault for fault in found if self.first(fault)]
 
-    def strike(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Let this process suffer what is due before a step."""
         for fault in self.due(step, "kill", "term", "hang"):
             if fault.kind == "hang":
@@ -88,7 +88,7 @@ class Faults:
             else:
                 os.kill(os.getpid(), signal.SIGKILL if fault.kind == "kill" else signal.SIGTERM)
 
-    def poison(self, step: int, views: MutableMapping[str, Tensor]) -> None:
+    def corrupt_batch(self, step: int, views: MutableMapping[str, Tensor]) -> None:
         """Make the batch of a step not a number, or its memory too much, if that is due."""
         if not self.chosen:
             return
@@ -97,7 +97,7 @@ class Faults:
         for _ in self.due(step, "memory"):
             raise torch.OutOfMemoryError("injected")
 
-    def tamper(self, step: int, write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def wrap_writer(self, step: int, write: Callable[[Path], None]) -> Callable[[Path], None]:
         """Return a way of writing the checkpoint after ``step`` steps that goes wrong, if that is due."""
         if self.due(step, "kill-writing"):
             return _killed_while(write)

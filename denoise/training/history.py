@@ -9,29 +9,29 @@ import torch
 
 from denoise import distributed
 from denoise.config import Train
-from denoise.data.loader import Batch
+from denoise.data.loader import CropBatch
 from denoise.errors import UserError
-from denoise.training.checkpoint import Done
+from denoise.training.checkpoint import RunProgress
 from denoise.training.sample_log import SampleLog
 from denoise.training.step import Terms
 
 Metrics = dict[str, float]
 
 
-class Books:
+class TrainingHistory:
     """What is known of a run while it goes on: the history, and the loss terms and samples since its last row.
 
     Sums are kept on the device: no step waits for the host.
     """
 
-    def __init__(self, done: Done, device: torch.device) -> None:
+    def __init__(self, done: RunProgress, device: torch.device) -> None:
         self.device, self.history, self.log = device, list(done.history), SampleLog(done.samples)
         mine = done.sums if distributed.rank() == 0 else {}
         self.sums = {name: torch.tensor(value, device=device) for name, value in mine.items()}
         self.counted, self.skipped = done.counted, int(done.history[-1].get("skipped", 0)) if done.history else 0
         self.first_bad = torch.tensor(-1, device=device)  # step of this rank with a loss that is not finite
 
-    def add(self, step: int, ours: Batch, terms: Terms | None) -> None:
+    def add(self, step: int, ours: CropBatch, terms: Terms | None) -> None:
         """Note what a step has learnt from and its terms, None where it was skipped."""
         self.log.add(step, ours.positions.numpy(), np.asarray(ours.samples))
         if terms is None:
@@ -64,9 +64,9 @@ class Books:
         self.sums, self.counted = {}, 0
         self.log.forget()
 
-    def done(self, step: int) -> Done:
+    def done(self, step: int) -> RunProgress:
         """Return what a checkpoint holds of it; every rank must ask."""
-        return Done(step, self.log.digest(), tuple(self.history), self._totals(), self.counted)
+        return RunProgress(step, self.log.digest(), tuple(self.history), self._totals(), self.counted)
 
     def _totals(self) -> Metrics:
         names = sorted(self.sums)

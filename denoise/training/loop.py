@@ -10,53 +10,53 @@ from torch import nn
 
 from denoise import distributed
 from denoise.config import Config, to_dict
-from denoise.data.dataset import Collection
-from denoise.data.loader import Batch as Crops
+from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import Batching, Quarantine, batches
-from denoise.data.sampler import Order
-from denoise.data.samples import FreshScenes, Scenes, open_scenes
+from denoise.data.loader import CropBatch as Crops
+from denoise.data.sampler import GlobalSampler
+from denoise.data.samples import FreshNoise, SampleSource, open_samples
 from denoise.data.shards import DamagedError
-from denoise.denoiser import Card, Denoiser, make_card
+from denoise.denoiser import Denoiser, ModelCard, make_card
 from denoise.errors import UserError
 from denoise.methods import Method, build_method, with_net
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
-from denoise.training.checkpoint import Done, Training, load_checkpoint, snapshot
-from denoise.training.checkpoint_manager import Checkpoints
-from denoise.training.fault_injection import Faults
-from denoise.training.history import Books, Clock, Metrics
+from denoise.training.checkpoint import RunProgress, TrainState, load_checkpoint, snapshot
+from denoise.training.checkpoint_manager import CheckpointManager
+from denoise.training.fault_injection import FaultInjector
+from denoise.training.history import Clock, Metrics, TrainingHistory
 from denoise.training.malloc import keep_freed_memory
 from denoise.training.optimizers import make_average, make_optimizer
 from denoise.training.profiler import profiled
 from denoise.training.schedules import Schedule, schedule
-from denoise.training.step import Stepper
-from denoise.training.validation import Watch
+from denoise.training.step import TrainStep
+from denoise.training.validation import Validator
 
 Report = Callable[[Metrics], bool | None]
 
 
 def train(
     config: Config,
-    pictures: Collection,
-    watched: Collection | None,
+    images: ShardedDataset,
+    watched: ShardedDataset | None,
     folder: Path,
     report: Report,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointManager,
     provenance: Mapping[str, Any] | None = None,
     leave: Callable[[], bool] = lambda: False,
-    faults: Faults | None = None,
+    faults: FaultInjector | None = None,
     profile: Path | None = None,
 ) -> int:
-    """Train ``config.method`` on ``pictures`` until ``config.train.steps`` steps are done.
+    """Train ``config.method`` on ``images`` until ``config.train.steps`` steps are done.
 
     Every random choice is keyed by (seed, step, position in the global batch): runs of any world size see the same
     samples and noise, and a run resumed from a checkpoint continues exactly where that was written.
 
     Args:
         config: what to train and how.
-        pictures: the training pictures.
-        watched: pictures to validate on while training, or None.
-        folder: a local folder of rank 0 for validation pictures.
+        images: the training images.
+        watched: images to validate on while training, or None.
+        folder: a local folder of rank 0 for validation images.
         report: called on every rank after ``log_every`` steps, at validation, at a checkpoint and at the end, with the
             metrics; where it is true, on every rank, a checkpoint is saved at once.
         checkpoints: what to continue from, and where to save.
@@ -71,7 +71,7 @@ def train(
     Raises:
         UserError: an unknown name in the configuration, a loss that is not finite, a full disk.
     """
-    config, faults = with_net(config), faults or Faults()
+    config, faults = with_net(config), faults or FaultInjector()
     spec, rank = config.train, distributed.rank()
     device = _prepare_device(spec.deterministic)
     method, noise, rate = check(config)
@@ -80,13 +80,13 @@ def train(
     training, done = _begin(config, method, device, checkpoints)
     card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
 
-    step_on = Stepper(config, training, method, noise, half, faults)
-    scenes = open_scenes(config, pictures, method, noise)
+    step_on = TrainStep(config, training, method, noise, half, faults)
+    source = open_samples(config, images, method, noise)
     quarantine = Quarantine(config.data.quarantine)
-    crop = spec.crop * (noise.scale if isinstance(scenes, FreshScenes) else 1)
-    shares = read(config, scenes, pictures, crop, quarantine, done.step, pin=device.type == "cuda")
+    crop = spec.crop * (noise.scale if isinstance(source, FreshNoise) else 1)
+    shares = read(config, source, images, crop, quarantine, done.step, pin=device.type == "cuda")
     watch = _watch(config, watched, method, noise, crop, device, folder)
-    books = Books(done, device)
+    books = TrainingHistory(done, device)
     agreement, clock = distributed.Agreement(device), Clock()
 
     def save(finished: int) -> None:
@@ -101,7 +101,7 @@ def train(
             if step > done.step:
                 save(step)
             break
-        faults.strike(step)
+        faults.before_step(step)
         ours = next(shares)
         lr = spec.lr * rate(step / spec.steps, spec)
         books.add(step, ours, step_on(step, ours, lr))
@@ -112,7 +112,7 @@ def train(
         saving = last or finished % spec.checkpoint_every == 0
         if not (evaluating or saving or finished % spec.log_every == 0):
             continue
-        metrics = {"step": float(finished), "lr": lr, **books.means(spec, pictures.name), **_left_out(quarantine)}
+        metrics = {"step": float(finished), "lr": lr, **books.means(spec, images.name), **_left_out(quarantine)}
         if evaluating and watch and rank == 0:
             metrics.update(watch.figures(Denoiser(training.model, method, card, passes=1), finished))
         books.close(metrics)  # without times: the same run always leaves the same files
@@ -127,31 +127,33 @@ def train(
     return step
 
 
-def _begin(config: Config, method: Method, device: torch.device, checkpoints: Checkpoints) -> tuple[Training, Done]:
+def _begin(
+    config: Config, method: Method, device: torch.device, checkpoints: CheckpointManager
+) -> tuple[TrainState, RunProgress]:
     """Return the state to go on from: that of the newest checkpoint, or of a seed."""
     spec = config.train
     torch.manual_seed(config.seed)  # the initial weights; nothing after this draws from the global generator
     maker = NetMaker(config.net.name, config.data.channels, config.net.fields)
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     net = method.make_net(maker).to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    training = Training(net, make_optimizer(net.parameters(), spec), make_average(net, spec))
+    training = TrainState(net, make_optimizer(net.parameters(), spec), make_average(net, spec))
     with checkpoints.newest() as resume:
-        return training, load_checkpoint(resume, training) if resume else Done()
+        return training, load_checkpoint(resume, training) if resume else RunProgress()
 
 
 def _watch(
     config: Config,
-    watched: Collection | None,
+    watched: ShardedDataset | None,
     method: Method,
     noise: Noise,
     crop: int,
     device: torch.device,
     folder: Path,
-) -> Watch | None:
+) -> Validator | None:
     if watched is None:
         return None
-    unseen = open_scenes(config, watched, method, noise) if config.train.val_loss else None
-    return Watch(watched, unseen, noise, crop, device, folder / "pictures")
+    unseen = open_samples(config, watched, method, noise) if config.train.val_loss else None
+    return Validator(watched, unseen, noise, crop, device, folder / "images")
 
 
 def _prepare_device(deterministic: bool) -> torch.device:
@@ -168,25 +170,31 @@ def _prepare_device(deterministic: bool) -> torch.device:
 
 
 def read(
-    config: Config, scenes: Scenes, pictures: Collection, crop: int, quarantine: Quarantine, start: int, pin: bool
+    config: Config,
+    source: SampleSource,
+    images: ShardedDataset,
+    crop: int,
+    quarantine: Quarantine,
+    start: int,
+    pin: bool,
 ) -> Iterator[Crops]:
     """Return this rank's batches from step ``start`` on, as the configuration says."""
     data, spec = config.data, config.train
-    order = Order(config.seed, pictures.counts, pictures.digest, data.streams, data.window)
+    order = GlobalSampler(config.seed, images.counts, images.digest, data.streams, data.window)
     batching = Batching(
-        config.seed, spec.batch_size, crop, data.channels, spec.augment, data.crops_per_picture, data.threads, pin
+        config.seed, spec.batch_size, crop, data.channels, spec.augment, data.crops_per_image, data.threads, pin
     )
     rank, world = distributed.rank(), distributed.world_size()
 
     def usable(sample: int) -> bool:
-        return data.small == "pad" or min(pictures.size(sample)) >= crop
+        return data.small == "pad" or min(images.size(sample)) >= crop
 
-    pictures.keep_decoded(data.cache_mb << 20)
+    images.keep_decoded(data.cache_mb << 20)
     try:
-        expect = None if pictures.here else pictures.expect
-        yield from batches(scenes, order, batching, rank, world, start, quarantine, expect, usable)
+        expect = None if images.here else images.expect
+        yield from batches(source, order, batching, rank, world, start, quarantine, expect, usable)
     finally:
-        pictures.close()
+        images.close()
 
 
 def check(config: Config) -> tuple[Method, Noise, Schedule]:
@@ -230,7 +238,7 @@ def _left_out(quarantine: Quarantine) -> Metrics:
     return {"quarantined": float(len(quarantine.found))}
 
 
-def _with_left_out(card: Card, quarantine: Quarantine) -> Card:
+def _with_left_out(card: ModelCard, quarantine: Quarantine) -> ModelCard:
     """Return the card of a model, which says which samples its training left out, and why."""
     if not quarantine.found:
         return card

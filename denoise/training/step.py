@@ -9,14 +9,14 @@ from torch.nn.parallel import DistributedDataParallel
 from denoise import distributed
 from denoise.config import Config
 from denoise.data.crops import as_floats
-from denoise.data.loader import Batch as Crops
-from denoise.data.samples import as_views
+from denoise.data.loader import CropBatch as Crops
+from denoise.data.samples import make_views
 from denoise.errors import UserError
-from denoise.methods import Batch, Method
+from denoise.methods import CropBatch, Method
 from denoise.noise import Noise
 from denoise.rng import batch_rng
-from denoise.training.checkpoint import Training
-from denoise.training.fault_injection import Faults
+from denoise.training.checkpoint import TrainState
+from denoise.training.fault_injection import FaultInjector
 
 Terms = dict[str, Tensor]
 
@@ -28,29 +28,29 @@ class Objective(nn.Module):
         super().__init__()
         self.net, self.method = net, method
 
-    def forward(self, batch: Batch, progress: float) -> Batch:
+    def forward(self, batch: CropBatch, progress: float) -> CropBatch:
         """Return the terms of the loss."""
         return self.method.loss(self.net, batch, progress)
 
 
-class Stepper:
+class TrainStep:
     """Takes optimizer steps; the global batch is the same however many ranks and parts share it."""
 
     def __init__(
-        self, config: Config, training: Training, method: Method, noise: Noise, half: bool, faults: Faults
+        self, config: Config, training: TrainState, method: Method, noise: Noise, half: bool, faults: FaultInjector
     ) -> None:
         self.config, self.spec, self.training = config, config.train, training
-        self.method, self.noise, self.half, self.faults = method, noise, half, faults
+        self.method, self.noise, self.use_bf16, self.faults = method, noise, half, faults
         self.device = distributed.device()
         self.layout = torch.channels_last if self.spec.channels_last else torch.contiguous_format
-        self.micro = self.spec.micro_batch or self.spec.batch_size  # crops that are computed at once
+        self.micro_batch = self.spec.micro_batch or self.spec.batch_size  # crops that are computed at once
         # A rank whose memory is full repeats its step by itself, which DDP, in the middle of averaging, would not bear.
-        self.alone = self.spec.oom == "halve" or distributed.world_size() == 1
+        self.manual_allreduce = self.spec.oom == "halve" or distributed.world_size() == 1
         objective = Objective(training.net, method)
         if self.spec.compile or self.spec.cuda_graphs:
             objective.compile(mode="reduce-overhead" if self.spec.cuda_graphs else None)
         static = self.spec.static_graph and self.spec.micro_batch is None
-        self.objective = objective if self.alone else distributed.wrap(objective, static)
+        self.objective = objective if self.manual_allreduce else distributed.wrap(objective, static)
         if self.spec.cuda_graphs:  # see _forget_gradients
             for parameter in training.net.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -65,7 +65,7 @@ class Stepper:
         for group in optimizer.param_groups:
             group["lr"] = lr
         terms = self._with_gradients(step, ours)
-        if self.alone:
+        if self.manual_allreduce:
             distributed.average_gradients(self.training.net.parameters())
         finite = not self.spec.skip_nonfinite or self._finite(terms)
         if finite:
@@ -81,16 +81,16 @@ class Stepper:
             try:
                 return self._parts(step, ours)
             except torch.OutOfMemoryError:
-                size = min(self.micro, len(ours.positions))
+                size = min(self.micro_batch, len(ours.positions))
                 if self.spec.oom != "halve" or size == 1:
                     raise self._advice(size) from None
-            self.micro = -(-size // 2)
+            self.micro_batch = -(-size // 2)
             self._forget_gradients()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _parts(self, step: int, ours: Crops) -> Terms:
-        parts = list(ours.parts(self.micro))
+        parts = list(ours.parts(self.micro_batch))
         total: Terms = {}
         for number, part in enumerate(parts):
             batch = self._make_batch(step, part)
@@ -98,7 +98,7 @@ class Stepper:
             if self.spec.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with self._averaging(number == len(parts) - 1):
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.use_bf16):
                     terms = self.objective(batch, step / self.spec.steps)
                 # DDP averages over ranks, the loss over the batch.
                 (terms["loss"] * (share * distributed.world_size())).backward()
@@ -111,15 +111,15 @@ class Stepper:
         """Drop the gradients; CUDA graphs write theirs to memory of their own, which must be added up elsewhere."""
         self.training.optimizer.zero_grad(set_to_none=not self.spec.cuda_graphs)
 
-    def _make_batch(self, step: int, part: Crops) -> Batch:
+    def _make_batch(self, step: int, part: Crops) -> CropBatch:
         """Return what the method sees of some crops: the views it needs and no other."""
         crops = {
             name: as_floats(view.to(self.device, non_blocking=True)).contiguous(memory_format=self.layout)
             for name, view in part.views.items()
         }
-        self.faults.poison(step, crops)
+        self.faults.corrupt_batch(step, crops)
         rng = batch_rng(self.config.seed, step, part.positions.to(self.device))
-        return self.method.make_batch(as_views(crops, self.method, self.noise, rng), rng.stream("method"))
+        return self.method.make_batch(make_views(crops, self.method, self.noise, rng), rng.stream("method"))
 
     def _averaging(self, last: bool) -> AbstractContextManager[None]:
         """Let DDP average the gradients in the last part only."""

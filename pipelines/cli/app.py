@@ -81,7 +81,7 @@ def evaluate(
         str | None, typer.Option(help="float, clamped, uint8 or laine2019. Default: evaluate.protocol.")
     ] = None,
     noise: Annotated[str | None, typer.Option(help="Noise to add. Default: what the model was trained for.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scores and images.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -102,26 +102,26 @@ def evaluate(
 
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Pictures, or folders of pictures.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A picture for one input, else a folder.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="An image for one input, else a folder.")],
     model: Annotated[
         str, typer.Option(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
     ] = "models:/denoise-gauss25@champion",
     noise: Annotated[
         str | None,
-        typer.Option(help="The noise of the pictures, e.g. gauss15. Default: what the model was trained for."),
+        typer.Option(help="The noise of the images, e.g. gauss15. Default: what the model was trained for."),
     ] = None,
     deviation: Annotated[
         bool, typer.Option(help="Write 4 x the standard deviation of each restored value instead (ssdn models).")
     ] = False,
     tile: Annotated[
-        int, typer.Option(min=64, help="Side of the tiles that large pictures are cut into, in pixels.")
+        int, typer.Option(min=64, help="Side of the tiles that large images are cut into, in pixels.")
     ] = 512,
-    keep_going: Annotated[bool, typer.Option(help="Restore the rest when a picture does not decode.")] = False,
+    keep_going: Annotated[bool, typer.Option(help="Restore the rest when an image does not decode.")] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore noisy pictures of any size.
+    """Restore noisy images of any size.
 
     Example: denoise restore noisy.png -o restored.png --model models:/denoise-gauss25@champion
     """
@@ -167,7 +167,7 @@ def report(
 
 @app.command()
 def demo(settings: Settings = None) -> None:
-    """Run the whole pipeline on the pictures that are already installed, in under ten minutes on two cores.
+    """Run the whole pipeline on the images that are already installed, in under ten minutes on two cores.
 
     Example: denoise demo
     """

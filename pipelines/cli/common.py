@@ -26,9 +26,9 @@ def configuration(overrides: list[str] | None, recipe: Mapping[str, Any] | None 
         return config
     if config.preset is None:
         return config
-    from pipelines.training.recipes import load_preset
+    from pipelines.training.recipes import load_recipe
 
-    return load_config(PARAMS, overrides or [], load_preset(config.preset).config)
+    return load_config(PARAMS, overrides or [], load_recipe(config.preset).config)
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:

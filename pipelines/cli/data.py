@@ -31,7 +31,7 @@ def show(
     as_json: AsJson = False,
     settings: Settings = None,
 ) -> None:
-    """Say what a set holds, and draw a contact sheet of its pictures.
+    """Say what a set holds, and draw a contact sheet of its images.
 
     Example: denoise data show kodak --out kodak.png
     """
@@ -92,7 +92,7 @@ def _splits(config: "Config", name: str, split: str | None) -> list[str]:
     if config.data.url is None:
         return _splits_here(config, name, split)
     from pipelines.datasets.layout import SPLITS, open_remote
-    from pipelines.storage.base import NotThereError
+    from pipelines.storage.base import NotFoundError
 
     if split is not None:
         return [_known(split)]
@@ -100,7 +100,7 @@ def _splits(config: "Config", name: str, split: str | None) -> list[str]:
     for one in SPLITS:
         try:
             open_remote(config, one, name)
-        except NotThereError:
+        except NotFoundError:
             continue
         found.append(one)
     if not found:

@@ -1,4 +1,4 @@
-"""``denoise fetch`` and ``denoise shard``: data sets become picture files, and those become shards."""
+"""``denoise fetch`` and ``denoise shard``: data sets become image files, and those become shards."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def fetch(
 ) -> None:
     """Bring data sets to data/raw.
 
-    Example: denoise fetch kodak --mirror /srv/pictures
+    Example: denoise fetch kodak --mirror /srv/images
     """
     from pipelines.datasets.fetch import fetch as fetch_set
     from pipelines.datasets.imagenet import IMAGENETS
@@ -50,17 +50,17 @@ def fetch(
 def shard(
     names: Names = None,
     split: Split = None,
-    source: Annotated[Path | None, typer.Option("--from", help="A folder of pictures of your own.")] = None,
-    skip_broken: Annotated[bool, typer.Option(help="Leave out pictures that do not decode, and name them.")] = False,
-    min_side: Annotated[int | None, typer.Option(help="Leave out pictures with a shorter side.", min=1)] = None,
-    max_side: Annotated[int | None, typer.Option(help="Leave out pictures with a longer side.", min=1)] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A folder of images of your own.")] = None,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode, and name them.")] = False,
+    min_side: Annotated[int | None, typer.Option(help="Leave out images with a shorter side.", min=1)] = None,
+    max_side: Annotated[int | None, typer.Option(help="Leave out images with a longer side.", min=1)] = None,
     only: Annotated[str | None, typer.Option(help="grey or colour: leave out the others.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that work side by side; they change no byte.", min=1)] = 1,
     settings: Settings = None,
 ) -> None:
     """Write data sets as WebDataset shards to data/shards. The same command goes on with an interrupted one.
 
-    Example: denoise shard holiday --from ~/pictures/holiday --split train
+    Example: denoise shard holiday --from ~/images/holiday --split train
 
     Example: denoise shard imagenet --split train --jobs 16
     """
@@ -75,7 +75,7 @@ def shard(
     root = Path(config.data.root)
     if source is not None and (not names or len(names) != 1):
         raise UsageError(
-            "--from needs exactly one NAME for the pictures in that folder, e.g. denoise shard mine --from DIR."
+            "--from needs exactly one NAME for the images in that folder, e.g. denoise shard mine --from DIR."
         )
     for name, chosen in _sets_and_splits(config, names, split or ("train" if source else None)):
         for one in chosen or _fetched_splits(root, name):

@@ -29,7 +29,7 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def sync(names: Names = None, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Bring to MLflow what it lacks of runs because it did not answer: metrics, pictures, the model, the status.
+    """Bring to MLflow what it lacks of runs because it did not answer: metrics, images, the model, the status.
 
     Example: denoise runs sync
 
@@ -46,8 +46,7 @@ def sync(names: Names = None, settings: Settings = None, as_json: AsJson = False
         except UserError as error:  # the others may be for another MLflow
             failed.append(f"{name} is not synced: {str(error).removesuffix('.')}")
     lines = [
-        f"{row['name']}  {row['status']}  brought {row['metrics']} metrics and {row['pictures']} pictures"
-        for row in rows
+        f"{row['name']}  {row['status']}  brought {row['metrics']} metrics and {row['images']} images" for row in rows
     ]
     answer(rows, "\n".join(lines) or f"no runs in {storage} were synced", as_json)
     if failed:

@@ -75,7 +75,7 @@ def presets(
     from pipelines.training import recipes
 
     if name is None:
-        known = recipes.presets()
+        known = recipes.recipes()
         width = max(map(len, known))
         answer(
             {key: one.title for key, one in known.items()},
@@ -83,5 +83,5 @@ def presets(
             as_json,
         )
         return
-    recipe = recipes.load_preset(name)
+    recipe = recipes.load_recipe(name)
     answer(asdict(recipe), recipes.described(recipe), as_json)

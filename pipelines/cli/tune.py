@@ -9,7 +9,7 @@ from pipelines.cli.common import AsJson, Settings, answer, configuration
 
 if TYPE_CHECKING:
     from pipelines.tuning.plan import Plan
-    from pipelines.tuning.sweep import Swept
+    from pipelines.tuning.sweep import SweepOutcome
 
 app = typer.Typer(help="List sweeps, and show what they found.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,12 +53,16 @@ def tune(
     from pipelines.tuning.sweep import run_sweep
 
     try:
-        swept = run_sweep(planned, concurrency)
+        outcome = run_sweep(planned, concurrency)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; to resume it: denoise tune --resume {planned.name}", err=True)
         raise typer.Exit(130) from None
-    document = {**swept.results.summary(), "model": str(swept.challenger.folder), "version": swept.challenger.version}
-    answer(document, _text(swept), as_json)
+    document = {
+        **outcome.results.summary(),
+        "model": str(outcome.challenger.folder),
+        "version": outcome.challenger.version,
+    }
+    answer(document, _text(outcome), as_json)
 
 
 @app.command("list")
@@ -67,9 +71,9 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
 
     Example: denoise sweeps list --json
     """
-    from pipelines.tuning.study import listed
+    from pipelines.tuning.study import list_sweeps
 
-    rows = listed(configuration(settings).tune.storage)
+    rows = list_sweeps(configuration(settings).tune.storage)
     answer(rows, "\n".join(map(_line, rows)) or "there are no sweeps yet", as_json)
 
 
@@ -103,16 +107,16 @@ def _list_spaces(as_json: bool) -> None:
     answer(titles, "\n".join([*lines, "or the name of a method, to search its own fields"]), as_json)
 
 
-def _text(swept: "Swept") -> str:
-    from pipelines.tuning.live_table import in_words
+def _text(outcome: "SweepOutcome") -> str:
+    from pipelines.tuning.live_table import as_overrides
     from pipelines.tuning.plots import PAGE
 
-    results, model = swept.results, swept.challenger
+    results, model = outcome.results, outcome.challenger
     best, sweep = results.best or {}, results.plan.sweep
     found = ", ".join(f"{key} {best[key]:.4g}" for key in sweep.objectives)
     states = ", ".join(f"{count} {state}" for state, count in results.summary()["trials"].items() if count)
     return (
-        f"best: trial {best['trial']}, {in_words({key: best[key] for key in sweep.space})}: {found}\n"
+        f"best: trial {best['trial']}, {as_overrides({key: best[key] for key in sweep.space})}: {found}\n"
         f"trials: {states}; sweeps/{results.plan.name}/{PAGE} shows them\n"
         f"model: {model.folder}"
         + (f", {model.name} version {model.version} @challenger" if model.name else "")

@@ -18,7 +18,7 @@ CLOSE_IT = (
 SHOW_IT = "set RAY_AUTH_MODE=token and put its token in ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
 
 
-def lets_strangers_in(address: str) -> bool:
+def accepts_unauthenticated(address: str) -> bool:
     """Say whether a cluster answers somebody who shows no token.
 
     Args:
@@ -29,7 +29,7 @@ def lets_strangers_in(address: str) -> bool:
     """
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return False  # Ray's TLS is mutual: who has no certificate does not come as far as the token
-    answer = _knock(address)
+    answer = _probe(address)
     if answer not in ("OK", "UNAUTHENTICATED"):
         raise UserError(
             f"the Ray cluster at {address} cannot be asked whether it wants a token ({answer}); give ray.address as "
@@ -40,7 +40,7 @@ def lets_strangers_in(address: str) -> bool:
 
 def wants_a_token(address: str) -> bool:
     """Say whether a cluster that could not be joined is there, and turns away who shows no token."""
-    return ":" in address and "//" not in address and _knock(address, seconds=2) == "UNAUTHENTICATED"
+    return ":" in address and "//" not in address and _probe(address, seconds=2) == "UNAUTHENTICATED"
 
 
 def refuse_open(address: str) -> None:
@@ -49,7 +49,7 @@ def refuse_open(address: str) -> None:
     Raises:
         UserError: its control service is not on loopback, and answers without a token.
     """
-    if not on_loopback(address) and lets_strangers_in(address):
+    if not on_loopback(address) and accepts_unauthenticated(address):
         raise UserError(f"the Ray cluster at {address} lets in whoever reaches it, without a token; {CLOSE_IT}.")
 
 
@@ -86,7 +86,7 @@ def on_loopback(address: str) -> bool:
     return all(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in found)
 
 
-def _knock(address: str, seconds: float = SECONDS) -> str:
+def _probe(address: str, seconds: float = SECONDS) -> str:
     """Return the name of gRPC's status for the question whether the cluster is alive, asked without a token."""
     import grpc
     from ray.core.generated.gcs_service_pb2 import CheckAliveRequest

@@ -10,7 +10,7 @@ from typing import IO
 
 from denoise.errors import UserError
 
-LARGEST_PICTURE = 1 << 28  # bytes of one picture in an archive
+LARGEST_IMAGE = 1 << 28  # bytes of one image in an archive
 
 
 def tar_files(archive: Path | IO[bytes], name: str, limit: int) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -40,7 +40,7 @@ def tar_files(archive: Path | IO[bytes], name: str, limit: int) -> Iterator[tupl
                 if path.suffix == ".tar":
                     inner = tar_files(stream, f"{name}: {path}", limit + member.size)
                     yield from ((path.with_suffix("") / file, data) for file, data in inner)
-                elif member.size > LARGEST_PICTURE:
+                elif member.size > LARGEST_IMAGE:
                     raise UserError(f"{name} is not the expected archive: its member {path} has {member.size} bytes")
                 else:
                     yield path, stream.read()

@@ -1,4 +1,4 @@
-"""The data sets that have a name: where each comes from, its splits, and the checksum of every picture."""
+"""The data sets that have a name: where each comes from, its splits, and the checksum of every image."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class DataSet:
         splits: the parts it has, out of train, val and test.
         title: its full name.
         source: the page or the repository it comes from.
-        licence: what its pictures may be used for, in one line; docs/data.md says more.
-        layout: where a mirror keeps a picture, with {split} and {file} to fill in.
-        address: the official address of one picture, with {split} and {file}; None where there is none.
+        licence: what its images may be used for, in one line; docs/data.md says more.
+        layout: where a mirror keeps an image, with {split} and {file} to fill in.
+        address: the official address of one image, with {split} and {file}; None where there is none.
         archive: the official address of a tar that holds everything under ``layout``; None where there is none.
     """
 
@@ -77,7 +77,7 @@ _ALL = (
     DataSet(
         "imagenet_val",
         ("train",),
-        "ImageNet's validation pictures as a training set, as Laine et al. 2019 use them",
+        "ImageNet's validation images as a training set, as Laine et al. 2019 use them",
         "https://image-net.org/challenges/LSVRC/2012/",
         "non-commercial research and education; the copyright stays with the photographers",
         layout="imagenet/val/{file}",
@@ -143,7 +143,7 @@ def choose_splits(known: DataSet, wanted: Iterable[str] | None) -> tuple[str, ..
 
 @cache
 def checksums(name: str) -> dict[str, dict[str, str]]:
-    """Return split -> file name -> sha256 of each picture of a set; empty for ImageNet, which everyone brings along."""
+    """Return split -> file name -> sha256 of each image of a set; empty for ImageNet, which everyone brings along."""
     pinned = files("pipelines.datasets") / "checksums" / f"{name}.txt"
     found: dict[str, dict[str, str]] = {split: {} for split in SETS[name].splits}
     if pinned.is_file():
@@ -166,7 +166,7 @@ def parse_checksums(text: str, origin: str) -> dict[str, str]:
 
 
 def sample_path(file: str) -> Path:
-    """Return where an installed package keeps a picture of ``samples``; UserError where it does not."""
+    """Return where an installed package keeps an image of ``samples``; UserError where it does not."""
     in_sklearn = file in ("china.jpg", "flower.jpg")
     package, distribution = ("sklearn", "scikit-learn") if in_sklearn else ("skimage", "scikit-image")
     folder = Path("datasets", "images") if in_sklearn else Path("data")

@@ -1,7 +1,7 @@
-"""The stage ``fetch``: a data set by name becomes picture files in ROOT/raw/SPLIT/NAME.
+"""The stage ``fetch``: a data set by name becomes image files in ROOT/raw/SPLIT/NAME.
 
 What arrives is kept, verified, in ROOT/downloads/NAME/SPLIT and linked from there, so raw folders may be deleted and
-made again without the network. Pictures are byte for byte those of the source, under their names.
+made again without the network. Images are byte for byte those of the source, under their names.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from pipelines.datasets.archives import tar_files
 from pipelines.datasets.catalog import DataSet, checksums, choose_splits, data_set, sample_path
 from pipelines.datasets.imagenet import ANY_SIDE, IMAGENETS, fetch_imagenet
 from pipelines.datasets.mirrors import local, lock
-from pipelines.storage.download import NotThereError, download, download_all, size_of
-from pipelines.storage.placing import alone, copy, is_valid, link, replaced, write
+from pipelines.storage.download import NotFoundError, download, download_all, size_of
+from pipelines.storage.placing import atomic_folder, copy, exclusive_lock, is_valid, link, write
 
 ARCHIVE_LIMIT = 1 << 30  # bytes in the archive of a small set
 
@@ -39,8 +39,8 @@ def fetch(
         splits: the splits to bring, None for all (of imagenet: all that the mirror has).
         mirror: a folder or an http(s) address laid out as docs/data.md says, used instead of the official address;
             for imagenet also a folder with train/ or val/, or ILSVRC2012_img_{train,val}.tar or its folder.
-            ``samples`` needs none: its pictures are installed.
-        min_side: of imagenet, keep pictures whose sides both have at least so many pixels (256 in Laine et al. 2019).
+            ``samples`` needs none: its images are installed.
+        min_side: of imagenet, keep images whose sides both have at least so many pixels (256 in Laine et al. 2019).
         max_side: ... at most so many pixels (512 in Laine et al. 2019).
 
     Raises:
@@ -49,7 +49,7 @@ def fetch(
     known = data_set(name)
     chosen = choose_splits(known, splits)
     if (min_side or max_side) and name not in IMAGENETS:
-        raise UserError(f"min_side and max_side choose among the pictures of imagenet: leave them out for {name}")
+        raise UserError(f"min_side and max_side choose among the images of imagenet: leave them out for {name}")
     try:
         if name not in IMAGENETS:
             return [_fetch_split(known, split, root, mirror) for split in chosen]
@@ -64,11 +64,11 @@ def _fetch_split(known: DataSet, split: str, root: Path, mirror: str | Path | No
     expected = checksums(known.name)[split]
     if _is_exact(raw, expected):
         return raw
-    with alone(lock(root, known.name)):
+    with exclusive_lock(lock(root, known.name)):
         missing = {file: digest for file, digest in expected.items() if not is_valid(downloads / file, digest)}
         if missing:
             _bring(known, split, missing, downloads, mirror)
-        with replaced(raw) as fresh:
+        with atomic_folder(raw) as fresh:
             for file in expected:
                 link(downloads / file, fresh / file)
     return raw
@@ -98,8 +98,8 @@ def _bring_from_site(known: DataSet, split: str, missing: dict[str, str], downlo
     if known.archive:
         try:
             return _bring_archive(known, split, missing, downloads, f"{site}/{Path(known.archive).name}")
-        except NotThereError:
-            pass  # then the site has the pictures one by one
+        except NotFoundError:
+            pass  # then the site has the images one by one
     _download_all(known, split, missing, downloads, f"{site}/{known.layout}")
 
 
@@ -158,4 +158,4 @@ def _unpack(known: DataSet, split: str, missing: dict[str, str], downloads: Path
                 write(downloads / file, data, missing[file], f"{path} in {archive}")
                 advance(1)
     if wanted:
-        raise UserError(f"{archive} lacks {len(wanted)} pictures, one is {min(wanted)}: get a whole copy of it")
+        raise UserError(f"{archive} lacks {len(wanted)} images, one is {min(wanted)}: get a whole copy of it")

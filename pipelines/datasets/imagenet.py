@@ -1,4 +1,4 @@
-"""ImageNet becomes picture files: the user's own copy, as a folder, a mirror or the tars of ILSVRC2012."""
+"""ImageNet becomes image files: the user's own copy, as a folder, a mirror or the tars of ILSVRC2012."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from pipelines.console import progress
 from pipelines.datasets.archives import tar_files
 from pipelines.datasets.catalog import parse_checksums
 from pipelines.datasets.mirrors import local, lock
-from pipelines.storage.download import NotThereError, download_all, read_text
-from pipelines.storage.placing import alone, is_valid, link, replaced, write
+from pipelines.storage.download import NotFoundError, download_all, read_text
+from pipelines.storage.placing import atomic_folder, exclusive_lock, is_valid, link, write
 
 IMAGENET_LIMIT = 1 << 40
 IMAGENETS: dict[str, dict[str, str]] = {"imagenet": {}, "imagenet_val": {"train": "val"}}  # our split -> theirs
@@ -32,14 +32,14 @@ class _Source:
     """Where a split of ImageNet comes from.
 
     Attributes:
-        state: a text that changes when the pictures do.
+        state: a text that changes when the images do.
         count: how many there are, None where only reading them all tells.
-        pictures: yields their names (with the class folder) and where they are, or their bytes.
+        images: yields their names (with the class folder) and where they are, or their bytes.
     """
 
     state: str
     count: int | None
-    pictures: Callable[[], Iterable[tuple[str, Path | bytes]]]
+    images: Callable[[], Iterable[tuple[str, Path | bytes]]]
 
 
 def fetch_imagenet(
@@ -57,7 +57,7 @@ def fetch_imagenet(
     for split, source in sources.items():
         if source is None and (by_name or not any(sources.values())):
             raise UserError(
-                f"{mirror} has no ImageNet {theirs[split]} pictures: "
+                f"{mirror} has no ImageNet {theirs[split]} images: "
                 f"expected a folder {theirs[split]}/ or ILSVRC2012_img_{theirs[split]}.tar there, so check the path"
             )
     return [_fetch_imagenet_split(root, folders[split], source, sides) for split, source in sources.items() if source]
@@ -68,17 +68,17 @@ def _fetch_imagenet_split(root: Path, raw: Path, source: _Source, sides: tuple[i
     if _is_as_recorded(root, raw, wanted):
         return raw
     kept = 0
-    with alone(lock(root, "imagenet")), replaced(raw) as fresh:
+    with exclusive_lock(lock(root, "imagenet")), atomic_folder(raw) as fresh:
         with progress(f"fetch {raw.name} {raw.parent.name}", source.count) as advance:
-            for name, picture in source.pictures():
-                if _has_sides(picture, name, sides):
-                    _put(picture, fresh / name)
+            for name, image in source.images():
+                if _has_sides(image, name, sides):
+                    _put(image, fresh / name)
                     kept += 1
                 advance(1)
         if not kept:
             limits = "" if sides == ANY_SIDE else f" with sides of {sides[0]} to {sides[1]} pixels"
             raise UserError(
-                f"there is no picture of {raw.name} {raw.parent.name}{limits}: check the mirror and the limits"
+                f"there is no image of {raw.name} {raw.parent.name}{limits}: check the mirror and the limits"
             )
         write(_record(root, raw), json.dumps(wanted | {"pictures": _listing(fresh)}).encode())
     return raw
@@ -98,25 +98,25 @@ def _is_as_recorded(root: Path, raw: Path, wanted: dict[str, object]) -> bool:
         return False
 
 
-def _put(picture: Path | bytes, target: Path) -> None:
-    if isinstance(picture, Path):
-        link(picture, target, symbolic=True)  # 150 GB are not copied
+def _put(image: Path | bytes, target: Path) -> None:
+    if isinstance(image, Path):
+        link(image, target, symbolic=True)  # 150 GB are not copied
     else:
-        write(target, picture)
+        write(target, image)
 
 
-def _has_sides(picture: Path | bytes, name: str, sides: tuple[int, int]) -> bool:
+def _has_sides(image: Path | bytes, name: str, sides: tuple[int, int]) -> bool:
     """Tell whether both sides are within the limits, from the header alone."""
     if sides == ANY_SIDE:
         return True
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(picture if isinstance(picture, Path) else BytesIO(picture)) as header:
+        with Image.open(image if isinstance(image, Path) else BytesIO(image)) as header:
             width, height = header.size
             return sides[0] <= min(width, height) and max(width, height) <= sides[1]
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no picture, so its size is unknown: remove it from the mirror") from error
+        raise UserError(f"{name} is no image, so its size is unknown: remove it from the mirror") from error
 
 
 def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | None:
@@ -130,9 +130,9 @@ def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | No
     sums = folder / "SHA256SUMS"
     if (folder / "imagenet" / split).is_dir() and sums.is_file():
         return _sums_source(folder, _lines(sums.read_text(encoding="utf-8"), str(sums), split), split)
-    for pictures in (folder / "imagenet" / split, folder / split):
-        if pictures.is_dir():
-            return _folder_source(pictures)
+    for images in (folder / "imagenet" / split, folder / split):
+        if images.is_dir():
+            return _folder_source(images)
     return _tar_source(folder / tar) if (folder / tar).is_file() else None
 
 
@@ -142,14 +142,14 @@ def _folder_source(folder: Path) -> _Source:
 
 
 def _sums_source(mirror: Path, expected: dict[str, str], split: str) -> _Source:
-    def pictures() -> Iterator[tuple[str, Path]]:
+    def images() -> Iterator[tuple[str, Path]]:
         for name, digest in expected.items():
             path = mirror / "imagenet" / split / name
             if not is_valid(path, digest):
                 raise UserError(f"{path} is missing or not as SHA256SUMS of the mirror says: get a good copy of it")
             yield name, path
 
-    return _Source(_digest(map(str, expected.items())), len(expected), pictures)
+    return _Source(_digest(map(str, expected.items())), len(expected), images)
 
 
 def _site_source(site: str, split: str, root: Path) -> _Source | None:
@@ -158,11 +158,11 @@ def _site_source(site: str, split: str, root: Path) -> _Source | None:
     if not sums.is_file():
         try:
             write(sums, read_text(f"{site}/SHA256SUMS").encode())
-        except NotThereError as error:
-            raise UserError(f"the mirror {site} has no SHA256SUMS, which lists its pictures: add it there") from error
+        except NotFoundError as error:
+            raise UserError(f"the mirror {site} has no SHA256SUMS, which lists its images: add it there") from error
     expected = _lines(sums.read_text(encoding="utf-8"), f"{site}/SHA256SUMS", split)
 
-    def pictures() -> Iterator[tuple[str, Path]]:
+    def images() -> Iterator[tuple[str, Path]]:
         missing = [
             (f"{site}/imagenet/{split}/{quote(name)}", folder / split / name, digest)
             for name, digest in expected.items()
@@ -173,15 +173,15 @@ def _site_source(site: str, split: str, root: Path) -> _Source | None:
                 download_all(missing, advance)
         yield from ((name, folder / split / name) for name in expected)
 
-    return _Source(_digest(map(str, expected.items())), len(expected), pictures) if expected else None
+    return _Source(_digest(map(str, expected.items())), len(expected), images) if expected else None
 
 
 def _tar_source(tar: Path) -> _Source:
-    def pictures() -> Iterator[tuple[str, bytes]]:
+    def images() -> Iterator[tuple[str, bytes]]:
         return ((str(path), data) for path, data in tar_files(tar, str(tar), IMAGENET_LIMIT))
 
     state = tar.stat()
-    return _Source(f"{tar.name} {state.st_size} {state.st_mtime_ns}", None, pictures)
+    return _Source(f"{tar.name} {state.st_size} {state.st_mtime_ns}", None, images)
 
 
 def _lines(text: str, origin: str, split: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The pictures on disk: where fetch puts them, where shard puts the shards, and how both are opened."""
+"""The images on disk: where fetch puts them, where shard puts the shards, and how both are opened."""
 
 import os
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 def raw_folder(root: Path, split: str, name: str) -> Path:
-    """Return the folder of a set's original pictures."""
+    """Return the folder of a set's original images."""
     return root / "raw" / split / name
 
 
@@ -90,19 +90,19 @@ def open_remote(config: Config, split: str, name: str) -> "Shards":
         UserError: the set is not there, or its index is not understood.
     """
     from denoise.data.shards import INDEX, Shards, list_name
-    from pipelines.storage.base import NotThereError, fetch_bytes, remote
-    from pipelines.storage.shard_cache import Depot
+    from pipelines.storage.base import NotFoundError, fetch_bytes, remote
+    from pipelines.storage.shard_cache import ShardCache
 
     place, prefix = remote(str(config.data.url)), f"{split}/{name}"
     try:
         index = fetch_bytes(place, f"{prefix}/{INDEX}")
-    except NotThereError:
-        raise NotThereError(
+    except NotFoundError:
+        raise NotFoundError(
             f"the {split} split of {name} is not at {place.address}; put it there with `denoise data push {name}`."
         ) from None
     sizes: dict[str, int] = {}
-    depot = Depot(place, prefix, disk_cache(), int(config.data.disk_gb * 1e9), sizes)
-    shards = Shards.read(f"{place.address}/{prefix}", index, depot)
+    shard_cache = ShardCache(place, prefix, disk_cache(), int(config.data.disk_gb * 1e9), sizes)
+    shards = Shards.read(f"{place.address}/{prefix}", index, shard_cache)
     for entry in shards.entries:
         sizes[entry["file"]], sizes[list_name(entry["file"])] = entry["bytes"], entry["samples_bytes"]
     return shards

@@ -1,4 +1,4 @@
-"""What a data set holds: counts, sizes, and a contact sheet of its pictures."""
+"""What a data set holds: counts, sizes, and a contact sheet of its images."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from denoise.data.shards import Shards
 
-SHOWN = 24  # pictures of a split
+SHOWN = 24  # images of a split
 COLUMNS, SIDE, GAP, CAPTION = 6, 160, 8, 16  # of the sheet, in pixels
 
 
@@ -63,7 +63,7 @@ def table(splits: Iterable[Mapping[str, Any]]) -> str:
 
 
 def contact_sheet(config: Config, name: str, splits: Sequence[str], target: Path) -> Path:
-    """Draw pictures spread evenly over each split, and return the file."""
+    """Draw images spread evenly over each split, and return the file."""
     from PIL import Image, ImageDraw
 
     tiles: list[tuple[str, Image.Image]] = []

@@ -1,4 +1,4 @@
-"""The shard stage: original pictures in, WebDataset tars with an index out."""
+"""The shard stage: original images in, WebDataset tars with an index out."""
 
 import os
 import sys
@@ -13,10 +13,10 @@ from pipelines.datasets.layout import raw_folder, shard_folder, work_folder
 if TYPE_CHECKING:
     from denoise.sharding.writer import Rules, Source, Written
 
-PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
-# What the pictures of a real pair are called: the view each is, by the end of its name. PolyU has _real and _mean.
+IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
+# What the images of a real pair are called: the view each is, by the end of its name. PolyU has _real and _mean.
 PAIRS = {"_noisy": "noisy", "_noisy2": "noisy2", "_clean": "clean", "_real": "noisy", "_mean": "mean"}
-TOLD = 20  # broken pictures that are named one by one
+TOLD = 20  # broken images that are named one by one
 
 
 def shard(
@@ -34,23 +34,23 @@ def shard(
         name: the data set.
         split: train, val or test.
         root: the data folder.
-        source: a folder of pictures of one's own, instead of what ``denoise fetch`` brought.
+        source: a folder of images of one's own, instead of what ``denoise fetch`` brought.
         shard_mb: the size at which a shard is closed.
-        rules: which pictures become samples; all that decode by default.
+        rules: which images become samples; all that decode by default.
         jobs: processes that work side by side.
 
     Raises:
-        UserError: no pictures, or one that does not decode.
+        UserError: no images, or one that does not decode.
     """
     from denoise.sharding.writer import Rules, write_shards
 
     folder = source if source is not None else raw_folder(root, split, name)
     if not folder.is_dir():
-        hint = f"fetch it first: denoise fetch {name}" if source is None else "give a folder of pictures"
-        raise UserError(f"there are no pictures in {folder}; {hint}.")
+        hint = f"fetch it first: denoise fetch {name}" if source is None else "give a folder of images"
+        raise UserError(f"there are no images in {folder}; {hint}.")
     target = shard_folder(root, split, name)
     total = sum(1 for _ in find_sources(folder))  # counted first: the time that is left is worth a second walk
-    with progress(f"shard {name} {split}", total, "pictures") as advance:
+    with progress(f"shard {name} {split}", total, "images") as advance:
 
         def done(written: "Written") -> None:
             advance(written.samples, "(kept from an interrupted run)" if written.kept else "")
@@ -62,15 +62,15 @@ def shard(
 
 
 def find_sources(folder: Path) -> "Iterator[Source]":
-    """Yield the pictures below a folder in the order of their names; those of one scene (``PAIRS``) are one sample.
+    """Yield the images below a folder in the order of their names; those of one scene (``PAIRS``) are one sample.
 
-    One folder is in memory at a time, however many pictures there are.
+    One folder is in memory at a time, however many images there are.
     """
     yield from _walk(folder, "")
 
 
 def _walk(folder: Path, prefix: str) -> "Iterator[Source]":
-    pictures: list[Path] = []
+    images: list[Path] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -78,11 +78,11 @@ def _walk(folder: Path, prefix: str) -> "Iterator[Source]":
                 continue
             if entry.is_dir():
                 folders.append(entry.name)
-            elif Path(entry.name).suffix.lower() in PICTURES and entry.is_file():
-                pictures.append(Path(entry.path))
+            elif Path(entry.name).suffix.lower() in IMAGES and entry.is_file():
+                images.append(Path(entry.path))
     # A folder's slash takes part in the order, so that it is that of the whole names.
     found: list[tuple[bytes, Source | str]] = [(f"{name}/".encode(), name) for name in folders]
-    found += [(source.name.encode(), source) for source in _scenes(pictures)]
+    found += [(source.name.encode(), source) for source in _scenes(images)]
     for _, one in sorted(found, key=lambda pair: pair[0]):
         if isinstance(one, str):
             yield from _walk(folder / one, f"{prefix}{one}/")
@@ -90,12 +90,12 @@ def _walk(folder: Path, prefix: str) -> "Iterator[Source]":
             yield type(one)(prefix + one.name, one.views)
 
 
-def _scenes(pictures: Sequence[Path]) -> "Iterator[Source]":
-    """Yield the samples of one folder: single pictures, and the views of one scene together."""
+def _scenes(images: Sequence[Path]) -> "Iterator[Source]":
+    """Yield the samples of one folder: single images, and the views of one scene together."""
     from denoise.sharding.writer import Source
 
     scenes: dict[str, dict[str, Path]] = {}
-    for path in pictures:
+    for path in images:
         ending = next((ending for ending in PAIRS if path.stem.endswith(ending)), "")
         title = path.with_stem(path.stem.removesuffix(ending)).name if ending else path.name
         scenes.setdefault(title, {})[ending] = path
@@ -112,6 +112,6 @@ def _tell(written: "Sequence[Written]", total: int) -> None:
     for sentence in broken[:TOLD]:
         print(f"left out: {sentence}", file=sys.stderr)
     if broken:
-        print(f"{len(broken)} of {total} pictures were left out because they do not decode.", file=sys.stderr)
+        print(f"{len(broken)} of {total} images were left out because they do not decode.", file=sys.stderr)
     if refused:
-        print(f"{refused} of {total} pictures were left out for their size or colour.", file=sys.stderr)
+        print(f"{refused} of {total} images were left out for their size or colour.", file=sys.stderr)

@@ -16,7 +16,15 @@ from denoise.errors import UserError
 from denoise.files import file_digest, put_in_place
 from pipelines.console import progress
 from pipelines.datasets.layout import shard_folder, work_folder
-from pipelines.storage.base import NotThereError, Remote, Writable, fetch_bytes, patiently, remote, writable
+from pipelines.storage.base import (
+    NotFoundError,
+    Remote,
+    WritableRemote,
+    fetch_bytes,
+    remote,
+    with_retries,
+    writable_remote,
+)
 
 CONNECTIONS = 8
 
@@ -40,7 +48,11 @@ def push(config: Config, name: str, split: str) -> str:
     """
     from denoise.data.shards import INDEX
 
-    place, folder, prefix = writable(_url(config)), shard_folder(Path(config.data.root), split, name), f"{split}/{name}"
+    place, folder, prefix = (
+        writable_remote(_url(config)),
+        shard_folder(Path(config.data.root), split, name),
+        f"{split}/{name}",
+    )
     problems = list(check_folder(folder))
     if problems:
         raise UserError(f"the shards of {name} are not sound ({problems[0]}); make them again before they are pushed.")
@@ -91,7 +103,7 @@ def verify(config: Config, name: str, split: str) -> list[str]:
         def check(file: File) -> None:
             try:
                 received = fetch_digest(place, f"{prefix}/{file.name}")
-            except NotThereError:
+            except NotFoundError:
                 problems.append(f"{place.address}/{prefix}/{file.name} is missing.")
                 return
             if received != (file.size, file.sha256):
@@ -133,7 +145,7 @@ def fetch_digest(place: Remote, path: str) -> tuple[int, str]:
         place.receive(path, sink, 0)  # type: ignore[arg-type]
         return sink.size, sink.digest.hexdigest()
 
-    return patiently(f"{place.address}/{path}", attempt)
+    return with_retries(f"{place.address}/{path}", attempt)
 
 
 class _Hashing(io.RawIOBase):
@@ -155,25 +167,25 @@ def _url(config: Config) -> str:
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
-    from denoise.data.shards import INDEX, Folder, Shards
+    from denoise.data.shards import INDEX, ShardFolder, Shards
 
     path = folder / INDEX
     if not path.is_file():
         raise UserError(f"{folder} holds no shards ({INDEX} is missing); make them with `denoise shard NAME`.")
-    shards = Shards.read(str(folder), path.read_bytes(), Folder(folder))
+    shards = Shards.read(str(folder), path.read_bytes(), ShardFolder(folder))
     return {"shards": shards.entries}
 
 
 def _index_there(place: Remote, prefix: str) -> bytes:
-    from denoise.data.shards import INDEX, Folder, Shards
+    from denoise.data.shards import INDEX, ShardFolder, Shards
 
     try:
         index = fetch_bytes(place, f"{prefix}/{INDEX}")
-    except NotThereError:
-        raise NotThereError(
+    except NotFoundError:
+        raise NotFoundError(
             f"there is no {prefix} at {place.address}; put it there with `denoise data push`."
         ) from None
-    Shards.read(f"{place.address}/{prefix}", index, Folder(Path(prefix)))  # is it one?
+    Shards.read(f"{place.address}/{prefix}", index, ShardFolder(Path(prefix)))  # is it one?
     return index
 
 
@@ -181,7 +193,7 @@ def _files_there(place: Remote, prefix: str) -> set[File]:
     """Return the files of the set that is there now; none where there is no set, or a damaged one."""
     try:
         return set(_files(json.loads(_index_there(place, prefix))))
-    except (NotThereError, DamagedError):
+    except (NotFoundError, DamagedError):
         return set()
 
 
@@ -195,8 +207,8 @@ def _files(index: Mapping[str, Any]) -> list[File]:
     return found
 
 
-def _send(place: Writable, source: Path, path: str) -> None:
-    patiently(f"{place.address}/{path}", lambda: place.send(source, path))
+def _send(place: WritableRemote, source: Path, path: str) -> None:
+    with_retries(f"{place.address}/{path}", lambda: place.send(source, path))
 
 
 def _receive(place: Remote, prefix: str, file: File, target: Path, work: Path) -> None:
@@ -214,7 +226,7 @@ def _receive(place: Remote, prefix: str, file: File, target: Path, work: Path) -
         with part.open("wb") as sink:
             place.receive(f"{prefix}/{file.name}", sink, 0)
 
-    patiently(f"{place.address}/{prefix}/{file.name}", attempt)
+    with_retries(f"{place.address}/{prefix}/{file.name}", attempt)
     if file_digest(part) != file.sha256:
         raise UserError(f"{place.address}/{prefix}/{file.name} is not the file of the index; push the set again.")
     part.replace(path)

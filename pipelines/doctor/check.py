@@ -165,7 +165,7 @@ def _indices(config: Config) -> tuple[str, list[str]]:
 
 
 def _mlflow(uri: str, answers: Mapping[str, object] | None, hosts: int) -> list[Finding]:
-    where = tracking.shown(uri)
+    where = tracking.without_password(uri)
     if answers is not None:
         return by_host("mlflow", f"{where} answers all", wrong(answers))
     if hosts == 1:
@@ -179,7 +179,7 @@ def _mlflow(uri: str, answers: Mapping[str, object] | None, hosts: int) -> list[
 
 def _study(address: str) -> Finding:
     """Look at tune.storage, which only the driver opens."""
-    where = tracking.shown(address)
+    where = tracking.without_password(address)
     if not is_made(address):
         return Finding("sweeps", "ok", f"{where} is not there yet; the first sweep makes it")
     try:

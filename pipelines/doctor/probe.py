@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from denoise.errors import UserError
-from pipelines.storage.base import S3, BrokenError, Elsewhere, NotThereError, Site, remote
+from pipelines.storage.base import HttpRemote, LocalRemote, NotFoundError, S3Remote, TransientError, remote
 from pipelines.tracking import client as tracking
 
 PACKAGES = ("noise2x", "ray", "torch", "mlflow", "optuna")
@@ -42,7 +42,7 @@ class Probe:
 
     def mlflow(self, uri: str) -> str | None:
         """Ask MLflow something."""
-        return _sentence(tracking.shown(uri), "tracking.uri", lambda: tracking.ask(uri))
+        return _sentence(tracking.without_password(uri), "tracking.uri", lambda: tracking.ask(uri))
 
     def gpus(self) -> int:
         """Return how many GPUs torch sees in what Ray gives them to: Ray hides them from who asked for none."""
@@ -105,16 +105,16 @@ def _round_trip(url: str, left: str | None) -> None:
         return
     try:
         place.receive(f"{FOLDER}/{left}", BytesIO(), 0)
-    except NotThereError:
+    except NotFoundError:
         raise UserError(
             f"{place.address} is a folder of that host's own; set ray.storage to a folder that all hosts share, or to "
             "s3://BUCKET/PREFIX"
         ) from None
 
 
-def _storage(url: str) -> "Elsewhere | S3":
+def _storage(url: str) -> "LocalRemote | S3Remote":
     place = remote(url, KEY)
-    if isinstance(place, Site):
+    if isinstance(place, HttpRemote):
         raise UserError(f"ray.storage={url} is not understood; write s3://BUCKET/PREFIX or a folder")
     return place
 
@@ -131,7 +131,7 @@ def _sentence(where: str, key: str, attempt: Callable[[], object]) -> str | None
         attempt()
     except UserError as error:
         return str(error).rstrip(".")
-    except BrokenError as error:
+    except TransientError as error:
         return f"{where} does not answer ({error}); check {key} and the network"
     except OSError as error:
         return f"{where} cannot be used ({error.strerror}: {error.filename}); check {key}, and who may write there"

@@ -288,7 +288,7 @@ def _is_registered(root: Path, row: Row) -> bool:
 
 def _describe(row: Row, card: Mapping[str, Any]) -> str:
     """Return the model card of a version, in markdown."""
-    lines = [f"**{row['method']}** for `{row['noise']}`, {'colour' if card['channels'] == 3 else 'grey'} pictures.", ""]
+    lines = [f"**{row['method']}** for `{row['noise']}`, {'colour' if card['channels'] == 3 else 'grey'} images.", ""]
     if row["psnr"] is not None:
         lines += ["| | noisy | restored |", "|---|---|---|"]
         lines += [f"| PSNR (dB) | {_shown(row['noisy_psnr'])} | {_shown(row['psnr'])} |"]

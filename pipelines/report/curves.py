@@ -107,7 +107,7 @@ def figure(loss: Sequence[Curve], psnr: Sequence[Curve]) -> bytes:
     labels = "training loss", "validation PSNR (dB)"
     buffer = io.BytesIO()
     with mpl.rc_context():
-        mpl.rcdefaults()  # the same picture whatever the user's own settings are
+        mpl.rcdefaults()  # the same image whatever the user's own settings are
         sheet = Figure(figsize=(10, 3.8), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.06))
         FigureCanvasAgg(sheet)
         for axes, found, label in zip(sheet.subplots(1, 2), (loss, psnr), labels, strict=True):

@@ -1,4 +1,4 @@
-"""Which pictures the report shows, and how they are laid out: noisy | restored | clean, and an enlarged crop."""
+"""Which images the report shows, and how they are laid out: noisy | restored | clean, and an enlarged crop."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,16 @@ from pipelines.report.inputs import KINDS, Evaluation, Scores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENLARGEMENT = 3  # screen pixels along one picture pixel, in the crops
-CENTRED = 0.25  # share of its detail that a crop at the middle of an edge of the picture loses against the centre
+ENLARGEMENT = 3  # screen pixels along one image pixel, in the crops
+CENTRED = 0.25  # share of its detail that a crop at the middle of an edge of the image loses against the centre
 GAP = 12  # pixels between two panels
 CAPTION = 18  # height of a caption's letters
 INK, MUTED, PAPER = "#1c2024", "#5b626b", "#ffffff"
 
 
 @dataclass(frozen=True)
-class Take:
-    """One picture restored by one method: its scores, and its files by kind."""
+class MethodImages:
+    """One image restored by one method: its scores, and its files by kind."""
 
     method: str
     scores: Scores
@@ -31,24 +31,24 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One test picture under one noise, restored by one or several methods."""
+class ImageFile:
+    """One test image under one noise, restored by one or several methods."""
 
     name: str
     noise: str
     data: str
     protocol: str
-    takes: tuple[Take, ...]
+    takes: tuple[MethodImages, ...]
 
 
-def choose(evaluations: Iterable[Evaluation], limit: int) -> list[Shot]:
-    """Return at most ``limit`` pictures that evaluation kept, taken evenly from every set, never by how they look."""
-    groups: dict[tuple[str, str, str], dict[str, list[Take]]] = {}
+def choose(evaluations: Iterable[Evaluation], limit: int) -> list[ImageFile]:
+    """Return at most ``limit`` images that evaluation kept, taken evenly from every set, never by how they look."""
+    groups: dict[tuple[str, str, str], dict[str, list[MethodImages]]] = {}
     for each in evaluations:
         group = groups.setdefault((each.noise, each.data, each.protocol), {})
-        for scores in each.pictures:
+        for scores in each.images:
             if files := each.files(scores.stem):
-                group.setdefault(scores.stem, []).append(Take(each.method, scores, files))
+                group.setdefault(scores.stem, []).append(MethodImages(each.method, scores, files))
     filled = [(key, group) for key, group in groups.items() if group]
     shots = []
     for number, (key, group) in enumerate(filled):
@@ -56,41 +56,41 @@ def choose(evaluations: Iterable[Evaluation], limit: int) -> list[Shot]:
         names = list(group)
         count = min(share, len(names))
         for name in [names[index * len(names) // count] for index in range(count)]:
-            shots.append(Shot(name, *key, tuple(group[name])))
+            shots.append(ImageFile(name, *key, tuple(group[name])))
     return shots
 
 
-def load(take: Take) -> dict[str, "Image"]:
-    """Return the noisy, restored and clean picture, 8-bit grey or RGB, all of one size."""
+def load(take: MethodImages) -> dict[str, "Image"]:
+    """Return the noisy, restored and clean image, 8-bit grey or RGB, all of one size."""
     from PIL import Image, UnidentifiedImageError
 
-    pictures = {}
+    images = {}
     for kind in KINDS:
         try:
-            with Image.open(take.files[kind]) as picture:
-                pictures[kind] = picture.convert("L" if picture.mode in ("L", "1") else "RGB")
+            with Image.open(take.files[kind]) as image:
+                images[kind] = image.convert("L" if image.mode in ("L", "1") else "RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             raise UserError(f"{take.files[kind]} does not decode; evaluate {take.method} again.") from None
-    sizes = {picture.size for picture in pictures.values()}
+    sizes = {image.size for image in images.values()}
     if len(sizes) > 1:
-        raise UserError(f"{take.files['restored']} is not as large as its noisy or clean picture; evaluate again.")
-    return pictures
+        raise UserError(f"{take.files['restored']} is not as large as its noisy or clean image; evaluate again.")
+    return images
 
 
-def centre(picture: "Image", side: int) -> "Image":
-    """Return the middle of the picture, at most ``side`` pixels wide and high, at its own resolution."""
-    width, height = min(side, picture.width), min(side, picture.height)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+def centre(image: "Image", side: int) -> "Image":
+    """Return the middle of the image, at most ``side`` pixels wide and high, at its own resolution."""
+    width, height = min(side, image.width), min(side, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def demo(take: Take) -> bytes:
+def demo(take: MethodImages) -> bytes:
     """Return a PNG 1200 pixels wide at most: noisy | restored | clean, and below them the same crop enlarged."""
     full, crops = _panels(load(take), take, (1200 - 2 * GAP) // 3)
     return _grid([full, crops])
 
 
-def comparison(shot: Shot) -> bytes:
+def comparison(shot: ImageFile) -> bytes:
     """Return a PNG with one row a method: noisy | restored | clean, and to the right the same crop enlarged."""
     rows = []
     for take in shot.takes:
@@ -99,27 +99,27 @@ def comparison(shot: Shot) -> bytes:
     return _grid(rows)
 
 
-def encode(picture: "Image") -> bytes:
-    """Return the picture as a PNG; the same pixels give the same bytes."""
+def encode(image: "Image") -> bytes:
+    """Return the image as a PNG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
-    picture.info.clear()  # no metadata of the file it came from
-    picture.save(buffer, "PNG")
+    image.info.clear()  # no metadata of the file it came from
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @dataclass(frozen=True)
 class _Panel:
-    picture: "Image"
+    image: "Image"
     title: str = ""
     figures: str = ""
 
 
-def _panels(pictures: dict[str, "Image"], take: Take, width: int) -> tuple[list[_Panel], list[_Panel]]:
-    """Return the three whole pictures, scaled to ``width`` with the crop marked, and the three enlarged crops."""
+def _panels(images: dict[str, "Image"], take: MethodImages, width: int) -> tuple[list[_Panel], list[_Panel]]:
+    """Return the three whole images, scaled to ``width`` with the crop marked, and the three enlarged crops."""
     from PIL import ImageDraw
     from PIL.Image import Resampling
 
-    clean = pictures["clean"]
+    clean = images["clean"]
     scale = min(width / clean.width, 1.25 * width / clean.height)
     scale = float(int(scale)) if scale > 1 else scale  # a whole factor enlarges every pixel alike
     size = max(1, round(clean.width * scale)), max(1, round(clean.height * scale))
@@ -129,14 +129,14 @@ def _panels(pictures: dict[str, "Image"], take: Take, width: int) -> tuple[list[
     figures = {"noisy": f"{take.scores.noisy_psnr:.2f} dB", "restored": f"{take.scores.psnr:.2f} dB", "clean": ""}
     full, crops = [], []
     for kind in KINDS:
-        picture = pictures[kind].convert("RGB")
-        whole = picture.resize(size, Resampling.NEAREST if scale >= 1 else Resampling.LANCZOS)
+        image = images[kind].convert("RGB")
+        whole = image.resize(size, Resampling.NEAREST if scale >= 1 else Resampling.LANCZOS)
         left, top, right, bottom = (round(edge * scale) for edge in box)
         draw = ImageDraw.Draw(whole)
         draw.rectangle((left - 1, top - 1, right, bottom), outline="#000000")
         draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline="#ffffff", width=2)
         full.append(_Panel(whole, titles[kind], figures[kind]))
-        crop = picture.crop(box)
+        crop = image.crop(box)
         enlarged = crop.resize((crop.width * enlargement, crop.height * enlargement), Resampling.NEAREST)
         crops.append(_Panel(enlarged))
     return full, crops
@@ -145,7 +145,7 @@ def _panels(pictures: dict[str, "Image"], take: Take, width: int) -> tuple[list[
 def _detail(clean: "Image", width: int, height: int) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of a window full of edges: shapes that a reader knows, not grass or water.
 
-    The picture is reduced first, so that fine texture counts little, and windows near the middle are preferred.
+    The image is reduced first, so that fine texture counts little, and windows near the middle are preferred.
     """
     width, height = min(width, clean.width), min(height, clean.height)
     reduction = max(1, min(width, height) // 16)
@@ -166,9 +166,9 @@ def _grid(rows: Sequence[Sequence[_Panel]]) -> bytes:
     """Return the panels in rows and columns as a PNG, captions above those that have one."""
     from PIL import Image, ImageDraw, ImageFont
 
-    widths = [max(row[column].picture.width for row in rows) for column in range(len(rows[0]))]
+    widths = [max(row[column].image.width for row in rows) for column in range(len(rows[0]))]
     above = [CAPTION + GAP if any(panel.title for panel in row) else 0 for row in rows]
-    heights = [space + max(panel.picture.height for panel in row) for space, row in zip(above, rows, strict=True)]
+    heights = [space + max(panel.image.height for panel in row) for space, row in zip(above, rows, strict=True)]
     size = sum(widths) + GAP * (len(widths) - 1), sum(heights) + GAP * (len(rows) - 1)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -177,9 +177,9 @@ def _grid(rows: Sequence[Sequence[_Panel]]) -> bytes:
     for row, space, height in zip(rows, above, heights, strict=True):
         x = 0
         for panel, width in zip(row, widths, strict=True):
-            sheet.paste(panel.picture, (x, y + space))
+            sheet.paste(panel.image, (x, y + space))
             draw.text((x, y + CAPTION), panel.title, fill=INK, font=font, anchor="ls")
-            draw.text((x + panel.picture.width, y + CAPTION), panel.figures, fill=MUTED, font=font, anchor="rs")
+            draw.text((x + panel.image.width, y + CAPTION), panel.figures, fill=MUTED, font=font, anchor="rs")
             x += width + GAP
         y += height + GAP
     return encode(sheet)

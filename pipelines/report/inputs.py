@@ -14,12 +14,13 @@ from denoise.errors import UserError, nearest
 
 FIGURES = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
 LABELS = ("method", "noise", "data", "protocol")
+FOLDERS = ("images", "pictures")  # of the restored images; the latter of version 0.1
 KINDS = ("noisy", "restored", "clean")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """PSNR in dB and SSIM of noisy and restored, of one picture or the mean of a set."""
+    """PSNR in dB and SSIM of noisy and restored, of one image or the mean of a set."""
 
     name: str
     noisy_psnr: float
@@ -29,7 +30,7 @@ class Scores:
 
     @property
     def stem(self) -> str:
-        """The picture's name as evaluation names its files: without the suffix, folders joined by underscores."""
+        """The image's name as evaluation names its files: without the suffix, folders joined by underscores."""
         return re.sub(r"(?<=[^/])\.[^./]+$", "", self.name).replace("/", "_")
 
     @property
@@ -48,17 +49,17 @@ class Evaluation:
     data: str
     protocol: str
     mean: Scores
-    pictures: tuple[Scores, ...]
+    images: tuple[Scores, ...]
 
-    def picture(self, name: str) -> Scores | None:
-        """Return the scores of a picture, by its name or stem, or None where this evaluation did not score it."""
-        return next((scores for scores in self.pictures if name in (scores.name, scores.stem)), None)
+    def image(self, name: str) -> Scores | None:
+        """Return the scores of an image, by its name or stem, or None where this evaluation did not score it."""
+        return next((scores for scores in self.images if name in (scores.name, scores.stem)), None)
 
     def files(self, stem: str) -> dict[str, Path] | None:
-        """Return the picture's files by kind (noisy, restored, clean), or None unless all three were kept."""
-        folder = self.file.parent / "pictures"
+        """Return the image's files by kind (noisy, restored, clean), or None unless all three were kept."""
+        folder = next((path for name in FOLDERS if (path := self.file.parent / name).is_dir()), self.file.parent)
         # The names are compared with the folder's listing, so that no name can point outside it.
-        kept = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        kept = {file.name for file in folder.iterdir()}
         if not all(f"{stem}-{kind}.png" in kept for kind in KINDS):
             return None
         return {kind: folder / f"{stem}-{kind}.png" for kind in KINDS}
@@ -110,14 +111,14 @@ def _read_evaluation(path: Path) -> Evaluation:
     for label in LABELS:
         if not isinstance(document.get(label), str):
             raise UserError(f"{file} names no {label}, so it is no scores file; write it with `denoise evaluate`.")
-    entries = document.get("pictures", [])
+    entries = document.get("images", document.get("pictures", []))  # the latter in files of version 0.1
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
-        raise UserError(f"{file} should list its pictures with a name each; write it with `denoise evaluate`.")
+        raise UserError(f"{file} should list its images with a name each; write it with `denoise evaluate`.")
     return Evaluation(
         file=file,
         **{label: document[label] for label in LABELS},
         mean=_scores(file, "mean", document),
-        pictures=tuple(_scores(file, str(entry["name"]), entry) for entry in entries),
+        images=tuple(_scores(file, str(entry["name"]), entry) for entry in entries),
     )
 
 

@@ -1,4 +1,4 @@
-"""The page: what its template shows, from scores, trainings and pictures."""
+"""The page: what its template shows, from scores, trainings and images."""
 
 import base64
 import re
@@ -9,11 +9,11 @@ from typing import Any
 
 from denoise.config import Config, flatten, to_dict
 from pipelines.report.curves import Chart
-from pipelines.report.figures import Shot, centre, encode, load
+from pipelines.report.figures import ImageFile, centre, encode, load
 from pipelines.report.inputs import Evaluation, Training
 
-SIDE = 512  # a larger picture is shown by its middle, at its own resolution, so that the page stays loadable
-MOST_ROWS = 600  # of the table of pictures, over all sets
+SIDE = 512  # a larger image is shown by its middle, at its own resolution, so that the page stays loadable
+MOST_ROWS = 600  # of the table of images, over all sets
 SETTINGS = {  # key of params.yaml -> what the page calls it
     "noise": "noise",
     "data.train": "training set",
@@ -37,7 +37,7 @@ def render(
     evaluations: Sequence[Evaluation],
     trainings: Sequence[Training],
     charts: Sequence[Chart],
-    shots: Sequence[Shot],
+    shots: Sequence[ImageFile],
 ) -> str:
     """Return the page as HTML that needs no other file; the same input gives the same text."""
     import jinja2
@@ -50,12 +50,12 @@ def render(
         lstrip_blocks=True,
     )
     groups = _groups(evaluations)
-    images, views, cropped = _pictures(shots)
+    images, views, cropped = _images(shots)
     return environment.get_template("report.html.jinja").render(
         title=title,
         summary=[_sentence(group) for group in groups],
         noises={each.noise: _noise_in_words(each.noise) for each in evaluations},
-        sets={each.data: len(each.pictures) for each in evaluations},
+        sets={each.data: len(each.images) for each in evaluations},
         protocols={each.protocol: _protocol_in_words(each.protocol) for each in evaluations},
         methods={each.method: _method_in_words(each.method) for each in evaluations},
         groups=groups,
@@ -69,7 +69,7 @@ def render(
         images=images,
         views=views,
         shown=len(shots),
-        scored=sum(len({scores.name for each in group for scores in each.pictures}) for group in groups),
+        scored=sum(len({scores.name for each in group for scores in each.images}) for group in groups),
         side=SIDE if cropped else None,
     )
 
@@ -84,10 +84,10 @@ def _groups(evaluations: Iterable[Evaluation]) -> list[list[Evaluation]]:
 
 def _sentence(group: Sequence[Evaluation]) -> str:
     first = group[0]
-    count = len(first.pictures)
-    pictures = f"the {count} test pictures" if count > 1 else "the test pictures"
+    count = len(first.images)
+    images = f"the {count} test images" if count > 1 else "the test images"
     restored = _and([f"{each.mean.psnr:.2f} dB restored by {each.method}" for each in group])
-    text = f"On {pictures} of {first.data} with {_noise_in_words(first.noise)}, "
+    text = f"On {images} of {first.data} with {_noise_in_words(first.noise)}, "
     text += f"the mean PSNR is {first.mean.noisy_psnr:.2f} dB noisy, {restored} (protocol {first.protocol})."
     bound = next((each for each in group if each.method == "n2c"), None)
     others = [each for each in group if each is not bound] if bound else []
@@ -97,7 +97,7 @@ def _sentence(group: Sequence[Evaluation]) -> str:
             for each in others
             for gap in [each.mean.psnr - bound.mean.psnr]
         ]
-        text += f" {_and(gaps)} n2c, which is trained with clean pictures."
+        text += f" {_and(gaps)} n2c, which is trained with clean images."
     return text
 
 
@@ -126,18 +126,18 @@ def _method_in_words(name: str) -> dict[str, str]:
 
 
 def _rows(groups: Sequence[Sequence[Evaluation]]) -> list[dict[str, Any]]:
-    """Return the tables of single pictures: for each set its pictures, for each picture its methods."""
+    """Return the tables of single images: for each set its images, for each image its methods."""
     tables, left = [], MOST_ROWS
     for group in groups:
-        names = list(dict.fromkeys(scores.name for each in group for scores in each.pictures))
+        names = list(dict.fromkeys(scores.name for each in group for scores in each.images))
         kept = names[: max(0, left) // len(group)]
         left -= len(kept) * len(group)
         found = [
-            (name, [(each.method, scores) for each in group for scores in [each.picture(name)] if scores])
+            (name, [(each.method, scores) for each in group for scores in [each.image(name)] if scores])
             for name in kept
         ]
         if names:
-            tables.append({"first": group[0], "pictures": found, "total": len(names)})
+            tables.append({"first": group[0], "images": found, "total": len(names)})
     return tables
 
 
@@ -168,7 +168,7 @@ def _commands(evaluations: Sequence[Evaluation], trainings: Sequence[Training]) 
         ("Each training alone", train),
         ("Each row of the table alone", evaluate),
         (
-            "A picture of your own",
+            "An image of your own",
             [shlex.join(["denoise", "restore", "noisy.png", "-o", "restored.png", "--model", model])],
         ),
     ]
@@ -189,8 +189,8 @@ def _overrides(training: Training) -> list[str]:
     return [f"{key}={_text(training.settings[key], ',')}" for key in keys]
 
 
-def _pictures(shots: Sequence[Shot]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], bool]:
-    """Return the images by id, each embedded once, the views made of them, and whether any picture was cropped."""
+def _images(shots: Sequence[ImageFile]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], bool]:
+    """Return the images by id, each embedded once, the views made of them, and whether any image was cropped."""
     images: dict[str, dict[str, Any]] = {}
     known: dict[bytes, str] = {}
     views, cropped = [], False
@@ -205,10 +205,10 @@ def _pictures(shots: Sequence[Shot]) -> tuple[dict[str, dict[str, Any]], list[di
                 "clean": "reference",
             }
             titles = {"noisy": "noisy", "restored": f"restored by {take.method}", "clean": "clean"}
-            view: dict[str, Any] = {"picture": where, "method": take.method, "captions": captions, "titles": titles}
-            for kind, picture in load(take).items():
-                middle = centre(picture, SIDE)
-                cropped |= middle.size != picture.size
+            view: dict[str, Any] = {"image": where, "method": take.method, "captions": captions, "titles": titles}
+            for kind, image in load(take).items():
+                middle = centre(image, SIDE)
+                cropped |= middle.size != image.size
                 data = encode(middle)
                 view[kind] = known.setdefault(data, f"image-{len(known)}")
                 images.setdefault(

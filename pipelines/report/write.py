@@ -12,7 +12,7 @@ from pipelines.report.inputs import FIGURES, LABELS, Evaluation, read_evaluation
 Row = Mapping[str, str | float]
 
 SCORES = "scores.csv"  # for `dvc plots`
-MOST_PICTURES = 6  # embedded in the page and drawn as figures, over all sets
+MOST_IMAGES = 6  # embedded in the page and drawn as figures, over all sets
 COLUMNS = {  # heading of the plain table -> key of a row
     "method": "method",
     "noise": "noise",
@@ -32,8 +32,8 @@ def write_report(
 
     Args:
         models: folders of trained models, each with model.json and metrics.jsonl.
-        scores: scores.json files or the folders that hold one; with pictures/NAME-{noisy,restored,clean}.png beside
-            them, up to six pictures are shown.
+        scores: scores.json files or the folders that hold one; with images/NAME-{noisy,restored,clean}.png beside
+            them, up to six images are shown.
         out: the folder to write, replaced as a whole; the same input gives the same bytes.
         title: heading of the page.
 
@@ -49,7 +49,7 @@ def write_report(
 
     evaluations, trainings = read_evaluations(scores), read_trainings(models)
     _check_replaceable(out)
-    shots = choose(evaluations, MOST_PICTURES)
+    shots = choose(evaluations, MOST_IMAGES)
     loss, psnr = curves(trainings, "loss"), curves(trainings, "val_psnr")
     charts = [chart(loss, "Training loss", ""), chart(psnr, "Validation PSNR", "dB")]
     page = render(title, evaluations, trainings, [each for each in charts if each], shots)
@@ -61,8 +61,8 @@ def write_report(
     def write(work: Path) -> None:
         (work / "figures").mkdir()
         (work / "index.html").write_text(page, encoding="utf-8")
-        for name, picture in figures.items():
-            (work / "figures" / name).write_bytes(picture)
+        for name, image in figures.items():
+            (work / "figures" / name).write_bytes(image)
         with (work / SCORES).open("w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
             lines.writerow(["name", *FIGURES])
@@ -99,31 +99,31 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def demo_picture(out: Path, evaluation: Path, name: str) -> None:
-    """Write a PNG of noisy | restored | clean of one test picture, 1200 pixels wide, the same crop enlarged below.
+def demo_image(out: Path, evaluation: Path, name: str) -> None:
+    """Write a PNG of noisy | restored | clean of one test image, 1200 pixels wide, the same crop enlarged below.
 
     Args:
         out: the PNG to write.
-        evaluation: the folder that holds scores.json and pictures/.
-        name: a picture's name in scores.json, with or without its suffix.
+        evaluation: the folder that holds scores.json and images/.
+        name: an image's name in scores.json, with or without its suffix.
 
     Raises:
-        UserError: the evaluation does not hold that picture.
+        UserError: the evaluation does not hold that image.
     """
-    from pipelines.report.figures import Take, demo
+    from pipelines.report.figures import MethodImages, demo
 
     scored = read_evaluations([evaluation])[0]
-    kept = [scores.stem for scores in scored.pictures if scored.files(scores.stem)]
-    figures = scored.picture(name)
+    kept = [scores.stem for scores in scored.images if scored.files(scores.stem)]
+    figures = scored.image(name)
     files = scored.files(figures.stem) if figures else None
     if files is None or figures is None:
-        known = f"; it has {', '.join(kept[:10])}" if kept else "; it has none: evaluate again and keep pictures"
-        raise UserError(f"{evaluation} has no picture {name}{nearest(name, kept)}{known}.")
-    picture = demo(Take(scored.method, figures, files))
+        known = f"; it has {', '.join(kept[:10])}" if kept else "; it has none: evaluate again and keep images"
+        raise UserError(f"{evaluation} has no image {name}{nearest(name, kept)}{known}.")
+    image = demo(MethodImages(scored.method, figures, files))
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.partial")
     try:
-        work.write_bytes(picture)
+        work.write_bytes(image)
         work.replace(out)
     finally:
         work.unlink(missing_ok=True)
@@ -152,5 +152,5 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _file_name(name: str) -> str:
-    """Return a picture's name as a part of a file name: letters, digits, dot, dash and underscore, 60 at most."""
+    """Return an image's name as a part of a file name: letters, digits, dot, dash and underscore, 60 at most."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60]

@@ -34,11 +34,11 @@ REFUSED = {
 }
 
 
-class NotThereError(UserError):
+class NotFoundError(UserError):
     """The place can be reached, but has no such file."""
 
 
-class BrokenError(Exception):
+class TransientError(Exception):
     """An attempt that failed in a way that the next one may not."""
 
 
@@ -52,7 +52,7 @@ class Remote(Protocol):
         ...
 
 
-class Writable(Remote, Protocol):
+class WritableRemote(Remote, Protocol):
     """Files under one address that can be written to."""
 
     def send(self, source: Path, path: str) -> None:
@@ -60,7 +60,7 @@ class Writable(Remote, Protocol):
         ...
 
 
-def remote(url: str, key: str = "data.url") -> "S3 | Site | Elsewhere":
+def remote(url: str, key: str = "data.url") -> "S3Remote | HttpRemote | LocalRemote":
     """Return the place that an address names: ``s3://BUCKET/PREFIX``, ``http(s)://...``, or a folder.
 
     Args:
@@ -74,13 +74,13 @@ def remote(url: str, key: str = "data.url") -> "S3 | Site | Elsewhere":
     if parts.scheme == "s3":
         return bucket_at(url, key)
     if parts.scheme in ("http", "https"):
-        return Site(url.rstrip("/"), key)
+        return HttpRemote(url.rstrip("/"), key)
     if parts.scheme in ("", "file"):
-        return Elsewhere(url, Path(parts.path))
+        return LocalRemote(url, Path(parts.path))
     raise UserError(f"{key}={url} is not understood; write s3://BUCKET/PREFIX, http(s)://..., or a folder.")
 
 
-def bucket_at(url: str, key: str = "data.url") -> "S3":
+def bucket_at(url: str, key: str = "data.url") -> "S3Remote":
     """Return the place on S3 that ``s3://BUCKET/PREFIX`` names; ``key`` is the parameter that holds it.
 
     Raises:
@@ -91,17 +91,17 @@ def bucket_at(url: str, key: str = "data.url") -> "S3":
     name, _, prefix = path.partition("/")
     if scheme.lower() != "s3" or not name:
         raise UserError(f"{key}={url} names no bucket; write s3://BUCKET/PREFIX.")
-    return S3(address, name, prefix.strip("/"), key)
+    return S3Remote(address, name, prefix.strip("/"), key)
 
 
-def writable(url: str) -> Writable:
+def writable_remote(url: str) -> WritableRemote:
     """Return the place that an address names, to write to.
 
     Raises:
         UserError: it cannot be written to, or is another kind of address.
     """
     place = remote(url)
-    if isinstance(place, Site):  # there is no one way to write to a web server
+    if isinstance(place, HttpRemote):  # there is no one way to write to a web server
         raise UserError(f"{url} is a web address, which can only be read; push to s3://BUCKET/PREFIX or a folder.")
     return place
 
@@ -114,10 +114,10 @@ def fetch_bytes(place: Remote, path: str) -> bytes:
         place.receive(path, file, 0)
         return file.getvalue()
 
-    return patiently(f"{place.address}/{path}", attempt)
+    return with_retries(f"{place.address}/{path}", attempt)
 
 
-def patiently(what: str, attempt: Callable[[], T]) -> T:
+def with_retries(what: str, attempt: Callable[[], T]) -> T:
     """Return what ``attempt`` returns, trying again, ever more slowly, while it is broken.
 
     Raises:
@@ -127,7 +127,7 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
     while True:
         try:
             return attempt()
-        except BrokenError as error:
+        except TransientError as error:
             if time.monotonic() + pause > deadline:
                 raise UserError(
                     f"{what} could not be transferred for {PATIENCE / 60:.0f} minutes ({error}); check the server and "
@@ -138,8 +138,8 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-class S3:
-    """A prefix of a bucket on S3 or a server that speaks its protocol."""
+class S3Remote:
+    """A prefix of a bucket on S3Remote or a server that speaks its protocol."""
 
     def __init__(self, address: str, bucket: str, prefix: str, key: str = "data.url") -> None:
         self.address, self.bucket, self.prefix, self.key = address, bucket, prefix, key
@@ -189,7 +189,7 @@ class S3:
                 config=Config(
                     connect_timeout=TIMEOUT,
                     read_timeout=TIMEOUT,
-                    retries={"total_max_attempts": 1},  # ``patiently`` tries again, and says so
+                    retries={"total_max_attempts": 1},  # ``with_retries`` tries again, and says so
                     # Servers that only speak S3's protocol do not all know the newer checksums; ours are in the index.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
@@ -216,19 +216,19 @@ class S3:
         except (boto.ClientError, S3UploadFailedError) as error:
             code = _code(error)
             if code in GONE:
-                raise NotThereError(f"{self.address}/{path} does not exist.") from None
+                raise NotFoundError(f"{self.address}/{path} does not exist.") from None
             if code in REFUSED:
                 raise UserError(
                     f"{self.address}/{path}: {REFUSED[code]}; check {self.key} and the credentials."
                 ) from None
-            raise BrokenError(f"the server answered {code}") from None
+            raise TransientError(f"the server answered {code}") from None
         except (boto.BotoCoreError, HTTPError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
                 raise  # the disk, not the network
-            raise BrokenError(_sentence(error)) from None
+            raise TransientError(_sentence(error)) from None
 
 
-class Site:
+class HttpRemote:
     """Files under an address of a web server; read only."""
 
     def __init__(self, address: str, key: str = "data.url") -> None:
@@ -245,21 +245,21 @@ class Site:
         try:
             with self.session.get(f"{self.address}/{path}", headers=headers, stream=True, timeout=TIMEOUT) as answer:
                 if answer.status_code in (404, 410):
-                    raise NotThereError(f"{self.address}/{path} does not exist.")
+                    raise NotFoundError(f"{self.address}/{path} does not exist.")
                 if answer.status_code in (401, 403):
                     raise UserError(f"{self.address}/{path}: access is denied; check {self.key}.")
                 if answer.status_code not in (200, 206):
-                    raise BrokenError(f"the server answered {answer.status_code} {answer.reason}")
+                    raise TransientError(f"the server answered {answer.status_code} {answer.reason}")
                 if start and answer.status_code == 200:  # a server without ranges sends all of it again
                     file.seek(0)
                     file.truncate()
                 for chunk in answer.raw.stream(CHUNK, decode_content=False):
                     file.write(chunk)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise BrokenError(_sentence(error)) from None
+            raise TransientError(_sentence(error)) from None
 
 
-class Elsewhere:
+class LocalRemote:
     """A folder, for example on a network disk."""
 
     def __init__(self, address: str, folder: Path) -> None:
@@ -272,7 +272,7 @@ class Elsewhere:
                 source.seek(start)
                 shutil.copyfileobj(source, file, CHUNK)
         except FileNotFoundError:
-            raise NotThereError(f"{self.address}/{path} does not exist.") from None
+            raise NotFoundError(f"{self.address}/{path} does not exist.") from None
 
     def send(self, source: Path, path: str) -> None:
         """Store a file, whole or not at all."""

@@ -12,20 +12,20 @@ from pathlib import Path
 from denoise.errors import UserError
 from denoise.files import write_folder
 from denoise.training.checkpoint import MANIFEST
-from denoise.training.checkpoint_manager import FolderStore, Store
-from pipelines.storage.base import S3, NotThereError, bucket_at, patiently
+from denoise.training.checkpoint_manager import CheckpointStore, FolderStore
+from pipelines.storage.base import NotFoundError, S3Remote, bucket_at, with_retries
 
 KEY = "ray.storage"
 OURS = "step-"  # what the names of checkpoints begin with; anything else there is not ours to delete
 
 
 class S3Store:
-    """Checkpoints under ``s3://BUCKET/PREFIX/NAME/checkpoints``; a ``Store``.
+    """Checkpoints under ``s3://BUCKET/PREFIX/NAME/checkpoints``; a ``CheckpointStore``.
 
     They pass through a temporary folder (TMPDIR), which has to have room for one.
     """
 
-    def __init__(self, place: S3) -> None:
+    def __init__(self, place: S3Remote) -> None:
         self.place = place
 
     def names(self) -> list[str]:
@@ -80,26 +80,26 @@ class S3Store:
                 self.place.receive(path, file, 0)
 
         try:
-            patiently(self._address(path), attempt)
-        except NotThereError:  # it has vanished since it was listed: ``damage`` will say so
+            with_retries(self._address(path), attempt)
+        except NotFoundError:  # it has vanished since it was listed: ``damage`` will say so
             target.unlink()
             return False
         return True
 
     def _send(self, source: Path, path: str) -> None:
-        patiently(self._address(path), lambda: self.place.send(source, path))
+        with_retries(self._address(path), lambda: self.place.send(source, path))
 
     def _paths(self, prefix: str) -> list[str]:
-        return patiently(self._address(f"{prefix}*"), lambda: self.place.list(prefix))
+        return with_retries(self._address(f"{prefix}*"), lambda: self.place.list(prefix))
 
     def _delete(self, paths: list[str]) -> None:
-        patiently(self.place.address, lambda: self.place.delete(paths))
+        with_retries(self.place.address, lambda: self.place.delete(paths))
 
     def _address(self, path: str) -> str:
         return f"{self.place.address}/{path}"
 
 
-def open_store(storage: str, name: str) -> Store:
+def open_store(storage: str, name: str) -> CheckpointStore:
     """Return the checkpoints of a run.
 
     Args:

@@ -22,11 +22,11 @@ TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two packets
 ADVICE = "check the network, or give a copy with --mirror FOLDER_OR_URL"
 
 
-class NotThereError(UserError):
+class NotFoundError(UserError):
     """The server answers, but has no such file."""
 
 
-class _BrokenError(Exception):
+class _TransientError(Exception):
     """An attempt that failed in a way that the next one may not."""
 
 
@@ -66,7 +66,7 @@ def download(
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
             continued = _receive(url, part, session, advance or _ignore)
-        except _BrokenError as error:
+        except _TransientError as error:
             reason = str(error)
             continue
         digest = sha256_of(part) if sha256 else None
@@ -140,7 +140,7 @@ def _receive(url: str, part: Path, session: "requests.Session", advance: Callabl
             continued = bool(have) and answer.status_code == 206
             if continued and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 _forget(part)
-                raise _BrokenError("the server sent another part than the one asked for")
+                raise _TransientError("the server sent another part than the one asked for")
             if not continued:
                 _begin(url, part, answer.headers)
                 advance(-counted)
@@ -152,11 +152,11 @@ def _receive(url: str, part: Path, session: "requests.Session", advance: Callabl
                     received += len(chunk)
                     advance(len(chunk))
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _BrokenError(_reason(error)) from error
+        raise _TransientError(_reason(error)) from error
     except requests.RequestException as error:
         raise UserError(f"cannot download {url} ({_reason(error)}): {ADVICE}") from error
     if length.isdecimal() and received != int(length):
-        raise _BrokenError(f"the connection broke after {received} of {length} bytes")
+        raise _TransientError(f"the connection broke after {received} of {length} bytes")
     return continued
 
 
@@ -167,11 +167,11 @@ def _check_status(answer: "requests.Response", url: str, part: Path) -> None:
         return
     if status == 416:  # what is left is longer than the file: it was another one
         _forget(part)
-        raise _BrokenError("the file changed on the server")
+        raise _TransientError("the file changed on the server")
     if status in (404, 410):
-        raise NotThereError(f"{url} does not exist (the server answered {status}): {ADVICE}")
+        raise NotFoundError(f"{url} does not exist (the server answered {status}): {ADVICE}")
     if status == 429 or status >= 500:
-        raise _BrokenError(f"the server answered {status} {answer.reason}")
+        raise _TransientError(f"the server answered {status} {answer.reason}")
     raise UserError(f"cannot download {url} (the server answered {status} {answer.reason}): {ADVICE}")
 
 

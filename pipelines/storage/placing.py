@@ -69,7 +69,7 @@ def link(source: Path, target: Path, symbolic: bool = False) -> None:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     """Keep other processes that use the same lock file waiting; the system frees it even after a kill."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -78,7 +78,7 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Hand out an empty folder that takes the place of ``folder`` when all went well, and vanishes when not.
 
     It lies two levels up, beside the parent, so that nothing an interrupted call left can count as part of the parent.

@@ -18,7 +18,7 @@ from typing import IO
 from denoise.data.shards import DamagedError
 from denoise.errors import UserError
 from pipelines.console import say
-from pipelines.storage.base import BrokenError, NotThereError, Remote, patiently
+from pipelines.storage.base import NotFoundError, Remote, TransientError, with_retries
 
 CONNECTIONS = 4  # files on their way at once, in each process
 ATTEMPTS = 3  # of a file that arrives whole but is another one
@@ -27,7 +27,7 @@ ROOM = "room.lock"  # held by who counts the bytes in the cache or changes what 
 WAIT = 0.05  # seconds between two looks whether there is room
 
 
-class Depot:
+class ShardCache:
     """The files of one set of shards, brought from a ``Remote`` when they are needed; a ``Store``.
 
     Args:
@@ -120,7 +120,7 @@ class Depot:
                 return
             for _ in range(ATTEMPTS):
                 self._make_room(part, size, address)
-                patiently(address, lambda: self._receive(name, part, size))
+                with_retries(address, lambda: self._receive(name, part, size))
                 with part.open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                         with _locked(self.folder / ROOM):  # one who counts finds it under one name or the other
@@ -138,10 +138,10 @@ class Depot:
                 file.truncate(0)
             try:
                 self.place.receive(f"{self.prefix}/{name}", file, file.tell())
-            except NotThereError as error:
+            except NotFoundError as error:
                 raise DamagedError(f"shard {str(error).rstrip('.')}; push the set again.") from None
             if file.tell() < size:
-                raise BrokenError(f"the connection broke after {file.tell()} of {size} bytes")
+                raise TransientError(f"the connection broke after {file.tell()} of {size} bytes")
 
     def _make_room(self, part: Path, size: int, address: str) -> None:
         """Reserve the room of a file, removing what was not used for the longest time; wait while all of it is coming.

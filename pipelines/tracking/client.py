@@ -61,7 +61,7 @@ def database(uri: str) -> Path | None:
 
 
 def artifact_root(uri: str) -> Path | None:
-    """Return the folder where an embedded (sqlite) MLflow keeps pictures and models, None for any other."""
+    """Return the folder where an embedded (sqlite) MLflow keeps images and models, None for any other."""
     file = database(uri)
     return file.with_name("mlartifacts") if file else None
 
@@ -99,7 +99,7 @@ def client(uri: str) -> "MlflowClient":
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:  # whatever the database driver raises
         kind = UserError if database(uri) else UnreachableError  # a file does not get better, a database server may
-        raise kind(f"MLflow cannot open {shown(uri)}: {first_line(error)}.") from error
+        raise kind(f"MLflow cannot open {without_password(uri)}: {first_line(error)}.") from error
 
 
 def set_environment() -> None:
@@ -144,7 +144,7 @@ def check_answers(uri: str) -> None:
     except requests.RequestException as error:
         refused = error.response is not None and error.response.status_code < 500
         raise (UserError if refused else UnreachableError)(
-            f"MLflow at {shown(uri)} does not answer ({type(error).__name__}): start it, or set "
+            f"MLflow at {without_password(uri)} does not answer ({type(error).__name__}): start it, or set "
             "tracking.uri=sqlite:///mlflow.db."
         ) from None
 
@@ -170,10 +170,10 @@ def plain_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException) as error:  # the latter from uploads of files
         kind = UnreachableError if getattr(error, "error_code", PASSING[0]) in PASSING else UserError
-        raise kind(f"MLflow at {shown(uri)} failed: {first_line(error)}.") from error
+        raise kind(f"MLflow at {without_password(uri)} failed: {first_line(error)}.") from error
 
 
-def shown(uri: str) -> str:
+def without_password(uri: str) -> str:
     """Return the uri without the password that it may hold."""
     return re.sub(r"//[^@/]*@", "//***@", uri)
 
@@ -215,7 +215,9 @@ def run_of_model(uri: str, experiment: str, name: str) -> str:
     """
     run = known_run(uri, experiment, name)
     if run is None:
-        raise UserError(f"MLflow at {shown(uri)} has no run {name}; train the model with this tracking.uri first.")
+        raise UserError(
+            f"MLflow at {without_password(uri)} has no run {name}; train the model with this tracking.uri first."
+        )
     run_id: str = run.info.run_id
     return run_id
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from denoise.errors import UserError
 from denoise.files import write_folder, write_json
 from pipelines.tracking.model import MODEL_FILES
-from pipelines.tracking.runs import Opening
+from pipelines.tracking.runs import RunSpec
 
 if TYPE_CHECKING:
     import io
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from pipelines.tracking.client import Status
 
-RUN, METRICS, PICTURES, STATUS, MODEL = "run.json", "metrics.jsonl", "pictures", "status.json", "model"
-KEY = re.compile(r"[a-zA-Z0-9_\-. /]{1,250}")  # what MLflow takes as the name of a metric or picture
-NAME = re.compile(r"(.+)\+step\+(-?\d+)\+timestamp\+(\d+)(\.\w+)?")  # of the file of a picture
+RUN, METRICS, IMAGES, STATUS, MODEL = "run.json", "metrics.jsonl", "pictures", "status.json", "model"
+KEY = re.compile(r"[a-zA-Z0-9_\-. /]{1,250}")  # what MLflow takes as the name of a metric or image
+NAME = re.compile(r"(.+)\+step\+(-?\d+)\+timestamp\+(\d+)(\.\w+)?")  # of the file of an image
 
 
 class Point(NamedTuple):
@@ -40,13 +40,13 @@ class Point(NamedTuple):
     step: int
 
 
-class Picture(NamedTuple):
-    """A picture, in a file of its own."""
+class LoggedImage(NamedTuple):
+    """An image, in a file of its own."""
 
     key: str
     step: int
     timestamp: int
-    file: Path  # of a picture format, or .npy
+    file: Path  # of an image format, or .npy
 
 
 class Ended(NamedTuple):
@@ -59,8 +59,8 @@ class Ended(NamedTuple):
 class Journal:
     """A folder that holds all of a run that MLflow has to be told: plain files, readable without MLflow.
 
-    run.json opens the MLflow run, a line of metrics.jsonl is one call of ``add_metrics``, ``pictures/`` holds
-    pictures as given, status.json says how the run ended, ``model/`` is there while the model has to be logged. A
+    run.json opens the MLflow run, a line of metrics.jsonl is one call of ``add_metrics``, ``images/`` holds
+    images as given, status.json says how the run ended, ``model/`` is there while the model has to be logged. A
     kill loses nothing that was added, since every addition is one write or one rename. A later attempt of the run
     goes on in the same folder: what it repeats stays, and the first value of a step counts.
     """
@@ -70,28 +70,28 @@ class Journal:
         self._file: io.FileIO | None = None
         self._lock = threading.Lock()  # training and the thread that samples the machine's load both add metrics
 
-    def begin(self, opening: Opening) -> Opening:
+    def begin(self, spec: RunSpec) -> RunSpec:
         """Note what opens the run, and that it goes on; return it with the time at which its first attempt began."""
-        opening = self.note(opening)
+        spec = self.note(spec)
         (self.folder / STATUS).unlink(missing_ok=True)
-        return opening
+        return spec
 
-    def note(self, opening: Opening) -> Opening:
+    def note(self, spec: RunSpec) -> RunSpec:
         """Write down what opens the run (the newest counts), and return it as of its first attempt."""
         with suppress(UserError):  # there may be none yet, or a damaged one
-            earlier = self.opening()
-            opening = replace(opening, started=earlier.started or opening.started)
-        write_json(self.folder / RUN, opening.as_dict())
-        return opening
+            earlier = self.run_spec()
+            spec = replace(spec, started=earlier.started or spec.started)
+        write_json(self.folder / RUN, spec.as_dict())
+        return spec
 
-    def opening(self) -> Opening:
+    def run_spec(self) -> RunSpec:
         """Return what opens the run.
 
         Raises:
             UserError: the folder is no journal.
         """
         try:
-            return Opening.from_dict(json.loads((self.folder / RUN).read_text(encoding="utf-8")))
+            return RunSpec.from_dict(json.loads((self.folder / RUN).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError):
             raise UserError(
                 f"{self.folder} is no journal of a run: it has no {RUN} that can be read; start the run again."
@@ -110,8 +110,8 @@ class Journal:
         with self._lock:
             self._append(line.encode() + b"\n")
 
-    def add_picture(self, key: str, picture: "Path | np.ndarray[Any, Any]", step: int) -> None:
-        """Add a picture: the bytes of a file, or an array.
+    def add_image(self, key: str, image: "Path | np.ndarray[Any, Any]", step: int) -> None:
+        """Add an image: the bytes of a file, or an array.
 
         Raises:
             OSError: the disk is full, or a folder may not be written or read.
@@ -119,15 +119,15 @@ class Journal:
         import numpy as np
 
         _check_key(key)
-        suffix = picture.suffix if isinstance(picture, Path) else ".npy"
-        file = self.folder / PICTURES / f"{key.replace('/', '~')}+step+{step}+timestamp+{_now()}{suffix}"
+        suffix = image.suffix if isinstance(image, Path) else ".npy"
+        file = self.folder / IMAGES / f"{key.replace('/', '~')}+step+{step}+timestamp+{_now()}{suffix}"
         work = self.folder / f".{file.name}.partial"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(picture, Path):
-            shutil.copyfile(picture, work)
+        if isinstance(image, Path):
+            shutil.copyfile(image, work)
         else:
             with work.open("wb") as written:
-                np.save(written, picture, allow_pickle=False)
+                np.save(written, image, allow_pickle=False)
         work.replace(file)
 
     def set_status(self, status: "Status") -> None:
@@ -197,14 +197,16 @@ class Journal:
             points, position = self.points(before)
             yield from points
 
-    def pictures(self) -> list[Picture]:
-        """Return all pictures, the oldest first."""
-        folder = self.folder / PICTURES
+    def images(self) -> list[LoggedImage]:
+        """Return all images, the oldest first."""
+        folder = self.folder / IMAGES
         parts = [(NAME.fullmatch(file.name), file) for file in (folder.iterdir() if folder.is_dir() else ())]
         found = [
-            Picture(match[1].replace("~", "/"), int(match[2]), int(match[3]), file) for match, file in parts if match
+            LoggedImage(match[1].replace("~", "/"), int(match[2]), int(match[3]), file)
+            for match, file in parts
+            if match
         ]
-        return sorted(found, key=lambda picture: (picture.timestamp, picture.step, picture.key))
+        return sorted(found, key=lambda image: (image.timestamp, image.step, image.key))
 
     @contextmanager
     def opening_run(self) -> Iterator[None]:

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError
 from denoise.files import locked
-from pipelines.tracking.client import UnreachableError, client, finish_run, first_line, known_run, plain_errors, shown
+from pipelines.tracking.client import (
+    UnreachableError,
+    client,
+    finish_run,
+    first_line,
+    known_run,
+    plain_errors,
+    without_password,
+)
 from pipelines.tracking.journal import RUN, Ended, Journal
-from pipelines.tracking.owner import is_gone, this_driver, this_host
-from pipelines.tracking.runs import Opening, ensure_run, open_run
+from pipelines.tracking.owner import has_died, this_host, this_process
+from pipelines.tracking.runs import RunSpec, ensure_run, get_or_create_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -31,7 +39,7 @@ class Synced(NamedTuple):
     name: str
     run_id: str
     metrics: int  # values brought now
-    pictures: int  # brought now
+    images: int  # brought now
     status: str  # in MLflow
 
 
@@ -40,12 +48,12 @@ class Missing:
     """What MLflow lacks of a run."""
 
     metrics: int
-    pictures: int
+    images: int
     model: bool
     status: bool
 
     def __str__(self) -> str:
-        counted = [f"{self.metrics} metrics"] * bool(self.metrics) + [f"{self.pictures} pictures"] * bool(self.pictures)
+        counted = [f"{self.metrics} metrics"] * bool(self.metrics) + [f"{self.images} images"] * bool(self.images)
         others = ["the model"] * self.model + ["its end"] * self.status
         return ", ".join(counted + others) or "nothing"
 
@@ -59,32 +67,32 @@ def _base(storage: str) -> Path:
     return Path("runs" if "://" in storage else storage)
 
 
-def begin(opening: Opening, folder: Path) -> Opening:
+def begin(spec: RunSpec, folder: Path) -> RunSpec:
     """Note that this process drives the run from now on, and open it in MLflow if that answers.
 
     Args:
-        opening: what opens the run.
+        spec: what opens the run.
         folder: of its journal.
 
     Returns:
-        ``opening`` with its driver: what rank 0's RunLog needs.
+        ``spec`` with its driver: what rank 0's MlflowLogger needs.
 
     Raises:
         UserError: MLflow refuses the run for good, or the journal cannot be written.
     """
     now = int(time.time() * 1000)
     journal = Journal(folder)
-    opening = journal.begin(replace(opening, driver=this_driver(), started=opening.started or now))
+    spec = journal.begin(replace(spec, driver=this_process(), started=spec.started or now))
     try:
         with journal.opening_run():
-            open_run(opening)
+            get_or_create_run(spec)
     except UnreachableError as error:
         print(
-            f"warning: {str(error).removesuffix('.')}; run {opening.name} goes on without it, and what it logs is kept "
+            f"warning: {str(error).removesuffix('.')}; run {spec.name} goes on without it, and what it logs is kept "
             f"in {folder}.",
             file=sys.stderr,
         )
-    return opening
+    return spec
 
 
 def finish(folder: Path, status: "Status") -> Synced | None:
@@ -99,7 +107,7 @@ def finish(folder: Path, status: "Status") -> Synced | None:
     except Exception as error:  # a tracker must not change how training ended, whatever it raises
         name = folder.parent.name
         with suppress(UserError):
-            name = journal.opening().name
+            name = journal.run_spec().name
         print(
             f"warning: MLflow does not know yet that run {name} is {status} ({first_line(error)}); "
             f"`denoise runs sync {name}` brings that and all else it lacks.",
@@ -109,18 +117,18 @@ def finish(folder: Path, status: "Status") -> Synced | None:
 
 
 @dataclass
-class Driven:
+class TrackedRun:
     """A run that is driven by this process."""
 
-    opening: Opening
+    spec: RunSpec
     synced: Synced | None = None  # what MLflow has of it, once it has ended
 
 
 @contextmanager
-def driven(opening: Opening, folder: Path) -> Iterator[Driven]:
+def tracked_run(spec: RunSpec, folder: Path) -> Iterator[TrackedRun]:
     """Begin a run, and finish it as the block ends: FINISHED, FAILED by an exception, KILLED by Ctrl-C or SIGTERM."""
     with _sigterm_ends():
-        run = Driven(begin(opening, folder))
+        run = TrackedRun(begin(spec, folder))
         try:
             yield run
         except Exception:
@@ -138,20 +146,20 @@ def sync(folder: Path) -> Synced:
     Raises:
         UserError: MLflow does not answer, or the folder is no journal.
     """
-    from pipelines.tracking.replay import RunWriter
+    from pipelines.tracking.replay import JournalReplay
 
     journal = Journal(folder)
-    opening = journal.opening()
+    spec = journal.run_spec()
     with locked(folder, "syncing"):
         with journal.opening_run():
-            run = ensure_run(opening)
+            run = ensure_run(spec)
         run_id: str = run.info.run_id
-        writer = RunWriter(client(opening.uri), run_id, journal)
-        with plain_errors(opening.uri):
+        writer = JournalReplay(client(spec.uri), run_id, journal)
+        with plain_errors(spec.uri):
             writer.write()
-        _log_model(journal, opening, run_id)
-        status = _settle(journal, opening, run)
-    return Synced(opening.name, run_id, writer.metrics, writer.pictures, status)
+        _log_model(journal, spec, run_id)
+        status = _settle(journal, spec, run)
+    return Synced(spec.name, run_id, writer.metrics, writer.images, status)
 
 
 def missing(folder: Path) -> Missing:
@@ -160,20 +168,20 @@ def missing(folder: Path) -> Missing:
     Raises:
         UserError: MLflow does not answer, or the folder is no journal.
     """
-    from pipelines.tracking.replay import RunWriter
+    from pipelines.tracking.replay import JournalReplay
 
     journal = Journal(folder)
-    opening = journal.opening()
-    run = known_run(opening.uri, opening.experiment, opening.name)
-    model, ended = journal.model() is not None, _ended(journal, opening)
+    spec = journal.run_spec()
+    run = known_run(spec.uri, spec.experiment, spec.name)
+    model, ended = journal.model() is not None, _ended(journal, spec)
     if run is None:
         points = {(point.key, point.step) for point in journal.all_points()}
-        pictures = {(picture.key, picture.step) for picture in journal.pictures()}
-        return Missing(len(points), len(pictures), model, ended is not None)
-    with plain_errors(opening.uri):
-        writer = RunWriter(client(opening.uri), run.info.run_id, journal, dry=True)
+        images = {(image.key, image.step) for image in journal.images()}
+        return Missing(len(points), len(images), model, ended is not None)
+    with plain_errors(spec.uri):
+        writer = JournalReplay(client(spec.uri), run.info.run_id, journal, dry=True)
         writer.write()
-    return Missing(writer.metrics, writer.pictures, model, ended is not None and ended.status != run.info.status)
+    return Missing(writer.metrics, writer.images, model, ended is not None and ended.status != run.info.status)
 
 
 def journals(storage: str, names: Sequence[str] = ()) -> dict[str, Path]:
@@ -193,15 +201,15 @@ def journals(storage: str, names: Sequence[str] = ()) -> dict[str, Path]:
 def listed(folder: Path) -> dict[str, Any]:
     """Return a run as ``denoise runs list`` shows it: name, last step in the journal, status, what MLflow lacks."""
     journal = Journal(folder)
-    opening = journal.opening()
+    spec = journal.run_spec()
     steps = (point.step for point in journal.all_points() if not point.key.startswith("system/"))
-    ended = _ended(journal, opening)
-    running = opening.driver.startswith(f"{this_host()} ")
+    ended = _ended(journal, spec)
+    running = spec.driver.startswith(f"{this_host()} ")
     row = {
-        "name": opening.name,
+        "name": spec.name,
         "steps": max(steps, default=0),
         "status": ended.status if ended else "RUNNING" if running else "UNKNOWN",
-        "uri": shown(opening.uri),
+        "uri": without_password(spec.uri),
     }
     try:
         return {**row, "missing": asdict(missing(folder))}
@@ -209,33 +217,33 @@ def listed(folder: Path) -> dict[str, Any]:
         return {**row, "missing": None, "error": str(error)}
 
 
-def _ended(journal: Journal, opening: Opening) -> Ended | None:
+def _ended(journal: Journal, spec: RunSpec) -> Ended | None:
     """Return how the run ended; a driver of this host that is gone without a word was killed."""
     if ended := journal.ended():
         return ended
-    if is_gone(opening.driver):
-        last = max((point.timestamp for point in journal.all_points()), default=opening.started)
+    if has_died(spec.driver):
+        last = max((point.timestamp for point in journal.all_points()), default=spec.started)
         return Ended("KILLED", last)
     return None
 
 
-def _settle(journal: Journal, opening: Opening, run: "Run") -> str:
+def _settle(journal: Journal, spec: RunSpec, run: "Run") -> str:
     """Give the run its final status if there is one and it has another, and return what it has then."""
     status: str = run.info.status
-    ended = _ended(journal, opening)
+    ended = _ended(journal, spec)
     if ended is None or ended.status == status:
         return status
-    finish_run(opening.uri, run.info.run_id, ended.status, ended.time)
+    finish_run(spec.uri, run.info.run_id, ended.status, ended.time)
     return ended.status
 
 
-def _log_model(journal: Journal, opening: Opening, run_id: str) -> None:
+def _log_model(journal: Journal, spec: RunSpec, run_id: str) -> None:
     from pipelines.tracking.model import log_model
 
     kept = journal.model()
     if kept is not None:
         folder, figures, example = kept
-        log_model(opening.uri, run_id, folder, example, figures)
+        log_model(spec.uri, run_id, folder, example, figures)
         journal.forget_model()
 
 

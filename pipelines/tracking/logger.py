@@ -1,4 +1,4 @@
-"""What rank 0 writes into its MLflow run while it trains: metrics, pictures, the load of the machine."""
+"""What rank 0 writes into its MLflow run while it trains: metrics, images, the load of the machine."""
 
 import queue
 import sys
@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.tracking.client import UnreachableError, check_answers, client, first_line, shown
+from pipelines.tracking.client import UnreachableError, check_answers, client, first_line, without_password
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.runs import Opening, open_run
+from pipelines.tracking.runs import RunSpec, get_or_create_run
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.tracking.replay import RunWriter
-    from pipelines.tracking.system_metrics import MachineLoad
+    from pipelines.tracking.replay import JournalReplay
+    from pipelines.tracking.system_metrics import SystemMetrics
 
 FLUSH_SECONDS = 5.0  # between two writes
 SYSTEM_SECONDS = 10.0  # between two samples of the machine's load
@@ -29,7 +29,7 @@ class _Request(NamedTuple):
     last: bool
 
 
-class RunLog:
+class MlflowLogger:
     """Writes to one MLflow run from a thread of its own, so that a slow or dead MLflow never holds up training.
 
     Everything goes to the journal first, at once, and from there to MLflow, every few seconds. The thread opens the
@@ -40,7 +40,7 @@ class RunLog:
 
     def __init__(
         self,
-        opening: Opening,
+        spec: RunSpec,
         journal: Path,
         system_metrics: bool = True,
         down: Callable[[], bool] = lambda: False,
@@ -48,7 +48,7 @@ class RunLog:
         """Start the thread.
 
         Args:
-            opening: what opens the run, with its driver, who may be another process on another machine.
+            spec: what opens the run, with its driver, who may be another process on another machine.
             journal: folder, of this run alone, on the local disk.
             system_metrics: whether to log the load of the machine.
             down: while it returns True, MLflow is taken not to answer; a test can make a fault that way.
@@ -57,9 +57,9 @@ class RunLog:
             UserError: the journal cannot be written.
         """
         self._journal = Journal(journal)
-        self._opening, self._down, self._wants_system = self._journal.note(opening), down, system_metrics
-        self._writer: RunWriter | None = None
-        self._load: MachineLoad | None = None
+        self._spec, self._down, self._wants_system = self._journal.note(spec), down, system_metrics
+        self._writer: JournalReplay | None = None
+        self._load: SystemMetrics | None = None
         self._sampled, self._sample_step = 0.0, 0
         self._failing = self._late = False
         self._lost = 0  # entries that the journal could not take
@@ -71,9 +71,9 @@ class RunLog:
         """Keep the metrics of a step for the next write; NaN and infinities are allowed."""
         self._keep(lambda: self._journal.add_metrics(step, metrics))
 
-    def log_picture(self, key: str, picture: "Path | np.ndarray[Any, Any]", step: int) -> None:
-        """Keep a picture for the next write: a file, or an array (H, W, C) of uint8 or of floats in [0, 1]."""
-        self._keep(lambda: self._journal.add_picture(key, picture, step))
+    def log_image(self, key: str, image: "Path | np.ndarray[Any, Any]", step: int) -> None:
+        """Keep an image for the next write: a file, or an array (H, W, C) of uint8 or of floats in [0, 1]."""
+        self._keep(lambda: self._journal.add_image(key, image, step))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Write now and return whether everything has been written, after at most ``timeout`` seconds.
@@ -90,8 +90,8 @@ class RunLog:
         if self._write_all(min(timeout, LATE_SECONDS) if self._late else timeout, last=True):
             return not self._lost  # which has been said
         print(
-            f"warning: MLflow at {shown(self._opening.uri)} does not hold everything of run {self._opening.name}; "
-            f"it is kept in {self._journal.folder}, and `denoise runs sync {self._opening.name}` brings it.",
+            f"warning: MLflow at {without_password(self._spec.uri)} does not hold everything of run {self._spec.name}; "
+            f"it is kept in {self._journal.folder}, and `denoise runs sync {self._spec.name}` brings it.",
             file=sys.stderr,
         )
         return False
@@ -137,7 +137,7 @@ class RunLog:
         return requests
 
     def _turn(self) -> None:
-        uri = shown(self._opening.uri)
+        uri = without_password(self._spec.uri)
         try:
             self._write()
         except Exception as error:  # a tracker must never stop training, whatever it raises
@@ -160,15 +160,15 @@ class RunLog:
         if self._writer is None:
             self._writer = self._connect()
         else:
-            check_answers(self._opening.uri)  # MLflow itself would try for minutes
+            check_answers(self._spec.uri)  # MLflow itself would try for minutes
         self._writer.write()
 
-    def _connect(self) -> "RunWriter":
-        from pipelines.tracking.replay import RunWriter
+    def _connect(self) -> "JournalReplay":
+        from pipelines.tracking.replay import JournalReplay
 
         with self._journal.opening_run():
-            run_id = open_run(self._opening, driving=False)
-        writer = RunWriter(client(self._opening.uri), run_id, self._journal)
+            run_id = get_or_create_run(self._spec, driving=False)
+        writer = JournalReplay(client(self._spec.uri), run_id, self._journal)
         if self._wants_system:  # another machine may have sampled an earlier attempt
             self._sample_step = max(self._sample_step, 1 + writer.last_step(SYSTEM_KEY))
         return writer
@@ -187,9 +187,9 @@ class RunLog:
 
     def _probed(self) -> dict[str, float]:
         if self._load is None:
-            from pipelines.tracking.system_metrics import MachineLoad
+            from pipelines.tracking.system_metrics import SystemMetrics
 
-            self._load = MachineLoad()
+            self._load = SystemMetrics()
             steps = (point.step for point in self._journal.all_points() if point.key == SYSTEM_KEY)
             self._sample_step = max(self._sample_step, 1 + max(steps, default=-1))
         return self._load.sample()

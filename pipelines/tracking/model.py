@@ -49,7 +49,7 @@ def log_model(
         uri: absolute tracking uri.
         run_id: the run that trained the model.
         model_folder: holds model.json and net.safetensors.
-        input_example: noisy batch (B, C, H, W), float32 in [0, 1]; a 32x32 corner of the first picture is kept.
+        input_example: noisy batch (B, C, H, W), float32 in [0, 1]; a 32x32 corner of the first image is kept.
         metrics: figures of this model, logged as ``model/KEY``.
     """
     digest = model_digest(model_folder)
@@ -126,7 +126,7 @@ def _save_pyfunc(
     from mlflow.types import Schema, TensorSpec
 
     example = np.ascontiguousarray(input_example[:1, :, :EXAMPLE_SIDE, :EXAMPLE_SIDE], dtype=np.float32)
-    pictures = Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1], -1, -1))])
+    images = Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1], -1, -1))])
     run_id, model_id = logged.source_run_id, logged.model_id
     mlflow.pyfunc.save_model(
         path=str(target),
@@ -134,7 +134,7 @@ def _save_pyfunc(
         artifacts={"denoiser": str(model_folder)},
         code_paths=[str(Path(denoise.__file__).parent)],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        signature=ModelSignature(inputs=pictures, outputs=pictures),
+        signature=ModelSignature(inputs=images, outputs=images),
         input_example=example,
         mlflow_model=Model(logged.artifact_location, run_id, model_id=model_id, model_uuid=model_id),
     )

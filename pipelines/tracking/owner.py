@@ -9,7 +9,7 @@ from pathlib import Path
 CLOCK = 60.0  # seconds by which a process's creation time may seem to move when the clock is set
 
 
-def this_driver() -> str:
+def this_process() -> str:
     """Return ``HOST PID CREATED`` of this process, CREATED in seconds since the epoch."""
     import psutil
 
@@ -29,7 +29,7 @@ def this_host() -> str:
     return f"{socket.gethostname()}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:8]}"
 
 
-def is_gone(driver: str) -> bool:
+def has_died(driver: str) -> bool:
     """Return whether that process ran on this host and does so no longer; False wherever that cannot be told."""
     try:
         host, pid, created = driver.split()

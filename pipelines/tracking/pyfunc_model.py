@@ -12,7 +12,7 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class ServedDenoiser(PythonModel):
-    """A denoiser of pictures of any size."""
+    """A denoiser of images of any size."""
 
     def load_context(self, context: Any) -> None:
         """Read the weights, onto the GPU where there is one."""
@@ -29,7 +29,7 @@ class ServedDenoiser(PythonModel):
         model_input: np.ndarray,  # MLflow knows the bare name only
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Map noisy pictures (B, C, H, W), float32 in [0, 1], to restored ones of the same shape, not clipped."""
+        """Map noisy images (B, C, H, W), float32 in [0, 1], to restored ones of the same shape, not clipped."""
         import torch
 
         from denoise.images.tensors import pad, unpad

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.tracking.client import first_line
-from pipelines.tracking.journal import Journal, Picture, Point
+from pipelines.tracking.journal import Journal, LoggedImage, Point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BATCH = 1000  # metrics in one request: MLflow's limit
 
 
-class RunWriter:
+class JournalReplay:
     """Writes what a journal holds into its MLflow run, and goes on from there when the journal has grown.
 
     What the run already has (the same key at the same step) is not written again, so a resumed run that repeats
@@ -29,14 +29,14 @@ class RunWriter:
         self._api, self._run_id, self._journal, self._dry = api, run_id, journal, dry
         self._position = 0  # in the journal's metrics
         self._written: dict[str, set[int]] = {}  # steps that the run has, by metric
-        self._written_pictures = _pictures_of(api, run_id)
-        self.metrics = self.pictures = 0  # written, or counted
+        self._written_images = _images_of(api, run_id)
+        self.metrics = self.images = 0  # written, or counted
 
     def write(self) -> None:
         """Write all that is in the journal and not in the run."""
         while self._write_points():
             pass
-        self._write_pictures()
+        self._write_images()
 
     def last_step(self, key: str) -> int:
         """Return the last step at which the run has a metric, -1 where it has none."""
@@ -65,32 +65,32 @@ class RunWriter:
             self._written[point.key].add(point.step)
         self.metrics += len(points)
 
-    def _write_pictures(self) -> None:
-        for picture in self._journal.pictures():
-            if (picture.key, picture.step) in self._written_pictures:
+    def _write_images(self) -> None:
+        for image in self._journal.images():
+            if (image.key, image.step) in self._written_images:
                 continue
-            if self._dry or _log_picture(self._api, self._run_id, picture):
-                self.pictures += 1
-            self._written_pictures.add((picture.key, picture.step))
+            if self._dry or _log_image(self._api, self._run_id, image):
+                self.images += 1
+            self._written_images.add((image.key, image.step))
 
 
-def _log_picture(api: "MlflowClient", run_id: str, picture: Picture) -> bool:
-    """Log a picture as MLflow's log_image does, but under a name that a second try gives again.
+def _log_image(api: "MlflowClient", run_id: str, logged: LoggedImage) -> bool:
+    """Log an image as MLflow's log_image does, but under a name that a second try gives again.
 
-    log_image uploads two files under a random name: a server that dies between them would keep a picture twice.
+    log_image uploads two files under a random name: a server that dies between them would keep an image twice.
     """
     from mlflow.tracking.multimedia import compress_image_size
 
-    place = f"{picture.key.replace('/', '~')}+step+{picture.step}+timestamp+{picture.timestamp}"
+    place = f"{logged.key.replace('/', '~')}+step+{logged.step}+timestamp+{logged.timestamp}"
     stem = f"{place}+{uuid.uuid5(uuid.NAMESPACE_URL, place)}"
     with tempfile.TemporaryDirectory() as work:
         whole, small = Path(work) / f"{stem}.png", Path(work) / f"{stem}+compressed.webp"
         try:
-            image = _read(picture.file)
+            image = _read(logged.file)
             image.save(whole)
             compress_image_size(image).save(small)
         except (OSError, ValueError, TypeError) as error:  # it must not keep the others from being written
-            print(f"warning: {picture.file} cannot be logged ({first_line(error)}).", file=sys.stderr)
+            print(f"warning: {logged.file} cannot be logged ({first_line(error)}).", file=sys.stderr)
             return False
         api.log_artifact(run_id, str(whole), "images")
         api.log_artifact(run_id, str(small), "images")
@@ -106,12 +106,12 @@ def _read(file: Path) -> "Image":
     if file.suffix == ".npy":
         image: Image.Image = convert_to_pil_image(np.load(file))
         return image
-    with Image.open(file) as picture:
-        return picture.copy()
+    with Image.open(file) as opened:
+        return opened.copy()
 
 
-def _pictures_of(api: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
-    """Return (key, step) of every picture of a run, from the names that MLflow gives to its files."""
+def _images_of(api: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
+    """Return (key, step) of every image of a run, from the names that MLflow gives to its files."""
     names = [Path(file.path).name for file in api.list_artifacts(run_id, "images")]
-    parts = [name.split("+") for name in names if name.endswith("+compressed.webp")]  # the last file of a picture
+    parts = [name.split("+") for name in names if name.endswith("+compressed.webp")]  # the last file of an image
     return {(part[0].replace("~", "/"), int(part[2])) for part in parts}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError
 from pipelines.tracking.client import RUN_TAG, artifact_root, client, find_run, locked, plain_errors, user
-from pipelines.tracking.owner import is_gone, this_driver
+from pipelines.tracking.owner import has_died, this_process
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,7 +22,7 @@ PARAM_LENGTH = 6000  # and for the value of a parameter
 
 
 class DataUse(NamedTuple):
-    """A set of pictures that a run has seen."""
+    """A set of images that a run has seen."""
 
     name: str
     context: str  # "train", "val" or "test"
@@ -31,7 +31,7 @@ class DataUse(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Opening:
+class RunSpec:
     """All that opens an MLflow run, as plain data: any process can do it, at any time."""
 
     uri: str  # absolute tracking uri (resolve_uri)
@@ -53,12 +53,12 @@ class Opening:
         }
 
     @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> "Opening":
+    def from_dict(cls, tree: Mapping[str, Any]) -> "RunSpec":
         """Return what ``as_dict`` wrote down."""
         return cls(**{**tree, "datasets": tuple(DataUse(*use) for use in tree["datasets"])})
 
 
-def open_run(opening: Opening, driving: bool = True) -> str:
+def get_or_create_run(spec: RunSpec, driving: bool = True) -> str:
     """Return the id of the MLflow run of that name in its experiment, set to RUNNING: the one there is, or a new one.
 
     The run is looked up by its tag ``denoise.run``, so that a relaunch goes on in the run of the first launch. Its
@@ -66,14 +66,14 @@ def open_run(opening: Opening, driving: bool = True) -> str:
     ``denoise.changed_params``, and the tag ``denoise.driver`` names the process that drives the run now.
 
     Args:
-        opening: what the run is called and what it holds from the start.
+        spec: what the run is called and what it holds from the start.
         driving: whether this process drives the run. If so, the other runs of the experiment that are RUNNING
             although the process on this host that drove them is gone are set to KILLED: it had no time to do so.
-            If not, the driver is who ``opening`` names.
+            If not, the driver is who ``spec`` names.
     """
-    api = client(opening.uri)
-    with plain_errors(opening.uri), locked(opening.uri):
-        run = _ensured(api, opening, this_driver() if driving else opening.driver)
+    api = client(spec.uri)
+    with plain_errors(spec.uri), locked(spec.uri):
+        run = _ensured(api, spec, this_process() if driving else spec.driver)
         api.update_run(run.info.run_id, status="RUNNING")
         if driving:
             _reap(api, run)
@@ -81,19 +81,19 @@ def open_run(opening: Opening, driving: bool = True) -> str:
     return run_id
 
 
-def ensure_run(opening: Opening) -> "Run":
-    """Return the MLflow run as ``open_run`` does, but leave its status as it is."""
-    api = client(opening.uri)
-    with plain_errors(opening.uri), locked(opening.uri):
-        return _ensured(api, opening, opening.driver)
+def ensure_run(spec: RunSpec) -> "Run":
+    """Return the MLflow run as ``get_or_create_run`` does, but leave its status as it is."""
+    api = client(spec.uri)
+    with plain_errors(spec.uri), locked(spec.uri):
+        return _ensured(api, spec, spec.driver)
 
 
-def _ensured(api: "MlflowClient", opening: Opening, driver: str) -> "Run":
-    experiment_id = _experiment_id(api, opening.uri, opening.experiment)
-    run = find_run(api, experiment_id, opening.name) or _create_run(api, experiment_id, opening)
+def _ensured(api: "MlflowClient", spec: RunSpec, driver: str) -> "Run":
+    experiment_id = _experiment_id(api, spec.uri, spec.experiment)
+    run = find_run(api, experiment_id, spec.name) or _create_run(api, experiment_id, spec)
     if driver and run.data.tags.get(DRIVER_TAG) != driver:
         api.set_tag(run.info.run_id, DRIVER_TAG, driver)
-    _add_texts(api, run, opening)
+    _add_texts(api, run, spec)
     return run
 
 
@@ -102,7 +102,7 @@ def _reap(api: "MlflowClient", opened: "Run") -> None:
     from mlflow.exceptions import MlflowException
 
     for run in api.search_runs([opened.info.experiment_id], "attributes.status = 'RUNNING'"):
-        if run.info.run_id != opened.info.run_id and is_gone(run.data.tags.get(DRIVER_TAG, "")):
+        if run.info.run_id != opened.info.run_id and has_died(run.data.tags.get(DRIVER_TAG, "")):
             with suppress(MlflowException):  # somebody may have deleted it meanwhile
                 api.set_terminated(run.info.run_id, status="KILLED")
 
@@ -113,7 +113,7 @@ def _experiment_id(api: "MlflowClient", uri: str, name: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is None:
         root = artifact_root(uri)
-        location = root.as_uri() if root else None  # a server decides by itself where pictures and models go
+        location = root.as_uri() if root else None  # a server decides by itself where images and models go
         try:
             return str(api.create_experiment(name, location))
         except MlflowException:
@@ -133,35 +133,35 @@ def _experiment_id(api: "MlflowClient", uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _create_run(api: "MlflowClient", experiment_id: str, opening: Opening) -> "Run":
+def _create_run(api: "MlflowClient", experiment_id: str, spec: RunSpec) -> "Run":
     """Create a run, once: a request that the client repeated can have made a second one, which is deleted again."""
     attempt = uuid.uuid4().hex
-    tags = {RUN_TAG: opening.name, CREATE_TAG: attempt, "mlflow.user": user()}
-    run = api.create_run(experiment_id, start_time=opening.started or None, run_name=opening.name, tags=tags)
+    tags = {RUN_TAG: spec.name, CREATE_TAG: attempt, "mlflow.user": user()}
+    run = api.create_run(experiment_id, start_time=spec.started or None, run_name=spec.name, tags=tags)
     for ghost in api.search_runs([experiment_id], f"tags.`{CREATE_TAG}` = '{attempt}'"):
         if ghost.info.run_id != run.info.run_id:
             api.delete_run(ghost.info.run_id)
-    first = find_run(api, experiment_id, opening.name) or run
+    first = find_run(api, experiment_id, spec.name) or run
     if first.info.run_id != run.info.run_id:  # another machine was faster
         api.delete_run(run.info.run_id)
     return first
 
 
-def _add_texts(api: "MlflowClient", run: "Run", opening: Opening) -> None:
+def _add_texts(api: "MlflowClient", run: "Run", spec: RunSpec) -> None:
     """Log the tags, parameters and data sets that the run does not have yet."""
     from mlflow.entities import Param, RunTag
 
-    texts = {key: _param_text(value) for key, value in opening.params.items()}
+    texts = {key: _param_text(value) for key, value in spec.params.items()}
     known = run.data.params
-    wanted = {key: str(value) for key, value in opening.tags.items()}
-    wanted |= {f"denoise.data.{use.context}.{use.name}": use.digest for use in opening.datasets}
+    wanted = {key: str(value) for key, value in spec.tags.items()}
+    wanted |= {f"denoise.data.{use.context}.{use.name}": use.digest for use in spec.datasets}
     new = [RunTag(key, value) for key, value in wanted.items() if key not in run.data.tags]
     changed = {key: [known[key], text] for key, text in texts.items() if key in known and known[key] != text}
     if changed:
         new.append(RunTag("denoise.changed_params", json.dumps(changed)))
     missing = [Param(key, text) for key, text in texts.items() if key not in known]
     api.log_batch(run.info.run_id, params=missing, tags=new)
-    _add_datasets(api, run, opening.datasets)
+    _add_datasets(api, run, spec.datasets)
 
 
 def _add_datasets(api: "MlflowClient", run: "Run", datasets: Iterable[DataUse]) -> None:

@@ -1,4 +1,4 @@
-"""The MLflow page: runs with their curves and pictures, models with their alias, served from the tracking database."""
+"""The MLflow page: runs with their curves and images, models with their alias, served from the tracking database."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 from denoise.errors import UserError
-from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_answers, client, shown
+from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_answers, client, without_password
 
 LOOPBACK = "127.0.0.1"
 PAGE = "/#/experiments?workflowType=machine_learning"  # MLflow 3 opens its pages for language models otherwise
@@ -33,7 +33,9 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
         UserError: the port is in use, the uri is a server, or the server did not start.
     """
     if uri.startswith("http"):
-        raise UserError(f"tracking.uri={shown(uri)} is an MLflow server already: open that address in a browser.")
+        raise UserError(
+            f"tracking.uri={without_password(uri)} is an MLflow server already: open that address in a browser."
+        )
     check_port(host, port)
     client(uri)  # creates the database, one process at a time
     if not _is_loopback(host):
@@ -46,7 +48,10 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
     try:
         with _sigterm_as_interrupt():
             wait_until_up(server, host, port)
-            print(f"MLflow shows {shown(uri)} at http://{_reachable(host)}:{port}{PAGE} (Ctrl-C ends it)", flush=True)
+            print(
+                f"MLflow shows {without_password(uri)} at http://{_reachable(host)}:{port}{PAGE} (Ctrl-C ends it)",
+                flush=True,
+            )
             server.wait()
     except KeyboardInterrupt:
         return
@@ -77,7 +82,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def start_server(uri: str, port: int, host: str = LOOPBACK) -> "subprocess.Popen[bytes]":
-    """Start a server of a database with its pictures and models; it and its children are a session of their own."""
+    """Start a server of a database with its images and models; it and its children are a session of their own."""
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     root = artifact_root(uri)

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.tracking.client import set_environment
 
 
-class MachineLoad:
+class SystemMetrics:
     """MLflow's probes without its thread, which gives up at the first request that fails and needs a run to start."""
 
     def __init__(self) -> None:

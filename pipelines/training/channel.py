@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from denoise.training.fault_injection import Fault
 
 
-class Mailbox:
+class RunChannel:
     """A Ray actor that carries words between the workers and the driver, whichever machines they run on."""
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class Mailbox:
         validated, self.validated = self.validated, []
         return self.latest, words, validated
 
-    def leave(self) -> None:
+    def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and return."""
         self.leave_asked = True
 
-    def leaving(self) -> bool:
+    def stop_requested(self) -> bool:
         """Say whether the workers were asked to leave."""
         return self.leave_asked
 
@@ -59,7 +59,7 @@ class Mailbox:
         return self.message, self.done
 
 
-class Verdicts:
+class PruneFlags:
     """A Ray actor that knows which trials are pruned, whichever machines they run on."""
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ def terminated() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def note_of(metrics: Mapping[str, float]) -> str:
+def progress_note(metrics: Mapping[str, float]) -> str:
     """Return the figures that stand at the end of a progress line; no loss where all steps were skipped."""
     shown = {"loss": "loss {:.5f}", "images_per_second": "{:.0f} images/s", "val_psnr": "val {:.2f} dB"}
     return ", ".join(form.format(metrics[key]) for key, form in shown.items() if key in metrics)

@@ -8,28 +8,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from denoise.config import Config
-from denoise.training.fault_injection import Faults
+from denoise.training.fault_injection import FaultInjector
 from pipelines.cluster.connect import room
 from pipelines.console import progress, say
-from pipelines.training.common import note_of
+from pipelines.training.common import progress_note
 
-Heed = Callable[[Mapping[str, float]], bool]
+OnValidation = Callable[[Mapping[str, float]], bool]
 
 PROGRESS_SECONDS = 0.5
 ROOM_SECONDS = 20.0  # without a word of the workers, after which to see whether the cluster has room for them
 
 
 @dataclass(frozen=True)
-class Ears:
+class DriverHooks:
     """What hears of a run's steps in its driver."""
 
-    heed: Heed  # of every validation
-    waits: "Waits"
-    faults: Faults
+    on_validation: OnValidation  # of every validation
+    waits: "CapacityNotice"
+    faults: FaultInjector
 
 
 @contextmanager
-def attended(mailbox: Any, name: str, config: Config, leave: threading.Event, ears: Ears) -> Iterator[None]:
+def follow_workers(
+    channel: Any, name: str, config: Config, leave: threading.Event, hooks: DriverHooks
+) -> Iterator[None]:
     """Show what the workers say while the block runs, and pass on the wish to leave."""
     import ray
 
@@ -43,21 +45,21 @@ def attended(mailbox: Any, name: str, config: Config, leave: threading.Event, ea
                 try:
                     if leave.is_set() and not asked:
                         asked = True
-                        ray.get(mailbox.leave.remote())
+                        ray.get(channel.request_stop.remote())
                         say(f"{name}: told to leave; saving a checkpoint")
-                    metrics, words, validated = ray.get(mailbox.take.remote())
+                    metrics, words, validated = ray.get(channel.take.remote())
                 except ray.exceptions.RayError:  # the cluster is gone, which the run's own end tells
                     return
                 for sentence in words:
                     say(f"{name}: {sentence}")
                 for row in validated:
-                    if ears.heed(row):
+                    if hooks.on_validation(row):
                         leave.set()
-                ears.waits.look(bool(words) or metrics.get("step", 0) != seen)
+                hooks.waits.check(bool(words) or metrics.get("step", 0) != seen)
                 if metrics.get("step", 0) != seen:
-                    advance(metrics["step"] - seen, note_of(metrics))
+                    advance(metrics["step"] - seen, progress_note(metrics))
                     seen = metrics["step"]
-                    ears.faults.strike(int(seen))
+                    hooks.faults.before_step(int(seen))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -68,14 +70,14 @@ def attended(mailbox: Any, name: str, config: Config, leave: threading.Event, ea
         thread.join(timeout=5)
 
 
-class Waits:
+class CapacityNotice:
     """Says once that a run waits for room in the cluster: Ray itself waits in silence."""
 
     def __init__(self, name: str, config: Config, gpu: bool) -> None:
         self.name, self.config, self.gpu = name, config, gpu
         self.moved, self.said = time.monotonic(), False
 
-    def look(self, moves: bool) -> None:
+    def check(self, moves: bool) -> None:
         """Note whether the run moves, and look for room when it has not for a while."""
         if moves:
             self.moved, self.said = time.monotonic(), False

@@ -9,7 +9,7 @@ from typing import Any
 from denoise.config import Config, digest, to_dict
 from denoise.files import file_digest
 
-DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_picture", "small")
+DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_image", "small")
 # How a batch is computed, and what is done about trouble: the same run may go on with another answer.
 NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
 # Modules of the core that no training step depends on.

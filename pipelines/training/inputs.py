@@ -16,9 +16,9 @@ from pipelines.training.identity import code_digest, run_name
 if TYPE_CHECKING:
     import numpy as np
 
-    from denoise.data.dataset import Collection
+    from denoise.data.dataset import ShardedDataset
     from denoise.data.shards import Shards
-    from denoise.training.checkpoint_manager import Store
+    from denoise.training.checkpoint_manager import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,27 @@ class TrainingInputs:
     versions: Mapping[str, str]
 
     def example(self, config: Config) -> "np.ndarray[Any, Any]":
-        """Return a small noisy batch (1, C, 64, 64) of the first training picture, to document the model's input."""
+        """Return a small noisy batch (1, C, 64, 64) of the first training image, to document the model's input."""
         import torch
 
         from denoise.data.crops import random_crop
-        from denoise.data.samples import trial
+        from denoise.data.samples import evaluation_pair
         from denoise.noise import parse_noise
         from denoise.rng import batch_rng
 
-        pictures = open_collections(config, [part.as_dict() for part in self.parts])["train"]
+        images = open_collections(config, [part.as_dict() for part in self.parts])["train"]
         key = batch_rng(config.seed, 0, torch.tensor([0]))
-        noisy = trial(pictures, 0, parse_noise(config.noise), config.data.channels, key).noisy[0]
+        noisy = evaluation_pair(images, 0, parse_noise(config.noise), config.data.channels, key).noisy[0]
         return random_crop(noisy, 64, (0.5, 0.5))[None].numpy()
 
 
 def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
-    """Open the shards that ``config`` names, refuse test pictures among them, and name the run.
+    """Open the shards that ``config`` names, refuse test images among them, and name the run.
 
     Raises:
-        UserError: shards that are missing or damaged, or pictures shared with a test set.
+        UserError: shards that are missing or damaged, or images shared with a test set.
     """
-    from denoise.data.dataset import Collection
+    from denoise.data.dataset import ShardedDataset
     from denoise.sharding.leakage import refuse_overlap
     from denoise.training.loop import check
 
@@ -77,17 +77,17 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
         for split, sets in (("train", train), ("val", open_sets(config, "val")))
         for set_name, shards in sets
     ]
-    digest = Collection([shards for _, shards in train]).digest
+    digest = ShardedDataset([shards for _, shards in train]).digest
     return TrainingInputs(name or run_name(config, digest), parts, {"data_digest": digest, **versions(config)})
 
 
-def open_collections(config: Config, parts: Sequence[Mapping[str, str]]) -> "dict[str, Collection]":
+def open_collections(config: Config, parts: Sequence[Mapping[str, str]]) -> "dict[str, ShardedDataset]":
     """Open the parts of a run by split, and check that they are what the driver saw.
 
     Raises:
         UserError: shards are missing, damaged, or others than those the run was started on.
     """
-    from denoise.data.dataset import Collection
+    from denoise.data.dataset import ShardedDataset
 
     splits: dict[str, list[Shards]] = {}
     for part in parts:
@@ -95,7 +95,7 @@ def open_collections(config: Config, parts: Sequence[Mapping[str, str]]) -> "dic
         if shards.digest != part["digest"]:
             raise UserError(f"the shards at {shards.name} are not those this run was started on; shard them again.")
         splits.setdefault(part["split"], []).append(shards)
-    return {split: Collection(sets) for split, sets in splits.items()}
+    return {split: ShardedDataset(sets) for split, sets in splits.items()}
 
 
 def versions(config: Config) -> dict[str, str]:
@@ -114,7 +114,7 @@ def provenance(inputs: TrainingInputs) -> dict[str, Any]:
     }
 
 
-def export_model(config: Config, store: "Store", folder: Path) -> Mapping[str, float]:
+def export_model(config: Config, store: "CheckpointStore", folder: Path) -> Mapping[str, float]:
     """Copy the model out of the checkpoint that ``train.model`` chooses and return its metrics.
 
     Raises:

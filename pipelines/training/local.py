@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from denoise.config import Config
 from pipelines.console import Advance, progress, say
-from pipelines.training.common import PROFILE, Stopped, note_of, terminated
+from pipelines.training.common import PROFILE, Stopped, progress_note, terminated
 from pipelines.training.inputs import export_model, open_collections, provenance, training_inputs
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def train_locally(
     """
     from denoise import distributed
     from denoise.methods import with_net
-    from denoise.training.checkpoint_manager import Checkpoints, FolderStore
-    from denoise.training.fault_injection import Faults
+    from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
+    from denoise.training.fault_injection import FaultInjector
     from denoise.training.loop import train
 
     config = with_net(config)
@@ -41,9 +41,9 @@ def train_locally(
     run = Path("runs") / inputs.name
     distributed.start_from_environment(config.ray.timeout)
     try:
-        faults = Faults(inject, distributed.rank())
+        faults = FaultInjector(inject, distributed.rank())
         store = FolderStore(run / "checkpoints")
-        checkpoints = Checkpoints(store, config.ray.keep_checkpoints, _told(inputs.name), faults.tamper)
+        checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, _told(inputs.name), faults.wrap_writer)
         sets = open_collections(config, [part.as_dict() for part in inputs.parts])
         with _progress(f"train {inputs.name}", config.train.steps) as advance, terminated() as leave:
             report = _reporter(run, advance)
@@ -86,7 +86,7 @@ def _reporter(run: Path, advance: Advance) -> Callable[[dict[str, float]], None]
             _rewind(run / HISTORY, metrics["step"])
         with (run / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        advance(metrics["step"] - seen, note_of(metrics))
+        advance(metrics["step"] - seen, progress_note(metrics))
         seen = metrics["step"]
 
     return report

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config, flatten, to_dict
 from denoise.errors import UserError
-from denoise.training.fault_injection import DRIVER, Fault, Faults
+from denoise.training.fault_injection import DRIVER, Fault, FaultInjector
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_needs
 from pipelines.console import say
 from pipelines.storage.checkpoints import absolute, open_store
 from pipelines.tracking import client as tracking
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.lifecycle import driven, journal_folder
-from pipelines.tracking.runs import DataUse, Opening
-from pipelines.training.channel import Mailbox
+from pipelines.tracking.lifecycle import journal_folder, tracked_run
+from pipelines.tracking.runs import DataUse, RunSpec
+from pipelines.training.channel import RunChannel
 from pipelines.training.common import PROFILE, Stopped, terminated
-from pipelines.training.driver import Ears, Heed, Waits, attended
+from pipelines.training.driver import CapacityNotice, DriverHooks, OnValidation, follow_workers
 from pipelines.training.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.training.worker import train_worker
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from denoise.training.checkpoint_manager import Store
+    from denoise.training.checkpoint_manager import CheckpointStore
 
 RESIZE_SECONDS = 30.0  # between two looks whether there is room for more workers
 
@@ -72,20 +72,22 @@ def train_on_ray(
     config = with_net(config)
     inputs = training_inputs(config, name)
     folder = out or Path("runs") / inputs.name / "model"
-    opening = _opening(config, inputs, {"mlflow.source.name": "denoise train"})
+    spec = _run_spec(config, inputs, {"mlflow.source.name": "denoise train"})
     journal = journal_folder(config.ray.storage, inputs.name)
-    with driven(opening, journal) as run:
+    with tracked_run(spec, journal) as run:
         store = open_store(config.ray.storage, inputs.name)
         if not _finished(config, store):
             with ray_cluster(config) as dashboard:
-                _announce(run.opening, config.ray.storage, dashboard)
-                _fit(config, inputs, run.opening, journal, inject, profile)
+                _announce(run.spec, config.ray.storage, dashboard)
+                _fit(config, inputs, run.spec, journal, inject, profile)
         metrics = export_model(config, store, folder)
         Journal(journal).set_model(folder, _final_figures(metrics), inputs.example(config))
     return Trained(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
 
 
-def train_part(config: Config, name: str, tags: Mapping[str, object], heed: Heed) -> Mapping[str, float]:
+def train_part(
+    config: Config, name: str, tags: Mapping[str, object], on_validation: OnValidation
+) -> Mapping[str, float]:
     """Train on the connected cluster as a part of something larger, and return the figures of the last step.
 
     The run has checkpoints and an MLflow run of its own, but its model is left in the last checkpoint.
@@ -106,17 +108,17 @@ def train_part(config: Config, name: str, tags: Mapping[str, object], heed: Heed
     config = with_net(config)
     inputs = training_inputs(config, name)
     journal = journal_folder(config.ray.storage, name)
-    with driven(_opening(config, inputs, tags), journal) as run:
+    with tracked_run(_run_spec(config, inputs, tags), journal) as run:
         store = open_store(config.ray.storage, name)
         if not _finished(config, store):
-            _fit(config, inputs, run.opening, journal, (), False, heed)
+            _fit(config, inputs, run.spec, journal, (), False, on_validation)
         with store.open(store.names()[-1]) as last:
             return dict(read_history(last)[-1])
 
 
-def _opening(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]) -> Opening:
+def _run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]) -> RunSpec:
     """Return what opens the MLflow run of a training."""
-    return Opening(
+    return RunSpec(
         tracking.resolve_uri(config.tracking.uri, Path.cwd()),
         config.tracking.experiment,
         inputs.name,
@@ -132,14 +134,14 @@ def _opening(config: Config, inputs: TrainingInputs, tags: Mapping[str, object])
     )
 
 
-def _announce(opening: Opening, storage: str, dashboard: str) -> None:
+def _announce(spec: RunSpec, storage: str, dashboard: str) -> None:
     """Say where the run can be seen, and what resumes it."""
     seen = f", Ray at http://{dashboard}" if dashboard else ""
-    say(f"{opening.name}: MLflow at {tracking.shown(opening.uri)}{seen}, checkpoints in {storage}")
-    say(f"{opening.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
+    say(f"{spec.name}: MLflow at {tracking.without_password(spec.uri)}{seen}, checkpoints in {storage}")
+    say(f"{spec.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
 
 
-def _finished(config: Config, store: "Store") -> bool:
+def _finished(config: Config, store: "CheckpointStore") -> bool:
     """Say whether the last checkpoint of the run is there: no cluster is needed to give its model back."""
     from denoise.training.checkpoint import checkpoint_name, damage
 
@@ -153,11 +155,11 @@ def _finished(config: Config, store: "Store") -> bool:
 def _fit(
     config: Config,
     inputs: TrainingInputs,
-    opening: Opening,
+    spec: RunSpec,
     journal: Path,
     inject: "Sequence[Fault]",
     profile: bool,
-    heed: Heed = lambda row: False,
+    on_validation: OnValidation = lambda row: False,
 ) -> None:
     """Train on the connected cluster until the last step is done, or ``heed``, told every validation, answers yes.
 
@@ -167,7 +169,7 @@ def _fit(
     """
     import ray
 
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node())(Mailbox).remote()
+    channel = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunChannel).remote()
     gpu = use_gpu(config)
     work = {
         "config": to_dict(config),
@@ -175,22 +177,22 @@ def _fit(
         "storage": absolute(config.ray.storage),
         "parts": [part.as_dict() for part in inputs.parts],
         "provenance": provenance(inputs),
-        "opening": opening.as_dict(),
+        "run_spec": spec.as_dict(),
         "journal": str(journal),
-        "mailbox": mailbox,
+        "mailbox": channel,
         "preemptible": bool(ray_address(config)),
         "inject": list(inject),
         "profile": (Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
     }
     trainer = _trainer(config, inputs.name, gpu, work)
-    hear = Ears(heed, Waits(inputs.name, config, gpu), Faults(inject, DRIVER))
-    with terminated() as leave, attended(mailbox, inputs.name, config, leave, hear):
+    hear = DriverHooks(on_validation, CapacityNotice(inputs.name, config, gpu), FaultInjector(inject, DRIVER))
+    with terminated() as leave, follow_workers(channel, inputs.name, config, leave, hear):
         try:
             with _own_interrupt():
                 trainer.fit()
         except Exception as error:
-            raise _told(mailbox, inputs.name, error) from error
-    message, done = ray.get(mailbox.ending.remote())
+            raise _told(channel, inputs.name, error) from error
+    message, done = ray.get(channel.ending.remote())
     if message:
         raise UserError(message)
     if done < config.train.steps:
@@ -238,10 +240,10 @@ def _own_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _told(mailbox: Any, name: str, error: Exception) -> UserError:
+def _told(channel: Any, name: str, error: Exception) -> UserError:
     import ray
 
-    message, _ = ray.get(mailbox.ending.remote())
+    message, _ = ray.get(channel.ending.remote())
     if message:
         return UserError(message)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

@@ -9,7 +9,7 @@ from denoise.errors import UsageError, nearest
 
 
 @dataclass(frozen=True)
-class Preset:
+class Recipe:
     """One recipe.
 
     Attributes:
@@ -32,12 +32,12 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
 
 
-def presets() -> dict[str, Preset]:
+def recipes() -> dict[str, Recipe]:
     """Return all recipes by name."""
     return {name: _read(name) for name in names()}
 
 
-def load_preset(name: str) -> Preset:
+def load_recipe(name: str) -> Recipe:
     """Return the recipe of a name.
 
     Raises:
@@ -49,7 +49,7 @@ def load_preset(name: str) -> Preset:
     return _read(name)
 
 
-def described(preset: Preset) -> str:
+def described(preset: Recipe) -> str:
     """Return a recipe as text for people: where it comes from, and the keys that it sets."""
     import yaml
 
@@ -63,8 +63,8 @@ def _folder() -> Traversable:
     return files("pipelines.training") / "recipes"
 
 
-def _read(name: str) -> Preset:
+def _read(name: str) -> Recipe:
     import yaml
 
     tree = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    return Preset(name, tree["title"], tree["source"], tree.get("note", ""), tree["config"])
+    return Recipe(name, tree["title"], tree["source"], tree.get("note", ""), tree["config"])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config, from_dict
 from denoise.errors import UserError
-from denoise.training.fault_injection import Faults
+from denoise.training.fault_injection import FaultInjector
 from pipelines.storage.checkpoints import open_store
-from pipelines.tracking.runs import Opening
+from pipelines.tracking.runs import RunSpec
 from pipelines.training.inputs import open_collections
 
 if TYPE_CHECKING:
@@ -27,21 +27,23 @@ def train_worker(settings: dict[str, Any]) -> None:
     import torch
 
     from denoise import distributed
-    from denoise.training.checkpoint_manager import Checkpoints
+    from denoise.training.checkpoint_manager import CheckpointManager
     from denoise.training.loop import train
 
-    config, mailbox = from_dict(settings["config"]), settings["mailbox"]
-    if ray.get(mailbox.ending.remote())[0]:
+    config, channel = from_dict(settings["config"]), settings["mailbox"]
+    if ray.get(channel.ending.remote())[0]:
         return  # bad input does not get better by trying again
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     first = distributed.rank() == 0
     hosts = distributed.union({distributed.rank(): ray.util.get_node_ip_address()})
     if first:
-        mailbox.say.remote(f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
-    faults = Faults(settings["inject"], distributed.rank(), lambda fault: bool(ray.get(mailbox.first.remote(fault))))
+        channel.say.remote(f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
+    faults = FaultInjector(
+        settings["inject"], distributed.rank(), lambda fault: bool(ray.get(channel.first.remote(fault)))
+    )
     store = open_store(settings["storage"], settings["name"])
-    checkpoints = Checkpoints(store, config.ray.keep_checkpoints, mailbox.say.remote, faults.tamper)
+    checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, channel.say.remote, faults.wrap_writer)
     writer = RankZero(settings, faults) if first else None
     with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
         try:
@@ -51,17 +53,17 @@ def train_worker(settings: dict[str, Any]) -> None:
                 sets["train"],
                 sets.get("val"),
                 Path(folder),
-                _reporter(writer, Path(folder), config, Notices(settings["preemptible"])),
+                _reporter(writer, Path(folder), config, PreemptionNotices(settings["preemptible"])),
                 checkpoints,
                 settings["provenance"],
-                writer.leaving.is_set if writer else lambda: False,
+                writer.stop_requested.is_set if writer else lambda: False,
                 faults,
                 settings["profile"],
             )
             if first:
-                ray.get(mailbox.end.remote("", done))
+                ray.get(channel.end.remote("", done))
         except UserError as error:
-            ray.get(mailbox.end.remote(str(error), 0))
+            ray.get(channel.end.remote(str(error), 0))
             raise
         finally:
             if writer:
@@ -71,26 +73,26 @@ def train_worker(settings: dict[str, Any]) -> None:
 class RankZero:
     """What only rank 0 does: MLflow, and words to and from the driver."""
 
-    def __init__(self, settings: Mapping[str, Any], faults: Faults) -> None:
-        from pipelines.tracking.logger import RunLog
+    def __init__(self, settings: Mapping[str, Any], faults: FaultInjector) -> None:
+        from pipelines.tracking.logger import MlflowLogger
 
         self.faults, self.down_until = faults, 0.0
-        opening = Opening.from_dict(settings["opening"])
-        self.log = RunLog(opening, Path(settings["journal"]), down=lambda: time.monotonic() < self.down_until)
-        self.mailbox = settings["mailbox"]
-        self.leaving, self.closed = threading.Event(), threading.Event()
+        spec = RunSpec.from_dict(settings["run_spec"])
+        self.log = MlflowLogger(spec, Path(settings["journal"]), down=lambda: time.monotonic() < self.down_until)
+        self.channel = settings["mailbox"]
+        self.stop_requested, self.closed = threading.Event(), threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def report(self, metrics: Mapping[str, float], folder: Path, validated: bool) -> None:
-        """Record the metrics, and the validation picture if this step made one; the journal keeps them at once."""
+        """Record the metrics, and the validation image if this step made one; the journal keeps them at once."""
         step = int(metrics["step"])
         for fault in self.faults.due(step, "tracker-down"):
             self.down_until = time.monotonic() + fault.seconds
         self.log.log_metrics(step, {key: value for key, value in metrics.items() if key != "step"})
-        picture = folder / "pictures" / f"step-{step:06d}.png"
-        if picture.exists():
-            self.log.log_picture("validation", picture, step)
-        self.mailbox.put.remote(dict(metrics), validated)
+        image = folder / "images" / f"step-{step:06d}.png"
+        if image.exists():
+            self.log.log_image("validation", image, step)
+        self.channel.put.remote(dict(metrics), validated)
 
     def close(self) -> None:
         """Write what is left."""
@@ -101,12 +103,12 @@ class RankZero:
         """Hear whether the driver was told to leave."""
         import ray
 
-        while not self.closed.wait(LISTEN_SECONDS) and not self.leaving.is_set():
-            if ray.get(self.mailbox.leaving.remote()):
-                self.leaving.set()
+        while not self.closed.wait(LISTEN_SECONDS) and not self.stop_requested.is_set():
+            if ray.get(self.channel.stop_requested.remote()):
+                self.stop_requested.set()
 
 
-class Notices:
+class PreemptionNotices:
     """Tells of machines that are about to be taken away, which a cloud does with its spot machines."""
 
     def __init__(self, possible: bool) -> None:
@@ -121,7 +123,7 @@ class Notices:
         return bool(self.known - before)
 
 
-def _reporter(writer: RankZero | None, folder: Path, config: Config, notices: Notices) -> "Report":
+def _reporter(writer: RankZero | None, folder: Path, config: Config, notices: PreemptionNotices) -> "Report":
     """Return the ``report`` of the core's loop: rank 0 tells MLflow, every rank tells Ray when it has validated.
 
     Ray takes one report at each look of its controller and lets further ones wait: too slow for every row.

@@ -23,7 +23,7 @@ class Challenger:
     version: str
 
 
-def enter(plan: "Plan", best: dict[str, Any], folder: Path) -> Challenger:
+def register_challenger(plan: "Plan", best: dict[str, Any], folder: Path) -> Challenger:
     """Export the best trial's model (its first seed's) and register it, without a score, as @challenger.
 
     Promotion is another matter: it needs a score, like that of every model.

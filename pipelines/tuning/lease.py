@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
-from pipelines.tracking.owner import is_gone, this_driver, this_host
+from pipelines.tracking.owner import has_died, this_host, this_process
 
 if TYPE_CHECKING:
     import optuna
@@ -17,7 +17,7 @@ RIVAL_SECONDS = 0.5  # within which one who found the study free at the same mom
 SILENT_SECONDS = 60.0  # after which a driver on another machine is taken for dead
 
 
-class Claim:
+class Lease:
     """This process's right to go on with a study."""
 
     def __init__(self, study: "optuna.Study") -> None:
@@ -31,12 +31,12 @@ class Claim:
             UserError: another process does.
         """
         driver = self.study.user_attrs.get(DRIVER, "")
-        if driver and driver != this_driver() and not self._is_gone(driver):
+        if driver and driver != this_process() and not self._is_gone(driver):
             raise self._taken_by(driver)
         self._renew()
-        self.study.set_user_attr(DRIVER, this_driver())
+        self.study.set_user_attr(DRIVER, this_process())
         time.sleep(RIVAL_SECONDS)  # Optuna cannot compare and set: of two at the same moment, the later one stays
-        if (driver := self.study.user_attrs.get(DRIVER, "")) != this_driver():
+        if (driver := self.study.user_attrs.get(DRIVER, "")) != this_process():
             raise self._taken_by(driver)
 
     def keep(self) -> None:
@@ -56,7 +56,7 @@ class Claim:
 
     def _is_gone(self, driver: str) -> bool:
         if driver.startswith(f"{this_host()} "):
-            return is_gone(driver)
+            return has_died(driver)
         return abs(time.time() - float(self.study.user_attrs.get(SEEN, 0))) > SILENT_SECONDS
 
     def _renew(self) -> None:

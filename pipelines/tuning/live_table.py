@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console import say
-from pipelines.tuning.study import REASON, Asked, Study, rung_of
+from pipelines.tuning.study import REASON, PendingTrial, Study, rung_of
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -18,7 +18,7 @@ SHOWN = 12  # trials in the live table: those that run, then the newest
 
 
 @dataclass
-class Moving:
+class RunningTrial:
     """A trial that runs."""
 
     rung: int = 0
@@ -27,16 +27,16 @@ class Moving:
     since: float = field(default_factory=time.monotonic)
 
 
-class Board:
+class LiveTable:
     """Shows the trials of a study while they run."""
 
     def __init__(self, study: Study) -> None:
-        self.study, self.running = study, dict[int, Moving]()
+        self.study, self.running = study, dict[int, RunningTrial]()
         self.live: Live | None = None
         self.took: list[float] = []  # seconds of the trials that have ended here
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def format_value(self) -> Iterator[None]:
         """Show the table while the block runs, if standard error is a terminal."""
         if not sys.stderr.isatty():
             yield
@@ -48,20 +48,20 @@ class Board:
             yield
         self.live = None
 
-    def began(self, asked: Asked) -> None:
+    def trial_started(self, pending: PendingTrial) -> None:
         """A trial has begun, or goes on."""
-        self.running[asked.number] = Moving()
-        self._show(f"trial {asked.number}: {in_words(asked.params)}")
+        self.running[pending.number] = RunningTrial()
+        self._show(f"trial {pending.number}: {as_overrides(pending.params)}")
 
-    def moved(self, number: int, rung: int, value: float, rate: float) -> None:
+    def trial_validated(self, number: int, rung: int, value: float, rate: float) -> None:
         """A trial has validated."""
-        one = self.running.setdefault(number, Moving())
+        one = self.running.setdefault(number, RunningTrial())
         one.rung, one.value, one.rate = rung, value, rate
         self._show()
 
-    def ended(self, number: int) -> None:
+    def trial_ended(self, number: int) -> None:
         """A trial has ended."""
-        one = self.running.pop(number, Moving())
+        one = self.running.pop(number, RunningTrial())
         self.took.append(time.monotonic() - one.since)
         trial = self.study.trials()[number]
         left = self.study.remaining()
@@ -85,7 +85,7 @@ class Board:
         table = Table(title=self.summary(self.study.remaining()), caption=f"sweep {self.study.name}")
         for column in ("trial", "state", *keys, sweep.objectives[0], "validation", "images/s"):
             table.add_column(column, justify="left" if column in ("state", *keys) else "right")
-        for trial in chosen(self.study.trials(), self.running):
+        for trial in visible_trials(self.study.trials(), self.running):
             table.add_row(*self._row(trial, keys))
         return table
 
@@ -96,7 +96,7 @@ class Board:
         return [
             str(trial.number),
             trial.state.name if moving is None else "RUNNING",
-            *(shown(trial.params.get(key, "")) for key in keys),
+            *(format_value(trial.params.get(key, "")) for key in keys),
             f"{values[0]:.4g}" if values else "",
             f"{rung}/{self.study.sweep.evaluations}",
             f"{moving.rate:.0f}" if moving and moving.rate else "",
@@ -115,7 +115,7 @@ class Board:
             say(line)
 
 
-def chosen(trials: Any, running: dict[int, Moving]) -> list[Any]:
+def visible_trials(trials: Any, running: dict[int, RunningTrial]) -> list[Any]:
     """Return the trials that the live table has room for: all that run, and the newest of the others."""
     others = [one for one in trials if one.number not in running]
     room = max(0, SHOWN - len(running))
@@ -123,11 +123,11 @@ def chosen(trials: Any, running: dict[int, Moving]) -> list[Any]:
     return [one for one in trials if one.number in kept]
 
 
-def in_words(params: dict[str, Any]) -> str:
+def as_overrides(params: dict[str, Any]) -> str:
     """Return parameters as the command line has them."""
-    return " ".join(f"{key}={shown(value)}" for key, value in params.items())
+    return " ".join(f"{key}={format_value(value)}" for key, value in params.items())
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value with as many digits as one reads."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -7,9 +7,9 @@ from pathlib import Path
 from denoise.config import Config, flatten, from_dict, to_dict
 from pipelines.storage.checkpoints import absolute
 from pipelines.tracking import client as tracking
-from pipelines.tracking.runs import Opening
+from pipelines.tracking.runs import RunSpec
 from pipelines.training.inputs import training_inputs
-from pipelines.tuning.space import Dimension, Sweep, corners, sweep_name, trial_config
+from pipelines.tuning.space import Dimension, Sweep, boundary_configs, sweep_name, trial_config
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Plan:
     name: str
     sweep: Sweep
     base: Config  # with absolute addresses
-    data_digest: str  # of the training pictures
+    data_digest: str  # of the training images
 
-    def opening(self) -> Opening:
+    def run_spec(self) -> RunSpec:
         """Return what opens the sweep's run in MLflow."""
         params = {f"space.{key}": _words(one) for key, one in self.sweep.space.items()}
         kept = {key: getattr(self.sweep, key) for key in ("trials", "sampler", "pruner", "objectives", "seeds", "seed")}
-        return Opening(
+        return RunSpec(
             self.base.tracking.uri,
             self.base.tracking.experiment,
             self.name,
@@ -53,7 +53,7 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
     ray = dataclasses.replace(config.ray, storage=absolute(config.ray.storage))
     where = dataclasses.replace(config.tracking, uri=tracking.resolve_uri(config.tracking.uri, Path.cwd()))
     base = from_dict(to_dict(dataclasses.replace(config, train=train, data=data, ray=ray, tracking=where)))
-    for params in corners(sweep):
+    for params in boundary_configs(sweep):
         one = trial_config(sweep, base, params, sweep.seeds[0])
         check(one)
     inputs = training_inputs(one, kind)

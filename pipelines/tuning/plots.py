@@ -1,4 +1,4 @@
-"""The pictures of a sweep: history, parallel coordinates, importance and slices, as PNG and on one page."""
+"""The images of a sweep: history, parallel coordinates, importance and slices, as PNG and on one page."""
 
 import html
 import warnings
@@ -22,7 +22,7 @@ FEWEST = 2  # finished trials, without which there is nothing to compare
 
 
 def draw(study: "optuna.Study", folder: Path, sweep: Sweep) -> list[Path]:
-    """Write NAME.png for every picture, and one page with all of them, of the first objective."""
+    """Write NAME.png for every image, and one page with all of them, of the first objective."""
     from optuna.trial import TrialState
 
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < FEWEST:
@@ -67,12 +67,12 @@ def _page(study: "optuna.Study", folder: Path, named: dict[str, Any], title: str
 
 
 def _each(plots: Any, study: "optuna.Study", named: dict[str, Any]) -> "list[tuple[str, Any]]":
-    """Return the pictures that can be drawn: importance needs parameters that differ."""
+    """Return the images that can be drawn: importance needs parameters that differ."""
     made = []
     for name, function in PLOTS.items():
         plot: Callable[..., Any] = getattr(plots, function)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna's matplotlib pictures are called experimental
+            warnings.simplefilter("ignore")  # Optuna's matplotlib images are called experimental
             try:
                 made.append((name, plot(study, **named, **_own(name))))
             except (ValueError, RuntimeError):
@@ -81,7 +81,7 @@ def _each(plots: Any, study: "optuna.Study", named: dict[str, Any]) -> "list[tup
 
 
 def _own(name: str) -> dict[str, Any]:
-    """Return what one picture needs and the others do not know."""
+    """Return what one image needs and the others do not know."""
     from optuna.importance import FanovaImportanceEvaluator
 
     return {"evaluator": FanovaImportanceEvaluator(seed=0)} if name == "importance" else {}

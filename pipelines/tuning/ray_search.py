@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.tuning.study import Asked, Study
+from pipelines.tuning.study import PendingTrial, Study
 
 RUNG, VALUE, RATE, END = "rung", "value", "images_per_second", "denoise_end"  # keys of what a trial reports
 
@@ -19,34 +19,34 @@ RUNG, VALUE, RATE, END = "rung", "value", "images_per_second", "denoise_end"  # 
 class Board(Protocol):
     """Shows how the trials go."""
 
-    def began(self, asked: Asked) -> None:
+    def trial_started(self, pending: PendingTrial) -> None:
         """A trial has begun, or goes on."""
 
-    def moved(self, number: int, rung: int, value: float, rate: float) -> None:
+    def trial_validated(self, number: int, rung: int, value: float, rate: float) -> None:
         """A trial has validated."""
 
-    def ended(self, number: int) -> None:
+    def trial_ended(self, number: int) -> None:
         """A trial has ended."""
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
     """Hands Ray Tune the trials of a study, and tells the study how they ended."""
 
-    def __init__(self, study: Study, board: Board, prune: Callable[[int], object]) -> None:
+    def __init__(self, study: Study, live_table: Board, prune: Callable[[int], object]) -> None:
         """``prune`` lets a trial know that it should leave."""
         super().__init__()
-        self.study, self.board, self.prune = study, board, prune
+        self.study, self.live_table, self.prune = study, live_table, prune
         self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
         self.pruned: set[int] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of the next trial, FINISHED when the study has begun all of them."""
-        asked = self.study.ask()
-        if asked is None:
+        pending = self.study.ask()
+        if pending is None:
             return str(Searcher.FINISHED)
-        self.numbers[trial_id] = asked.number
-        self.board.began(asked)
-        return {"number": asked.number, "params": asked.params}
+        self.numbers[trial_id] = pending.number
+        self.live_table.trial_started(pending)
+        return {"number": pending.number, "params": pending.params}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study the state that the trial has ended in; one that was interrupted stays as it is."""
@@ -62,9 +62,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self.study.complete(number, end["figures"], end["images"])
         else:
             return
-        self.board.ended(number)
+        self.live_table.trial_ended(number)
 
-    def heard(self, trial_id: str, result: Mapping[str, Any]) -> None:
+    def on_report(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Note what a trial has reported, and let it know if it should leave."""
         if RUNG not in result or trial_id not in self.numbers:
             return
@@ -72,8 +72,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if number in self.pruned or self.study.trials()[number].state.is_finished():
             return
         rate = float(result[RATE])
-        self.board.moved(number, rung, value, rate)
-        if self.study.note(number, rung, value, rate):
+        self.live_table.trial_validated(number, rung, value, rate)
+        if self.study.record_validation(number, rung, value, rate):
             self.pruned.add(number)
             self.prune(number)
 
@@ -103,7 +103,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return CONTINUE."""
-        self.searcher.heard(trial.trial_id, result)
+        self.searcher.on_report(trial.trial_id, result)
         return str(TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Results:
             try:
                 self._to_mlflow(folder)
             except UserError as error:
-                say(f"warning: MLflow lacks pictures of {self.plan.name} ({first_line(error)}); they are in {folder}.")
+                say(f"warning: MLflow lacks images of {self.plan.name} ({first_line(error)}); they are in {folder}.")
 
     def _to_mlflow(self, folder: Path) -> None:
         """Put the figures and files of the sweep into its run."""
@@ -98,7 +98,7 @@ class Results:
 def rank_correlation(rows: list[Row]) -> float | None:
     """Return Spearman's rank correlation of val_psnr and -val_loss, None where fewer than three trials have both.
 
-    Near 1, the loss that needs no clean pictures chooses what the PSNR would have chosen.
+    Near 1, the loss that needs no clean images chooses what the PSNR would have chosen.
     """
     from scipy.stats import spearmanr
 
@@ -110,7 +110,7 @@ def rank_correlation(rows: list[Row]) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def settle(plan: "Plan", study: Study) -> str:
+def finalize_mlflow_runs(plan: "Plan", study: Study) -> str:
     """Give the MLflow runs of all trials their final status and state; return the id of the sweep's run.
 
     An empty id, and one warning, where MLflow does not answer.
@@ -123,7 +123,7 @@ def settle(plan: "Plan", study: Study) -> str:
                 return ""
             api = client(tracked.uri)
             for trial in study.trials():
-                _settle_trial(api, plan, parent.info.run_id, trial)
+                _finalize_trial(api, plan, parent.info.run_id, trial)
             return str(parent.info.run_id)
     except UserError as error:
         say(
@@ -133,7 +133,7 @@ def settle(plan: "Plan", study: Study) -> str:
         return ""
 
 
-def _settle_trial(api: "MlflowClient", plan: "Plan", parent: str, trial: Any) -> None:
+def _finalize_trial(api: "MlflowClient", plan: "Plan", parent: str, trial: Any) -> None:
     from pipelines.tracking.lifecycle import finish, journal_folder
     from pipelines.tuning.trial import PARENT_TAG, run_names
 

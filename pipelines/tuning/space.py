@@ -16,8 +16,8 @@ from pydantic import Field
 from denoise.config import Config, Positive, build, digest, from_dict, load_config, to_dict
 from denoise.errors import UsageError, UserError, nearest
 
-# Keys of data that decide which pictures a trial sees, and how; the others say where they are.
-DECISIVE = ("train", "val", "colour", "fixed_noise", "streams", "window", "crops_per_picture", "small", "quarantine")
+# Keys of data that decide which images a trial sees, and how; the others say where they are.
+DECISIVE = ("train", "val", "colour", "fixed_noise", "streams", "window", "crops_per_image", "small", "quarantine")
 SIDE = 8  # a method's own float is searched from its default divided by this to its default times this
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_psnr": "maximize",
@@ -63,7 +63,7 @@ class Sweep:
     reduction: Annotated[int, Field(ge=2)] = 3  # asha, hyperband: one trial of so many goes on at every rung
     evaluations: Positive = 8  # times that a trial validates, evenly spread: what the pruner counts in
     images: Positive | None = None  # a trial's length in training images; None: train.steps, whatever the batch
-    objectives: tuple[Objective, ...] = ("val_psnr",)  # val_loss needs no clean pictures; two: nsga2
+    objectives: tuple[Objective, ...] = ("val_psnr",)  # val_loss needs no clean images; two: nsga2
     seeds: tuple[int, ...] = (0,)  # of each configuration; what counts is the mean
     seed: int = 0  # of the sampler
 
@@ -137,7 +137,7 @@ def trial_config(sweep: Sweep, base: Config, params: Mapping[str, Value], seed: 
     return _with(config, {f"train.{key}": value for key, value in lengths.items()})
 
 
-def corners(sweep: Sweep) -> Iterator[dict[str, Value]]:
+def boundary_configs(sweep: Sweep) -> Iterator[dict[str, Value]]:
     """Yield parameters that between them hold all choices and ends of every dimension, one at a time."""
     first = {key: one.ends()[0] for key, one in sweep.space.items()}
     for key, one in sweep.space.items():

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, nearest
-from pipelines.tracking.client import shown
-from pipelines.tuning.lease import Claim
+from pipelines.tracking.client import without_password
+from pipelines.tuning.lease import Lease
 from pipelines.tuning.optuna_objects import distribution, is_made, make_pruner, make_sampler, open_storage
 from pipelines.tuning.space import DIRECTIONS, Sweep, Value
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 IDENTITY = "denoise.sweep"  # attribute of the study
 REASON, SEEDS, RATES = "reason", "seeds", "rates"  # of a trial: why it failed; figures by seed; images/s by rung
-NOISY = "the pictures of data.val are noisy alone; objectives: [val_loss] needs no clean ones"
+NOISY = "the images of data.val are noisy alone; objectives: [val_loss] needs no clean ones"
 UNMEASURED = {"val_psnr": NOISY, "val_ssim": NOISY, "val_loss": "set train.val_loss=true"}
 
 
-class Asked(NamedTuple):
+class PendingTrial(NamedTuple):
     """A trial that is to run."""
 
     number: int
@@ -57,8 +57,8 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names(list(sweep.objectives))  # as which optuna-dashboard shows them
-        self.claim = Claim(self.study)
-        self.claim.take()
+        self.lease = Lease(self.study)
+        self.lease.take()
 
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         known = self.study.user_attrs.get(IDENTITY)
@@ -72,7 +72,7 @@ class Study:
     def release(self) -> None:
         """Let go of the study: what is RUNNING waits to be resumed, and another process may do that."""
         self.requeue()
-        self.claim.release()
+        self.lease.release()
 
     def requeue(self) -> int:
         """Make trials WAITING whose process died, so that they go on before new ones begin; return how many."""
@@ -91,7 +91,7 @@ class Study:
         """Return all trials."""
         return self.study.get_trials(deepcopy=False)
 
-    def ask(self) -> Asked | None:
+    def ask(self) -> PendingTrial | None:
         """Return the next trial to run: one that waits to be resumed, else a new one; None when all have begun."""
         from optuna.trial import TrialState
 
@@ -102,9 +102,9 @@ class Study:
         # Seeded by the trial's number, a sampler needs no memory but the study: random asks the same after any break.
         self.study.sampler = make_sampler(self.sweep, self.sweep.seed * 1_000_003 + len(trials))
         trial = self.study.ask(self.distributions)
-        return Asked(trial.number, dict(trial.params))
+        return PendingTrial(trial.number, dict(trial.params))
 
-    def note(self, number: int, rung: int, value: float, rate: float) -> bool:
+    def record_validation(self, number: int, rung: int, value: float, rate: float) -> bool:
         """Note what a trial has reached at its ``rung``-th validation, and say whether it should be pruned.
 
         ``rate`` is the images per second since the one before.
@@ -181,11 +181,11 @@ def known_sweep(address: str, name: str) -> dict[str, Any]:
     """
     import optuna
 
-    names = [row["name"] for row in listed(address)]
+    names = [row["name"] for row in list_sweeps(address)]
     if name not in names:
         raise UserError(
-            f"there is no sweep {name} in {shown(address)}{nearest(name, names)}; `denoise sweeps list` names those "
-            "there are."
+            f"there is no sweep {name} in {without_password(address)}{nearest(name, names)}; `denoise sweeps list` "
+            "names those there are."
         )
     known: dict[str, Any] = optuna.load_study(study_name=name, storage=open_storage(address)).user_attrs[IDENTITY]
     return known
@@ -207,7 +207,7 @@ def _first_difference(known: Mapping[str, Any], now: Mapping[str, Any], prefix: 
     return "configuration"
 
 
-def listed(address: str) -> list[dict[str, Any]]:
+def list_sweeps(address: str) -> list[dict[str, Any]]:
     """Return every sweep of a storage: name, trials by state, best value of the first objective (None without)."""
     import optuna
     from optuna.trial import TrialState

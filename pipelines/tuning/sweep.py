@@ -11,31 +11,31 @@ from denoise.errors import UserError
 from pipelines.cluster.connect import ray_address, ray_cluster, room, this_node, use_gpu
 from pipelines.console import say
 from pipelines.tracking import client as tracking
-from pipelines.tracking.lifecycle import driven, journal_folder
-from pipelines.tracking.runs import Opening
-from pipelines.training.channel import Verdicts
-from pipelines.tuning.challenger import Challenger, enter
-from pipelines.tuning.live_table import Board
+from pipelines.tracking.lifecycle import journal_folder, tracked_run
+from pipelines.tracking.runs import RunSpec
+from pipelines.training.channel import PruneFlags
+from pipelines.tuning.challenger import Challenger, register_challenger
+from pipelines.tuning.live_table import LiveTable
 from pipelines.tuning.plan import Plan
-from pipelines.tuning.results import Results, settle
+from pipelines.tuning.results import Results, finalize_mlflow_runs
 from pipelines.tuning.space import identity
 from pipelines.tuning.study import Study
 
 # A trial's own process only waits. It does so on the head, which stays when spot machines go.
 ON_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}
 LEAVE_SECONDS = 60  # that a trial which is stopped has to save a checkpoint and go, before it is killed
-SWEEPS = Path("sweeps")  # folder of what a sweep leaves: pictures, table, model
+SWEEPS = Path("sweeps")  # folder of what a sweep leaves: images, table, model
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepOutcome:
     """A finished sweep and the model of its best trial."""
 
     results: Results
     challenger: Challenger
 
 
-def run_sweep(plan: Plan, concurrency: int | None = None) -> Swept:
+def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
     """Run what is left of a sweep and return its results.
 
     Args:
@@ -47,27 +47,28 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> Swept:
         KeyboardInterrupt: Ctrl-C came; what had begun goes on with the next start.
     """
     study = Study(plan.base.tune.storage, plan.name, plan.sweep, identity(plan.sweep, plan.base, plan.data_digest))
-    study.claim.keep()
+    study.lease.keep()
     study.requeue()
-    opening, journal = plan.opening(), journal_folder(plan.base.ray.storage, plan.name)
-    with driven(opening, journal) as run:
-        say(f"{plan.name}: MLflow at {tracking.shown(opening.uri)}; to resume it: denoise tune --resume {plan.name}")
+    spec, journal = plan.run_spec(), journal_folder(plan.base.ray.storage, plan.name)
+    with tracked_run(spec, journal) as run:
+        where = tracking.without_password(spec.uri)
+        say(f"{plan.name}: MLflow at {where}; to resume it: denoise tune --resume {plan.name}")
         try:
             if study.remaining():
-                _tune(plan, study, run.opening, concurrency)
+                _tune(plan, study, run.spec, concurrency)
         finally:
             study.release()
-            parent = settle(plan, study)
+            parent = finalize_mlflow_runs(plan, study)
         if study.remaining():
             raise KeyboardInterrupt
         results = Results.of(plan, study, parent)
         if results.best is None:
             raise UserError(f"all trials of {plan.name} failed: {results.first_failure()}")
         results.publish(SWEEPS / plan.name)
-        return Swept(results, enter(plan, results.best, SWEEPS / plan.name))
+        return SweepOutcome(results, register_challenger(plan, results.best, SWEEPS / plan.name))
 
 
-def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -> None:
+def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> None:
     """Let Ray Tune run the trials that are left."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(LEAVE_SECONDS)
@@ -80,21 +81,21 @@ def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -
         from pipelines.tuning.ray_search import StudyScheduler, StudySearcher
         from pipelines.tuning.trial import run_trial
 
-        verdicts = ray.remote(num_cpus=0, scheduling_strategy=this_node())(Verdicts).remote()
+        prune_flags = ray.remote(num_cpus=0, scheduling_strategy=this_node())(PruneFlags).remote()
         task = {
             "name": plan.name,
             "sweep": dataclasses.asdict(plan.sweep),
             "base": to_dict(plan.base),
-            "parent": _run_id(opening),
-            "verdicts": verdicts,
+            "parent": _run_id(spec),
+            "verdicts": prune_flags,
         }
-        board = Board(study)
-        searcher = StudySearcher(study, board, lambda number: ray.get(verdicts.prune.remote(number)))
+        live_table = LiveTable(study)
+        searcher = StudySearcher(study, live_table, lambda number: ray.get(prune_flags.prune.remote(number)))
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, task=task),
             tune.PlacementGroupFactory([ON_HEAD]),
         )
-        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, board.shown():
+        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, live_table.shown():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -113,10 +114,10 @@ def _tune(plan: Plan, study: Study, opening: Opening, concurrency: int | None) -
             ).fit()
 
 
-def _run_id(opening: Opening) -> str:
-    """Return the id of the sweep's run in MLflow, empty where that does not answer: ``settle`` tells it later."""
+def _run_id(spec: RunSpec) -> str:
+    """Return the id of the sweep's run in MLflow, empty where that does not answer: it is set at the end."""
     try:
-        run = tracking.known_run(opening.uri, opening.experiment, opening.name)
+        run = tracking.known_run(spec.uri, spec.experiment, spec.name)
     except UserError:
         return ""
     return str(run.info.run_id) if run else ""

@@ -53,7 +53,7 @@ def test_averaging_follows_the_training_augmentation():
     net, noisy = Lopsided(), torch.rand(1, 3, 8, 12)
     plain = denoiser(net)
     averaging = denoiser(net, "n2n", "gauss25", "train.augment=[flip, rotate]").averaging()
-    assert (len(plain.averaging().over), len(averaging.over)) == (1, 8)
+    assert (len(plain.averaging().symmetries), len(averaging.symmetries)) == (1, 8)
     assert torch.equal(plain.averaging()(noisy), plain(noisy))
     for symmetry in symmetries(("flip", "rotate")):
         torch.testing.assert_close(averaging(symmetry.apply(noisy)), symmetry.apply(averaging(noisy)))
@@ -72,11 +72,11 @@ def test_the_level_is_what_it_was_trained_for_or_estimated():
 
 
 def test_a_method_that_is_not_trained_restores_by_its_name(photographs):
-    from denoise.images.io import read_picture
+    from denoise.images.io import read_image
     from denoise.images.tensors import to_tensor
 
     noise = parse_noise("gauss25")
-    clean = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
+    clean = to_tensor(read_image(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
     seen = noise.corrupt(clean, batch_rng(0, 0, torch.arange(1)))
     untrained = untrained_denoiser("zs_n2n", {"steps": 150}, 3, noise)
     restored = untrained(seen.noisy, seen.level)
@@ -96,7 +96,7 @@ def test_the_deviation_is_asked_of_the_method():
 
 
 @pytest.mark.parametrize("at", [(40, 40), (31, 64), (63, 63), (5, 90)])  # in the middle, and where tiles meet
-def test_a_blind_spot_stays_blind_when_a_picture_is_restored_by_tiles(at):
+def test_a_blind_spot_stays_blind_when_a_image_is_restored_by_tiles(at):
     method = build_method("ssdn", {"mu_only": True}, parse_noise("gauss25"))
     torch.manual_seed(0)
     net = method.make_net(NetMaker("unet_ssdn", 1, {})).eval()

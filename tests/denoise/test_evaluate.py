@@ -47,8 +47,8 @@ def test_smoothing_helps_and_everything_is_named(small_shards):
         "mine",
         "float",
     )
-    assert len(result["pictures"]) == 5
-    assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["pictures"]) / 5)
+    assert len(result["images"]) == 5
+    assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["images"]) / 5)
     assert result["data_digest"] == Shards.open(small_shards).digest
 
 
@@ -63,11 +63,11 @@ def test_laine2019_repeats_its_sets_with_fresh_noise(small_shards):
     repeats = [scored.noisy for scored in seen if scored.name == seen[0].name]
     assert len(repeats) == 3
     assert not torch.equal(repeats[0], repeats[1])
-    assert len(result["pictures"]) == 5
+    assert len(result["images"]) == 5
     assert PROTOCOLS["laine2019"].repeats == {"kodak": 10, "bsds300": 3, "set14": 20}
 
 
-def test_laine2019_compares_8_bit_pictures(small_shards):
+def test_laine2019_compares_8_bit_images(small_shards):
     seen = []
     run(small_shards, protocol="laine2019", each=seen.append)
     for kind in ("noisy", "restored", "clean"):
@@ -81,9 +81,9 @@ def test_quantising_clips_and_rounds_halves_up():
     assert (quantised(values) * 255).round().tolist() == [0, 1, 0, 255, 100]
 
 
-def test_a_range_draws_a_level_for_each_picture(small_shards):
+def test_a_range_draws_a_level_for_each_image(small_shards):
     result = run(small_shards, noise="gauss5_50", net=nn.Identity())
-    assert len({round(row["noisy_psnr"], 1) for row in result["pictures"]}) > 1
+    assert len({round(row["noisy_psnr"], 1) for row in result["images"]}) > 1
 
 
 def test_an_unknown_protocol_is_told():

@@ -1,4 +1,4 @@
-"""Pictures of any size, restored tile by tile with real nets."""
+"""Images of any size, restored tile by tile with real nets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from denoise.errors import UserError
-from denoise.images.io import Picture, read_picture
+from denoise.images.io import DecodedImage, read_image
 from denoise.images.tensors import pad, to_tensor
-from denoise.tiling import _windows, count_tiles, restore_picture, restore_tensor
+from denoise.tiling import _windows, count_tiles, restore_image, restore_tensor
 
 
 @dataclass
@@ -72,11 +72,11 @@ class SmallUNet(nn.Module):
 @pytest.fixture(scope="module")
 def noisy(photographs: Path) -> Tensor:
     """A photograph of 211x333 with noise of sigma 25/255, not clipped."""
-    clean = to_tensor(read_picture(photographs / "coffee.png").pixels[50:261, 100:433])
+    clean = to_tensor(read_image(photographs / "coffee.png").pixels[50:261, 100:433])
     return clean + 25 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_tiles_give_the_whole_picture_where_the_net_sees_less_than_the_overlap(noisy: Tensor) -> None:
+def test_tiles_give_the_whole_image_where_the_net_sees_less_than_the_overlap(noisy: Tensor) -> None:
     denoiser = NetDenoiser(convolutions(3))
     whole = restore_tensor(denoiser, noisy, tile=512)
     assert denoiser.shapes == [(1, 3, 224, 352)]
@@ -89,7 +89,7 @@ def test_tiles_give_the_whole_picture_where_the_net_sees_less_than_the_overlap(n
 
 
 def test_tiles_lie_on_the_grid_of_the_pooling(noisy: Tensor) -> None:
-    """With pooling too, tiles agree with the whole picture, to the last bits, because they start at multiples."""
+    """With pooling too, tiles agree with the whole image, to the last bits, because they start at multiples."""
     denoiser = NetDenoiser(SmallUNet().eval(), multiple=4)
     whole = restore_tensor(denoiser, noisy, tile=512)
     for tile in (96, 100, 124):
@@ -99,13 +99,13 @@ def test_tiles_lie_on_the_grid_of_the_pooling(noisy: Tensor) -> None:
 
 def test_no_seams_where_the_net_sees_further_than_the_overlap(photographs: Path) -> None:
     """A net that sees 48 pixels far feels the border of its tile, zeros: tiles differ, but nowhere abruptly."""
-    picture = to_tensor(read_picture(photographs / "coffee.png").pixels[50:210, 100:420])
+    image = to_tensor(read_image(photographs / "coffee.png").pixels[50:210, 100:420])
     denoiser = NetDenoiser(lambda batch: F.avg_pool2d(batch, 97, stride=1, padding=48))
-    whole = restore_tensor(denoiser, picture, tile=512)
+    whole = restore_tensor(denoiser, image, tile=512)
 
     def largest_step(overlap: int) -> float:
-        """By how much the difference to the whole picture jumps from one column to the next, at most."""
-        restored = restore_tensor(denoiser, picture, tile=160, overlap=overlap)
+        """By how much the difference to the whole image jumps from one column to the next, at most."""
+        restored = restore_tensor(denoiser, image, tile=160, overlap=overlap)
         return float((restored - whole).diff(dim=2).abs().max())
 
     seam = largest_step(0)
@@ -115,13 +115,13 @@ def test_no_seams_where_the_net_sees_further_than_the_overlap(photographs: Path)
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1), (33, 47), (32, 64), (65, 31), (2, 129)])
 def test_any_size(noisy: Tensor, size: tuple[int, int]) -> None:
-    """In tiles and in one pass the same: what a pass over the padded picture gives, cut back."""
-    picture = noisy[:, :1].repeat(1, 300, 1) if size[1] == 1 else noisy
-    picture = picture[:, : size[0], : size[1]]
+    """In tiles and in one pass the same: what a pass over the padded image gives, cut back."""
+    image = noisy[:, :1].repeat(1, 300, 1) if size[1] == 1 else noisy
+    image = image[:, : size[0], : size[1]]
     denoiser = NetDenoiser(convolutions(3))
-    tiled = restore_tensor(denoiser, picture, tile=64, overlap=32)
-    whole = denoiser.net(pad(picture[None], 32))[0, :, : size[0], : size[1]]
-    assert tiled.shape == picture.shape
+    tiled = restore_tensor(denoiser, image, tile=64, overlap=32)
+    whole = denoiser.net(pad(image[None], 32))[0, :, : size[0], : size[1]]
+    assert tiled.shape == image.shape
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
@@ -129,11 +129,11 @@ def test_any_size(noisy: Tensor, size: tuple[int, int]) -> None:
 @given(height=st.integers(1, 150), width=st.integers(1, 150), tile=st.integers(8, 80), share=st.floats(0, 1))
 def test_the_identity_comes_back_whatever_the_tiles(height: int, width: int, tile: int, share: float) -> None:
     overlap = int(share * (tile - 8))
-    picture = torch.rand(1, height, width, generator=torch.Generator().manual_seed(height))
+    image = torch.rand(1, height, width, generator=torch.Generator().manual_seed(height))
     denoiser = NetDenoiser(lambda batch: batch, channels=1, multiple=8)
     done: list[float] = []
-    restored = restore_tensor(denoiser, picture, tile=tile, overlap=overlap, advance=done.append)
-    torch.testing.assert_close(restored, picture, rtol=0, atol=1e-6)
+    restored = restore_tensor(denoiser, image, tile=tile, overlap=overlap, advance=done.append)
+    torch.testing.assert_close(restored, image, rtol=0, atol=1e-6)
     assert sum(done) == len(done) == len(denoiser.shapes) == count_tiles(height, width, 8, tile, overlap)
 
 
@@ -169,7 +169,7 @@ def test_tile_and_overlap_that_do_not_go_together(tile: int, overlap: int) -> No
 # Grey and colour, sigma
 
 
-def test_a_grey_picture_with_a_colour_denoiser(noisy: Tensor) -> None:
+def test_a_grey_image_with_a_colour_denoiser(noisy: Tensor) -> None:
     grey = noisy[:1]
     net = convolutions(3)
     restored = restore_tensor(NetDenoiser(net), grey)
@@ -177,7 +177,7 @@ def test_a_grey_picture_with_a_colour_denoiser(noisy: Tensor) -> None:
     torch.testing.assert_close(restored, expected)
 
 
-def test_a_colour_picture_with_a_grey_denoiser(noisy: Tensor) -> None:
+def test_a_colour_image_with_a_grey_denoiser(noisy: Tensor) -> None:
     net = convolutions(1)
     restored = restore_tensor(NetDenoiser(net, channels=1), noisy)
     for channel in range(3):
@@ -202,36 +202,36 @@ def test_the_result_is_an_ordinary_tensor(noisy: Tensor) -> None:
     assert restored.clamp_(0, 1).requires_grad_().requires_grad  # a tensor of inference mode refuses both
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_keeps_type_alpha_and_metadata(photographs: Path, dtype: type, channels: int) -> None:
-    source = read_picture(photographs / "astronaut.png")
+def test_a_image_keeps_type_alpha_and_metadata(photographs: Path, dtype: type, channels: int) -> None:
+    source = read_image(photographs / "astronaut.png")
     pixels = source.pixels[:150, :201, :channels].astype(dtype) * (np.iinfo(dtype).max // 255)
     alpha = pixels[..., 0].copy()
-    picture = Picture(pixels, alpha, source.icc, b"Exif\0\0")
-    restored = restore_picture(NetDenoiser(lambda batch: 1 - batch), picture, tile=64, overlap=16)
+    image = DecodedImage(pixels, alpha, source.icc, b"Exif\0\0")
+    restored = restore_image(NetDenoiser(lambda batch: 1 - batch), image, tile=64, overlap=16)
     np.testing.assert_array_equal(restored.pixels, np.iinfo(dtype).max - pixels)
     assert restored.pixels.dtype == dtype
     assert restored.alpha is alpha
     assert (restored.icc, restored.exif) == (source.icc, b"Exif\0\0")
 
 
-def test_a_picture_is_clipped_and_rounded_like_its_tensor(photographs: Path) -> None:
-    picture = read_picture(photographs / "astronaut.png")
+def test_a_image_is_clipped_and_rounded_like_its_tensor(photographs: Path) -> None:
+    image = read_image(photographs / "astronaut.png")
     denoiser = NetDenoiser(lambda batch: 3 * batch - 1)
-    restored = restore_picture(denoiser, picture, tile=192, overlap=32).pixels
-    expected = restore_tensor(denoiser, to_tensor(picture.pixels), tile=192, overlap=32)
+    restored = restore_image(denoiser, image, tile=192, overlap=32).pixels
+    expected = restore_tensor(denoiser, to_tensor(image.pixels), tile=192, overlap=32)
     assert restored.min() == 0
     assert restored.max() == 255
     np.testing.assert_array_equal(restored, (expected.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy())
 
 
-def test_a_large_picture_is_never_held_as_float(photographs: Path) -> None:
-    """The largest tensor made while a 12 megapixel picture is restored is a band of tiles."""
-    tile = read_picture(photographs / "astronaut.png").pixels
+def test_a_large_image_is_never_held_as_float(photographs: Path) -> None:
+    """The largest tensor made while a 12 megapixel image is restored is a band of tiles."""
+    tile = read_image(photographs / "astronaut.png").pixels
     pixels = np.tile(tile, (6, 8, 1))  # 3072x4096
     largest = 0
 
@@ -244,7 +244,7 @@ def test_a_large_picture_is_never_held_as_float(photographs: Path) -> None:
 
     denoiser = NetDenoiser(lambda batch: batch * 1.0)
     with Sizes():
-        restored = restore_picture(denoiser, Picture(pixels), tile=512, overlap=64)
+        restored = restore_image(denoiser, DecodedImage(pixels), tile=512, overlap=64)
     np.testing.assert_array_equal(restored.pixels, pixels)
     assert set(denoiser.shapes) == {(1, 3, 512, 512)}
     assert 3 * 512 * 512 <= largest <= 3 * 512 * 4096

@@ -34,7 +34,7 @@ train:
 
 @pytest.fixture
 def project(tmp_path: Path, small_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with params.yaml and shards of real pictures, made the current one."""
+    """A folder with params.yaml and shards of real images, made the current one."""
     for split in ("train", "val"):
         shutil.copytree(small_shards, tmp_path / "data" / "shards" / split / "small")
     (tmp_path / "params.yaml").write_text(PARAMS)

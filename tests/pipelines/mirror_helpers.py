@@ -32,7 +32,7 @@ class Site:
 
 
 def copy_some(mirror: Path, folder: Path) -> None:
-    """Copy kodak and some ImageNet pictures of a mirror, with their SHA256SUMS."""
+    """Copy kodak and some ImageNet images of a mirror, with their SHA256SUMS."""
     shutil.copytree(mirror / "kodak", folder / "kodak")
     for split in ("train", "val"):
         for source in sorted((mirror / "imagenet" / split).iterdir())[:4]:

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.tracking import client as tracking
 from pipelines.tracking import model as logged_model
-from pipelines.tracking.runs import Opening, open_run
+from pipelines.tracking.runs import RunSpec, get_or_create_run
 from pipelines.tracking.server import start_server, stop_server, wait_until_up
 
 
@@ -37,7 +37,7 @@ def log_a_model(uri: str, folder: Path, noise: str, seed: int = 0) -> tuple[str,
     """Return (run id, model folder) of a finished run that has logged a model."""
     model = make_model(folder / f"{noise}-{seed}", noise, seed)
     experiment = "helpers over http" if uri.startswith("http") else "helpers"
-    run_id = open_run(Opening(uri, experiment, f"{noise}-{seed}"))
+    run_id = get_or_create_run(RunSpec(uri, experiment, f"{noise}-{seed}"))
     example = np.random.default_rng(0).random((1, 3, 40, 40), dtype=np.float32)
     logged_model.log_model(uri, run_id, model, example, {})
     tracking.finish_run(uri, run_id, "FINISHED")
@@ -89,8 +89,8 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return [(entry.step, entry.value) for entry in tracking.client(uri).get_metric_history(run_id, key)]
 
 
-def pictures(uri: str, run_id: str) -> list[str]:
-    """Return the names of a run's pictures up to their step."""
+def images(uri: str, run_id: str) -> list[str]:
+    """Return the names of a run's images up to their step."""
     names = [Path(file.path).name for file in tracking.client(uri).list_artifacts(run_id, "images")]
     return sorted(name.split("+timestamp")[0] for name in names if name.endswith(".png"))
 

@@ -6,7 +6,7 @@ import sys
 from pipelines.console import progress
 
 SCRIPT = """
-from pipelines.progress import progress
+from pipelines.console import progress
 with progress("shard kodak", 3) as advance:
     for _ in range(3):
         advance(1, "kodim01.png")
@@ -14,13 +14,13 @@ with progress("shard kodak", 3) as advance:
 
 
 def test_a_log_gets_plain_lines(capsys):
-    with progress("shard kodak", 4, "pictures") as advance:
+    with progress("shard kodak", 4, "images") as advance:
         for _ in range(4):
             advance(1, "kodim04.png")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("shard kodak: 4/4 pictures, ")
-    assert lines[0].endswith("pictures/s kodim04.png")
+    assert lines[0].startswith("shard kodak: 4/4 images, ")
+    assert lines[0].endswith("images/s kodim04.png")
 
 
 def test_bytes_are_shown_as_megabytes(capsys):
@@ -34,7 +34,7 @@ def test_unknown_totals_and_empty_work(capsys):
         advance()
     with progress("nothing", 0):
         pass
-    assert "fetch: 1 pictures" in capsys.readouterr().err
+    assert "fetch: 1 images" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_bar():

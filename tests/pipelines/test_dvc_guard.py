@@ -74,7 +74,7 @@ def test_outside_of_a_stage_nothing_is_watched(stage, monkeypatch):
 EDITING = """\
 import sys
 sys.path.insert(0, {root!r})
-import pipelines.shard as stage
+import pipelines.datasets.shard as stage
 from pipelines.cli.app import main
 work = stage.shard
 def edit_and_shard(*given, **named):
@@ -85,9 +85,9 @@ main()
 """
 
 
-def test_dvc_does_not_record_what_was_edited_meanwhile(stage, small_pictures):
+def test_dvc_does_not_record_what_was_edited_meanwhile(stage, small_images):
     """With the real dvc: the stage fails, and the next run makes it good."""
-    command = f"{sys.executable} edit.py shard own --from {small_pictures} --split train"
+    command = f"{sys.executable} edit.py shard own --from {small_images} --split train"
     (stage / "edit.py").write_text(EDITING.format(root=str(Path(__file__).parents[2])))
     (stage / "dvc.yaml").write_text(f"stages: {{work: {{cmd: '{command}', deps: [code.py], outs: [data/shards]}}}}")
     dvc = [sys.executable, "-m", "dvc"]

@@ -47,19 +47,19 @@ def site(checkout):
     stop_server(server)
 
 
-def text_of(browser, url, *wanted, picture=None):
+def text_of(browser, url, *wanted, image=None):
     """Open a page and return its text once it shows all that is wanted."""
     browser.get(url)
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         text = browser.find_element("tag name", "body").text
         if all(word in text for word in wanted):
-            if picture:
+            if image:
                 time.sleep(2)  # charts are drawn after their titles
-                browser.save_screenshot(str(picture))
+                browser.save_screenshot(str(image))
             return text
         time.sleep(0.5)
-    browser.save_screenshot(str(picture)) if picture else None
+    browser.save_screenshot(str(image)) if image else None
     raise AssertionError(f"{url} never showed {[word for word in wanted if word not in text]}: {text[:1000]}")
 
 
@@ -75,33 +75,33 @@ def test_a_run_shows_its_parameters_data_and_status(browser, site, checkout, tmp
     run, _ = champion_run(checkout)
     page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     wanted = (run.run_name, "train.steps", "Finished", "samples")
-    text = text_of(browser, page, *wanted, picture=tmp_path / "run.png")
+    text = text_of(browser, page, *wanted, image=tmp_path / "run.png")
     assert all(word in text for word in wanted)
 
 
 def test_a_run_shows_its_curves(browser, site, checkout, tmp_path):
     run, _ = champion_run(checkout)
     page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics?workflowType=machine_learning"
-    text_of(browser, page, "loss", "val_psnr", "images_per_second", picture=tmp_path / "curves.png")
+    text_of(browser, page, "loss", "val_psnr", "images_per_second", image=tmp_path / "curves.png")
     assert browser.find_elements("css selector", ".js-plotly-plot, svg.main-svg")
 
 
-def test_a_run_shows_its_pictures(browser, site, checkout, tmp_path):
+def test_a_run_shows_its_images(browser, site, checkout, tmp_path):
     run, _ = champion_run(checkout)
     page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts?workflowType=machine_learning"
-    assert "images" in text_of(browser, page, "images", picture=tmp_path / "artifacts.png")
+    assert "images" in text_of(browser, page, "images", image=tmp_path / "artifacts.png")
 
 
 def test_a_model_shows_its_champion(browser, site, checkout, tmp_path):
     _, version = champion_run(checkout)
-    text = text_of(browser, f"{site}/#/models/denoise-gauss25", "champion", picture=tmp_path / "model.png")
+    text = text_of(browser, f"{site}/#/models/denoise-gauss25", "champion", image=tmp_path / "model.png")
     assert f"Version {version.version}" in text
 
 
 def test_the_report_of_the_pipeline_works_in_the_browser(browser, checkout, tmp_path):
     page = (checkout / "report/index.html").as_uri()
     browser.get_log("browser")  # what other pages complained of
-    text = text_of(browser, page, "n2n", "n2c", "float", picture=tmp_path / "report.png")
+    text = text_of(browser, page, "n2n", "n2c", "float", image=tmp_path / "report.png")
     assert "samples" in text
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -138,7 +138,7 @@ def dashboard(tmp_path):
 
 def test_a_sweep_can_be_seen_in_optunas_dashboard(browser, dashboard, tmp_path):
     wanted = ("a sweep", "val_psnr", "train.lr", "Best Trial (number=1)", "31")
-    text = text_of(browser, dashboard, *wanted, picture=tmp_path / "study.png")
+    text = text_of(browser, dashboard, *wanted, image=tmp_path / "study.png")
     assert all(word in text for word in wanted)
-    text = text_of(browser, f"{dashboard}/trials", "3 Trials", "Complete", "Pruned", picture=tmp_path / "trials.png")
+    text = text_of(browser, f"{dashboard}/trials", "3 Trials", "Complete", "Pruned", image=tmp_path / "trials.png")
     assert text.count("Pruned") == 1

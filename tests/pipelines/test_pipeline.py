@@ -1,4 +1,4 @@
-"""``dvc repro`` from pictures to a promoted model, in a copy of the project, with few steps."""
+"""``dvc repro`` from images to a promoted model, in a copy of the project, with few steps."""
 
 import json
 import shutil
@@ -78,6 +78,6 @@ def test_an_experiment_runs_only_what_its_parameter_touches(checkout):
 
 def test_the_champion_restores_a_photograph(checkout, photographs, tmp_path):
     call("denoise", "restore", str(photographs / "chelsea.png"), "-o", str(tmp_path / "cat.png"), cwd=checkout)
-    from denoise.images.io import read_picture
+    from denoise.images.io import read_image
 
-    assert read_picture(tmp_path / "cat.png").pixels.shape == read_picture(photographs / "chelsea.png").pixels.shape
+    assert read_image(tmp_path / "cat.png").pixels.shape == read_image(photographs / "chelsea.png").pixels.shape

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise.errors import UserError
-from denoise.images.io import Picture, read_picture, write_picture
+from denoise.images.io import DecodedImage, read_image, write_image
 from pipelines.restore import plan, restore_files
 
 
@@ -45,18 +45,18 @@ def truncate(path: Path) -> None:
 
 @pytest.fixture
 def folder(photographs: Path, tmp_path: Path) -> Path:
-    """A folder of pictures: colour, grey, 16 bits with alpha, a name in capitals, subfolders, and other files."""
+    """A folder of images: colour, grey, 16 bits with alpha, a name in capitals, subfolders, and other files."""
     folder = tmp_path / "in"
     (folder / "deep" / "er").mkdir(parents=True)
-    colour = read_picture(photographs / "chelsea.png")
-    grey = read_picture(photographs / "camera.png").pixels
-    write_picture(folder / "b.png", Picture(colour.pixels[:70, :101], icc=colour.icc))
-    write_picture(folder / "a.JPG", Picture(colour.pixels[100:133, :47]))
+    colour = read_image(photographs / "chelsea.png")
+    grey = read_image(photographs / "camera.png").pixels
+    write_image(folder / "b.png", DecodedImage(colour.pixels[:70, :101], icc=colour.icc))
+    write_image(folder / "a.JPG", DecodedImage(colour.pixels[100:133, :47]))
     deep = colour.pixels[:50, :60].astype(np.uint16) * 251
-    write_picture(folder / "deep" / "c.tif", Picture(deep, deep[..., 0]))
-    write_picture(folder / "deep" / "er" / "d.webp", Picture(grey[:1, :90]))
-    (folder / "notes.txt").write_text("no picture")
-    write_picture(folder / ".hidden.png", Picture(grey[:9, :9]))
+    write_image(folder / "deep" / "c.tif", DecodedImage(deep, deep[..., 0]))
+    write_image(folder / "deep" / "er" / "d.webp", DecodedImage(grey[:1, :90]))
+    (folder / "notes.txt").write_text("no image")
+    write_image(folder / ".hidden.png", DecodedImage(grey[:9, :9]))
     return folder
 
 
@@ -68,13 +68,13 @@ def test_a_folder_keeps_its_layout(folder: Path, tmp_path: Path, capsys: pytest.
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == names
     assert all(result.seconds > 0 for result in results)
     for name in names:
-        noisy, restored = read_picture(folder / name), read_picture(out / name)
+        noisy, restored = read_image(folder / name), read_image(out / name)
         if name != "a.JPG":
             np.testing.assert_array_equal(restored.pixels, darker(noisy.pixels))
         assert restored.pixels.dtype == noisy.pixels.dtype
         assert restored.pixels.shape == noisy.pixels.shape
         assert restored.icc == noisy.icc
-    np.testing.assert_array_equal(read_picture(out / "deep/c.tif").alpha, read_picture(folder / "deep/c.tif").alpha)
+    np.testing.assert_array_equal(read_image(out / "deep/c.tif").alpha, read_image(folder / "deep/c.tif").alpha)
     assert "restore: 10/10 tiles" in capsys.readouterr().err
 
 
@@ -82,7 +82,7 @@ def test_one_file_to_one_file_of_another_format(folder: Path, tmp_path: Path) ->
     target = tmp_path / "new" / "restored.tif"
     (result,) = restore_files([folder / "b.png"], target, Darker())
     assert (result.source, result.target) == (folder / "b.png", target)
-    np.testing.assert_array_equal(read_picture(target).pixels, darker(read_picture(folder / "b.png").pixels))
+    np.testing.assert_array_equal(read_image(target).pixels, darker(read_image(folder / "b.png").pixels))
     assert [path.name for path in target.parent.iterdir()] == ["restored.tif"]
 
 
@@ -117,22 +117,22 @@ def test_the_output_inside_the_input_is_not_restored_again(folder: Path) -> None
 def test_grey_and_colour_meet_any_denoiser(folder: Path, tmp_path: Path) -> None:
     restore_files([folder], tmp_path / "out", Darker(channels=1))
     np.testing.assert_array_equal(
-        read_picture(tmp_path / "out" / "b.png").pixels, darker(read_picture(folder / "b.png").pixels)
+        read_image(tmp_path / "out" / "b.png").pixels, darker(read_image(folder / "b.png").pixels)
     )
 
 
-# Broken pictures
+# Broken images
 
 
-def test_a_broken_picture_stops_with_its_name(folder: Path, tmp_path: Path) -> None:
+def test_a_broken_image_stops_with_its_name(folder: Path, tmp_path: Path) -> None:
     truncate(folder / "b.png")
     with pytest.raises(UserError, match=r"in/b\.png does not decode"):
         restore_files([folder], tmp_path / "out", Darker())
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a.JPG"]  # what came before it, whole
 
 
-def test_a_file_that_is_no_picture_stops_before_any_work(folder: Path, tmp_path: Path) -> None:
-    (folder / "z.png").write_text("no picture")
+def test_a_file_that_is_no_image_stops_before_any_work(folder: Path, tmp_path: Path) -> None:
+    (folder / "z.png").write_text("no image")
     with pytest.raises(UserError, match=r"z\.png does not decode"):
         restore_files([folder], tmp_path / "out", Darker())
     assert not (tmp_path / "out").exists()
@@ -140,8 +140,8 @@ def test_a_file_that_is_no_picture_stops_before_any_work(folder: Path, tmp_path:
 
 def test_keep_going_restores_the_others_and_fails_at_the_end(folder: Path, tmp_path: Path) -> None:
     truncate(folder / "b.png")
-    (folder / "deep" / "c.tif").write_text("no picture")
-    with pytest.raises(UserError, match="2 of 4 pictures could not be restored") as caught:
+    (folder / "deep" / "c.tif").write_text("no image")
+    with pytest.raises(UserError, match="2 of 4 images could not be restored") as caught:
         restore_files([folder], tmp_path / "out", Darker(), keep_going=True)
     assert "b.png does not decode" in str(caught.value)
     assert "c.tif does not decode" in str(caught.value)
@@ -149,7 +149,7 @@ def test_keep_going_restores_the_others_and_fails_at_the_end(folder: Path, tmp_p
     assert names == ["a.JPG", "d.webp"]
 
 
-def test_wrong_options_are_no_broken_pictures(folder: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_no_broken_images(folder: Path, tmp_path: Path) -> None:
     for options in ({"level": 25.0}, {"tile": 32, "overlap": 64}):
         with pytest.raises(UserError, match="expected"):
             restore_files([folder], tmp_path / "out", Darker(), keep_going=True, **options)
@@ -181,7 +181,7 @@ def test_alpha_is_not_lost_in_a_jpeg(folder: Path, tmp_path: Path) -> None:
         (lambda f: [f / "a.JPG", f / "b.png"], "in/../in", "itself an input"),
         (lambda f: [f / "b.png"], "in/notes.txt/out", "no folder that may be written"),
         (lambda f: [f / "b.png"], "in/notes.txt/out/b.png", "no folder that may be written"),
-        (lambda f: [f / "empty"], "out", "holds no picture"),
+        (lambda f: [f / "empty"], "out", "holds no image"),
     ],
 )
 def test_refused_before_any_work(
@@ -221,6 +221,6 @@ def test_a_read_only_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_older_output_is_replaced(folder: Path, tmp_path: Path) -> None:
-    write_picture(tmp_path / "out.png", Picture(np.zeros((3, 3, 3), np.uint8)))
+    write_image(tmp_path / "out.png", DecodedImage(np.zeros((3, 3, 3), np.uint8)))
     restore_files([folder / "b.png"], tmp_path / "out.png", Darker())
-    assert read_picture(tmp_path / "out.png").pixels.shape == (70, 101, 3)
+    assert read_image(tmp_path / "out.png").pixels.shape == (70, 101, 3)

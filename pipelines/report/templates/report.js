@@ -1,19 +1,19 @@
 "use strict";
 (() => {
   const KINDS = ["noisy", "restored", "clean"];
-  const CLICK = 4; // screen pixels along one picture pixel after a click
+  const CLICK = 4; // screen pixels along one image pixel after a click
   const MOST = 24; // and at most
   const byId = (id) => document.getElementById(id);
   const views = JSON.parse(byId("views").textContent);
-  const viewer = byId("viewer"), panes = byId("panes"), pictures = byId("picture"), methods = byId("method");
+  const viewer = byId("viewer"), panes = byId("panes"), images = byId("image"), methods = byId("method");
   const images = KINDS.map((kind) => byId(`pane-${kind}`));
-  let zoom = 1, centreX = 0.5, centreY = 0.5; // 1 shows the whole picture; the centre is in shares of the picture
+  let zoom = 1, centreX = 0.5, centreY = 0.5; // 1 shows the whole image; the centre is in shares of the image
 
   const pane = () => images[0].parentElement;
   const enlargement = () => (zoom * pane().clientWidth) / images[0].width0;
   const most = () => Math.max(1, (MOST * images[0].width0) / pane().clientWidth);
 
-  // All three pictures get the same transform: what is compared is always the same place.
+  // All three images get the same transform: what is compared is always the same place.
   function place() {
     zoom = Math.min(Math.max(zoom, 1), most());
     const half = 0.5 / zoom;
@@ -48,7 +48,7 @@
   }
 
   function show() {
-    const offered = views.filter((view) => view.picture === pictures.value);
+    const offered = views.filter((view) => view.image === images.value);
     const wanted = methods.value;
     methods.replaceChildren(...offered.map((view) => new Option(view.method)));
     const view = offered.find((each) => each.method === wanted) || offered[0];
@@ -56,7 +56,7 @@
     KINDS.forEach((kind, index) => {
       const kept = byId(view[kind]);
       images[index].src = kept.src;
-      images[index].alt = `${view.picture}, ${view.titles[kind]}`;
+      images[index].alt = `${view.image}, ${view.titles[kind]}`;
       images[index].width0 = Number(kept.getAttribute("width"));
       images[index].parentElement.style.aspectRatio = `${kept.getAttribute("width")} / ${kept.getAttribute("height")}`;
       byId(`title-${kind}`).textContent = view.titles[kind];
@@ -118,11 +118,11 @@
   byId("larger").addEventListener("click", () => zoomBy(2));
   byId("smaller").addEventListener("click", () => zoomBy(0.5));
   byId("fit").addEventListener("click", fit);
-  pictures.addEventListener("change", () => { fit(); show(); });
+  images.addEventListener("change", () => { fit(); show(); });
   methods.addEventListener("change", show);
   new ResizeObserver(place).observe(panes);
 
-  pictures.replaceChildren(...[...new Set(views.map((view) => view.picture))].map((name) => new Option(name)));
+  images.replaceChildren(...[...new Set(views.map((view) => view.image))].map((name) => new Option(name)));
   viewer.hidden = false;
   byId("gallery").hidden = true;
   show();

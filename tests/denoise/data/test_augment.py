@@ -3,7 +3,7 @@ import torch
 
 from denoise.data.augment import symmetries
 
-PICTURE = torch.arange(12.0).view(1, 1, 3, 4)
+IMAGE = torch.arange(12.0).view(1, 1, 3, 4)
 
 
 @pytest.mark.parametrize(("kinds", "count"), [((), 1), (("flip",), 2), (("rotate",), 4), (("flip", "rotate"), 8)])
@@ -21,11 +21,11 @@ def test_the_groups_are_closed_and_their_members_differ(kinds, count):
 
 @pytest.mark.parametrize("symmetry", symmetries(("flip", "rotate")), ids=str)
 def test_undo_undoes(symmetry):
-    assert torch.equal(symmetry.undo(symmetry.apply(PICTURE)), PICTURE)
+    assert torch.equal(symmetry.undo(symmetry.apply(IMAGE)), IMAGE)
 
 
 def test_turns_are_the_quarter_turns_and_flip_is_left_to_right():
-    turned = [symmetry.apply(PICTURE) for symmetry in symmetries(("rotate",))]
-    expected = [torch.rot90(PICTURE, times, (-2, -1)) for times in range(4)]
+    turned = [symmetry.apply(IMAGE) for symmetry in symmetries(("rotate",))]
+    expected = [torch.rot90(IMAGE, times, (-2, -1)) for times in range(4)]
     assert all(any(torch.equal(one, other) for other in turned) for one in expected)
-    assert torch.equal(symmetries(("flip",))[1].apply(PICTURE), PICTURE.flip(-1))
+    assert torch.equal(symmetries(("flip",))[1].apply(IMAGE), IMAGE.flip(-1))

@@ -8,24 +8,24 @@ import torch
 
 from denoise.data.augment import symmetries
 from denoise.data.crops import as_floats, collate, random_crop
-from denoise.data.dataset import Collection
+from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import Batching, Quarantine, batches
-from denoise.data.sampler import Order
-from denoise.data.samples import PICTURE, FreshScenes
+from denoise.data.sampler import GlobalSampler
+from denoise.data.samples import IMAGE, FreshNoise
 from denoise.data.shards import DamagedError, Shards
 from denoise.errors import UserError
 
 
-def order_of(pictures, seed=0):
-    return Order(seed, pictures.counts, pictures.digest, streams=2, window=1)
+def order_of(images, seed=0):
+    return GlobalSampler(seed, images.counts, images.digest, streams=2, window=1)
 
 
 def batches_of(shards, rank=0, world=1, start=0, count=6, seed=0, batch_size=4, size=32, **spec):
     """Return (positions, crops) of some steps of a rank."""
-    pictures = Collection([Shards.open(shards)])
+    images = ShardedDataset([Shards.open(shards)])
     batching = Batching(seed, batch_size, size, 3, **spec)
-    stream = batches(FreshScenes(pictures), order_of(pictures, seed), batching, rank, world, start)
-    found = [(batch.positions, batch.views[PICTURE]) for batch in islice(stream, count)]
+    stream = batches(FreshNoise(images), order_of(images, seed), batching, rank, world, start)
+    found = [(batch.positions, batch.views[IMAGE]) for batch in islice(stream, count)]
     stream.close()
     return found
 
@@ -58,34 +58,34 @@ def test_threads_change_nothing(small_shards):
         assert all(torch.equal(*pair) for pair in zip(found, whole, strict=True))
 
 
-def test_several_crops_of_one_picture(small_shards):
-    pictures = Collection([Shards.open(small_shards)])
+def test_several_crops_of_one_image(small_shards):
+    images = ShardedDataset([Shards.open(small_shards)])
     read = []
 
-    class Watched(FreshScenes):
+    class Watched(FreshNoise):
         def __getitem__(self, index):
             read.append(index)
             return super().__getitem__(index)
 
-    spec = Batching(0, 6, 32, 3, crops_per_picture=3)
-    stream = batches(Watched(pictures), order_of(pictures), spec, 0, 1, 0)
+    spec = Batching(0, 6, 32, 3, crops_per_image=3)
+    stream = batches(Watched(images), order_of(images), spec, 0, 1, 0)
     batch = next(stream)
     stream.close()
     assert read[:6] == [read[0]] * 3 + [read[3]] * 3
     assert read[0] != read[3]
-    assert not torch.equal(batch.views[PICTURE][0], batch.views[PICTURE][1])
+    assert not torch.equal(batch.views[IMAGE][0], batch.views[IMAGE][1])
 
 
-def test_decoded_pictures_that_are_kept_change_nothing(small_shards):
+def test_decoded_images_that_are_kept_change_nothing(small_shards):
     plain = crops_of(small_shards)
-    pictures = Collection([Shards.open(small_shards)])
-    pictures.keep_decoded(100_000)
+    images = ShardedDataset([Shards.open(small_shards)])
+    images.keep_decoded(100_000)
     for _ in range(2):  # from the shards, then from memory
-        stream = batches(FreshScenes(pictures), order_of(pictures), Batching(0, 4, 32, 3), 0, 1, 0)
-        found = [batch.views[PICTURE] for batch in islice(stream, 6)]
+        stream = batches(FreshNoise(images), order_of(images), Batching(0, 4, 32, 3), 0, 1, 0)
+        found = [batch.views[IMAGE] for batch in islice(stream, 6)]
         stream.close()
         assert all(torch.equal(*pair) for pair in zip(found, plain, strict=True))
-    pictures.close()
+    images.close()
 
 
 def damaged(small_shards, tmp_path):
@@ -107,13 +107,13 @@ def test_a_damaged_sample_ends_the_run(small_shards, tmp_path):
 
 def test_damaged_samples_are_replaced_alike_on_every_rank(small_shards, tmp_path):
     folder, bad = damaged(small_shards, tmp_path)
-    pictures = Collection([Shards.open(folder)])
+    images = ShardedDataset([Shards.open(folder)])
     spec = Batching(0, 4, 32, 3)
 
     def read(rank, world):
         quarantine = Quarantine(limit=len(bad))
-        stream = batches(FreshScenes(pictures), order_of(pictures), spec, rank, world, 0, quarantine)
-        found = [(batch.positions, batch.views[PICTURE]) for batch in islice(stream, 6)]
+        stream = batches(FreshNoise(images), order_of(images), spec, rank, world, 0, quarantine)
+        found = [(batch.positions, batch.views[IMAGE]) for batch in islice(stream, 6)]
         stream.close()
         return found, set(quarantine.found)
 
@@ -130,17 +130,17 @@ def test_damaged_samples_are_replaced_alike_on_every_rank(small_shards, tmp_path
 
 def test_too_many_damaged_samples_end_the_run(small_shards, tmp_path):
     folder, bad = damaged(small_shards, tmp_path)
-    pictures = Collection([Shards.open(folder)])
+    images = ShardedDataset([Shards.open(folder)])
     quarantine = Quarantine(limit=len(bad) - 1)
-    stream = batches(FreshScenes(pictures), order_of(pictures), Batching(0, 4, 32, 3), 0, 1, 0, quarantine)
+    stream = batches(FreshNoise(images), order_of(images), Batching(0, 4, 32, 3), 0, 1, 0, quarantine)
     with pytest.raises(DamagedError):
         list(islice(stream, 6))
 
 
 def test_the_shards_ahead_are_asked_for_in_time(small_shards):
-    pictures = Collection([Shards.open(small_shards)])
-    asked, order = [], order_of(pictures)
-    stream = batches(FreshScenes(pictures), order, Batching(0, 2, 32, 3), 0, 1, 0, expect=asked.extend)
+    images = ShardedDataset([Shards.open(small_shards)])
+    asked, order = [], order_of(images)
+    stream = batches(FreshNoise(images), order, Batching(0, 2, 32, 3), 0, 1, 0, expect=asked.extend)
     for step in range(8):
         next(stream)
         needed = order.shards(order.samples(step * 2 + np.arange(2)))
@@ -167,7 +167,7 @@ def test_augmented_crops_are_the_same_crops_flipped_and_turned(small_shards):
     assert {numbers[0] for numbers in which} == set(range(8))  # a symmetry is missed once in 5,000 seeds
 
 
-def test_crops_reach_every_place_of_a_picture():
+def test_crops_reach_every_place_of_a_image():
     pixels = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1)
     corners = {(0.0, 0.0): 0, (0.999, 0.999): 2 * 9 + 5, (0.5, 0.5): 1 * 9 + 3}
     for at, corner in corners.items():
@@ -175,7 +175,7 @@ def test_crops_reach_every_place_of_a_picture():
 
 
 @pytest.mark.parametrize("shape", [(5, 40, 3), (40, 5, 1), (1, 1, 3), (32, 32, 1)])
-def test_small_pictures_are_padded_by_reflection(shape):
+def test_small_images_are_padded_by_reflection(shape):
     crop = random_crop(np.full(shape, 7, np.uint8), 32, (0.9, 0.9))
     assert crop.shape == (shape[2], 32, 32)
     assert torch.all(crop == 7)

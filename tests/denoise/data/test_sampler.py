@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denoise.data.sampler import Order, permuted
+from denoise.data.sampler import GlobalSampler, permuted
 
 WORLDS = (1, 2, 3, 4, 8)
 
@@ -27,7 +27,7 @@ def order_of(order, batch_size, world, steps, start=0):
     for step in range(start, steps):
         numbers = step * batch_size + np.arange(batch_size)
         batch, samples = np.full(batch_size, -1), order.samples(numbers)
-        shares = [order.share(numbers, rank, world) for rank in range(world)]
+        shares = [order.positions_of_rank(numbers, rank, world) for rank in range(world)]
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         assert min(map(len, shares)) >= 1
         for share in shares:
@@ -72,26 +72,26 @@ def test_every_permutation_of_a_few_is_as_likely():
 @given(shard_sizes, st.integers(0, 5), st.integers(8, 40), st.integers(1, 12), st.integers(1, 5), st.data())
 def test_the_order_is_the_same_for_every_world_size_and_resume(sizes, seed, batch_size, streams, window, data):
     """More ranks than shards are among the cases."""
-    order = Order(seed, tuple(sizes), "digest", streams, window)
+    order = GlobalSampler(seed, tuple(sizes), "digest", streams, window)
     steps = -(-2 * len(order) // batch_size)
     whole = order_of(order, batch_size, 1, steps)
     for epoch in range(2):
         assert sorted(whole[epoch * len(order) : (epoch + 1) * len(order)]) == list(range(len(order)))
     assert {sha256(order_of(order, batch_size, world, steps)) for world in WORLDS} == {sha256(whole)}
     start = data.draw(st.integers(0, steps - 1))
-    resumed = order_of(Order(seed, tuple(sizes), "digest", streams, window), batch_size, 2, steps, start)
+    resumed = order_of(GlobalSampler(seed, tuple(sizes), "digest", streams, window), batch_size, 2, steps, start)
     assert (resumed == whole[start * batch_size :]).all()
 
 
 def test_a_sample_does_not_depend_on_what_else_is_asked_for():
-    order = Order(1, (7, 3, 11, 5, 9), "digest", 2, 1)
+    order = GlobalSampler(1, (7, 3, 11, 5, 9), "digest", 2, 1)
     numbers = np.arange(100)
     assert [order.samples(numbers[[place]])[0] for place in numbers] == order.samples(numbers).tolist()
 
 
 def test_the_order_is_the_one_that_earlier_versions_had():
-    """A run that goes on with newer code would otherwise see some pictures twice."""
-    order = Order(3, (5, 9, 1, 12, 7, 7, 30, 2), "digest", 2, 3)
+    """A run that goes on with newer code would otherwise see some images twice."""
+    order = GlobalSampler(3, (5, 9, 1, 12, 7, 7, 30, 2), "digest", 2, 3)
     assert order.samples(np.arange(2 * len(order))).tolist()[:12] == [17, 2, 10, 59, 15, 54, 29, 69, 23, 50, 7, 63]
 
 
@@ -99,16 +99,16 @@ def test_the_order_is_the_one_that_earlier_versions_had():
 def test_all_that_decides_the_order_decides_it(other):
     given = {"seed": 0, "counts": (20,) * 12, "digest": "digest", "streams": 4, "window": 2}
     numbers = np.arange(240)
-    assert (Order(**given).samples(numbers) != Order(**{**given, **other}).samples(numbers)).any()
+    assert (GlobalSampler(**given).samples(numbers) != GlobalSampler(**{**given, **other}).samples(numbers)).any()
 
 
 def test_epochs_differ():
-    order = Order(0, (20,) * 12, "digest", 4, 2)
+    order = GlobalSampler(0, (20,) * 12, "digest", 4, 2)
     assert (order.samples(np.arange(240)) != order.samples(np.arange(240, 480))).any()
 
 
 def test_a_stream_reads_from_one_window_of_shards_at_a_time():
-    order = Order(0, (10,) * 64, "digest", streams=4, window=2)
+    order = GlobalSampler(0, (10,) * 64, "digest", streams=4, window=2)
     shards = order.shards(order.samples(np.arange(640)))
     for stream in range(4):
         own = shards[stream::4]
@@ -118,30 +118,30 @@ def test_a_stream_reads_from_one_window_of_shards_at_a_time():
 
 
 def test_a_rank_keeps_its_streams():
-    order = Order(0, (10,) * 64, "digest", streams=8, window=2)
+    order = GlobalSampler(0, (10,) * 64, "digest", streams=8, window=2)
     read = [set(), set()]
     for step in range(640 // 16):
         numbers = step * 16 + np.arange(16)
         for rank in range(2):
-            read[rank] |= set(order.shards(order.samples(numbers[order.share(numbers, rank, 2)])).tolist())
+            read[rank] |= set(order.shards(order.samples(numbers[order.positions_of_rank(numbers, rank, 2)])).tolist())
     assert not read[0] & read[1]
     assert len(read[0] | read[1]) == 64
 
 
 def test_samples_of_one_shard_are_spread_over_a_window():
-    order = Order(0, (100,) * 40, "digest", streams=1, window=10)
+    order = GlobalSampler(0, (100,) * 40, "digest", streams=1, window=10)
     samples = order.samples(np.arange(1000))
     assert abs(np.corrcoef(samples[1:], samples[:-1])[0, 1]) < 0.12
 
 
 def test_a_set_of_one_shard_is_shuffled_whole():
-    order = Order(0, (500,), "digest")
+    order = GlobalSampler(0, (500,), "digest")
     assert order.canonical_streams == 1
     assert abs(np.corrcoef(order.samples(np.arange(500)), range(500))[0, 1]) < 0.17
 
 
 def test_a_billion_samples_need_memory_for_their_shards_only():
-    order = Order(0, (10_000,) * 100_000, "digest", streams=1024)
+    order = GlobalSampler(0, (10_000,) * 100_000, "digest", streams=1024)
     tracemalloc.start()
     samples = order.samples(np.arange(10**9 - 256, 10**9 + 256))
     peak = tracemalloc.get_traced_memory()[1]

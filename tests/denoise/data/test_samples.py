@@ -6,13 +6,13 @@ import torch
 
 from denoise.config import load_config
 from denoise.data.crops import as_floats
-from denoise.data.dataset import Collection
+from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import Batching, batches
-from denoise.data.sampler import Order
-from denoise.data.samples import Cached, FreshScenes, as_views, open_scenes, trial
+from denoise.data.sampler import GlobalSampler
+from denoise.data.samples import CachedSamples, FreshNoise, evaluation_pair, make_views, open_samples
 from denoise.data.shards import Shards
 from denoise.errors import UserError
-from denoise.images.io import Picture, read_picture, write_picture
+from denoise.images.io import DecodedImage, read_image, write_image
 from denoise.images.noise_level import estimate_sigma
 from denoise.images.tensors import to_tensor
 from denoise.methods import build_method
@@ -22,32 +22,32 @@ from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
 KEY = batch_rng(0, 0, torch.arange(1))
-ORDER = Order(0, (5,), "digest")
+ORDER = GlobalSampler(0, (5,), "digest")
 
 
 @pytest.fixture(scope="module")
 def fresh(small_shards):
-    return Collection([Shards.open(small_shards)])
+    return ShardedDataset([Shards.open(small_shards)])
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory, photographs):
-    """Real pictures standing in for a noisy one, a second observation, a clean one, and a mean of exposures."""
+    """Real images standing in for a noisy one, a second observation, a clean one, and a mean of exposures."""
     folder = tmp_path_factory.mktemp("pairs")
-    pixels = read_picture(photographs / "coffee.png").pixels[:120, :140]
+    pixels = read_image(photographs / "coffee.png").pixels[:120, :140]
     rng = np.random.default_rng(0)
     noisy = [np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8) for _ in range(2)]
-    for name, picture in (("a_noisy", noisy[0]), ("a_noisy2", noisy[1]), ("a_clean", pixels)):
-        write_picture(folder / f"{name}.png", Picture(picture))
-    for name, picture in (("b_real", noisy[1]), ("b_mean", pixels), ("c", noisy[0])):
-        write_picture(folder / f"{name}.png", Picture(picture))
+    for name, image in (("a_noisy", noisy[0]), ("a_noisy2", noisy[1]), ("a_clean", pixels)):
+        write_image(folder / f"{name}.png", DecodedImage(image))
+    for name, image in (("b_real", noisy[1]), ("b_mean", pixels), ("c", noisy[0])):
+        write_image(folder / f"{name}.png", DecodedImage(image))
     write_shards(folder / "shards", find_sources(folder), 1 << 30)
-    return Collection([Shards.open(folder / "shards")])
+    return ShardedDataset([Shards.open(folder / "shards")])
 
 
-def scenes_of(pictures, method="n2n", *overrides, noise="gauss25"):
+def scenes_of(images, method="n2n", *overrides, noise="gauss25"):
     config = load_config(None, [f"method={method}", f"noise={noise}", *overrides])
-    return open_scenes(config, pictures, build_method(method, {}, parse_noise(noise)), parse_noise(noise))
+    return open_samples(config, images, build_method(method, {}, parse_noise(noise)), parse_noise(noise))
 
 
 def test_fixed_noise_is_the_same_whenever_it_is_asked_for(fresh):
@@ -73,14 +73,14 @@ def test_fixed_noise_stays_with_its_pixel_whatever_the_crop(fresh):
     assert any((places - found[:, None, None]).abs().amax(dim=(0, 3, 4)).min() < 1e-6 for places in windows)
 
 
-def test_fixed_noise_needs_no_clean_picture_of_a_self_supervised_method(fresh):
+def test_fixed_noise_needs_no_clean_image_of_a_self_supervised_method(fresh):
     assert set(scenes_of(fresh, "n2v", "data.fixed_noise=true")[0]) == {"noisy", "mask"}
 
 
-def test_fresh_noise_is_made_of_the_clean_picture_in_the_step(fresh):
+def test_fresh_noise_is_made_of_the_clean_image_in_the_step(fresh):
     method, noise = build_method("n2v", {}, parse_noise("gauss25")), parse_noise("gauss25")
     stream = batches(scenes_of(fresh, "n2v"), ORDER, Batching(0, 4, 32, 3), 0, 1, 0)
-    views = as_views(
+    views = make_views(
         {name: as_floats(view) for name, view in next(stream).views.items()},
         method,
         noise,
@@ -100,21 +100,21 @@ def test_real_pairs_give_the_views_they_have(pairs):
     assert np.array_equal(scenes_of(pairs, "n2v", noise="none")[2]["noisy"], pairs.pixels(2, "clean"))
 
 
-def test_a_clean_picture_is_never_a_second_observation(pairs, tmp_path, photographs):
+def test_a_clean_image_is_never_a_second_observation(pairs, tmp_path, photographs):
     for name in ("x_noisy", "x_clean"):
         (tmp_path / f"{name}.png").write_bytes((photographs / "coffee.png").read_bytes())
     write_shards(tmp_path / "shards", find_sources(tmp_path), 1 << 30)
-    pictures = Collection([Shards.open(tmp_path / "shards")])
-    with pytest.raises(UserError, match="x.png has no picture noisy2 or mean"):
-        scenes_of(pictures, "n2n", noise="none")[0]
+    images = ShardedDataset([Shards.open(tmp_path / "shards")])
+    with pytest.raises(UserError, match="x.png has no image noisy2 or mean"):
+        scenes_of(images, "n2n", noise="none")[0]
 
 
-def test_a_lone_picture_cannot_teach_what_needs_two(pairs):
-    with pytest.raises(UserError, match="c.png has no picture noisy2 or mean .* such as n2v"):
+def test_a_lone_image_cannot_teach_what_needs_two(pairs):
+    with pytest.raises(UserError, match="c.png has no image noisy2 or mean .* such as n2v"):
         scenes_of(pairs, "n2n", noise="none")[2]
 
 
-def test_the_level_of_real_noise_is_estimated_from_the_noisy_picture(pairs):
+def test_the_level_of_real_noise_is_estimated_from_the_noisy_image(pairs):
     scene = scenes_of(pairs, "r2r", noise="none")[0]
     assert set(scene) == {"noisy", "level"}
     assert scene["level"].item() == pytest.approx(estimate_sigma(to_tensor(pairs.pixels(0, "noisy"))))
@@ -123,23 +123,23 @@ def test_the_level_of_real_noise_is_estimated_from_the_noisy_picture(pairs):
 
 def test_trials_of_real_pairs_compare_with_clean_or_mean(pairs):
     none = parse_noise("none")
-    clean = [trial(pairs, index, none, 3, KEY).clean for index in range(3)]
+    clean = [evaluation_pair(pairs, index, none, 3, KEY).clean for index in range(3)]
     assert torch.equal(clean[0][0], to_tensor(pairs.pixels(0, "clean")))
     assert torch.equal(clean[1][0], to_tensor(pairs.pixels(1, "mean")))
     assert clean[2] is None
 
 
-def test_trials_of_subsampled_pictures_are_smaller(fresh):
-    seen = trial(fresh, 0, parse_noise("subsample8"), 3, KEY)
+def test_trials_of_subsampled_images_are_smaller(fresh):
+    seen = evaluation_pair(fresh, 0, parse_noise("subsample8"), 3, KEY)
     height, width = to_tensor(fresh.pixels(0, "clean")).shape[1:]
     assert seen.noisy.shape == seen.clean.shape == (1, 3, height // 8, width // 8)
 
 
-def test_the_cache_respects_its_budget_and_never_changes_a_picture(fresh):
+def test_the_cache_respects_its_budget_and_never_changes_a_image(fresh):
     size = fresh.pixels(0, "clean").nbytes
-    cache = Cached(FreshScenes(fresh), 2 * size + 10_000)
+    cache = CachedSamples(FreshNoise(fresh), 2 * size + 10_000)
     for _ in range(3):
         for index in range(len(fresh)):
-            assert np.array_equal(cache[index]["picture"], fresh.pixels(index, "clean"))
+            assert np.array_equal(cache[index]["image"], fresh.pixels(index, "clean"))
             assert cache.size <= cache.budget
     assert 1 <= len(cache.kept) < len(fresh)

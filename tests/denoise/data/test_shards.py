@@ -9,7 +9,7 @@ import pytest
 
 from denoise.data.shards import INDEX, DamagedError, Shards
 from denoise.errors import UserError
-from denoise.images.io import pixel_hash, read_picture
+from denoise.images.io import pixel_hash, read_image
 from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
@@ -26,13 +26,13 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_every_picture_comes_back_by_index(small_pictures, small_shards):
+def test_every_image_comes_back_by_index(small_images, small_shards):
     shards = Shards.open(small_shards)
-    files = sorted(small_pictures.iterdir())
+    files = sorted(small_images.iterdir())
     assert len(shards) == len(files) == 5
     assert len(shards.entries) > 1
     for index, path in enumerate(files):
-        pixels = read_picture(path).pixels
+        pixels = read_image(path).pixels
         described = shards.describe(index)
         assert np.array_equal(shards.pixels(index), pixels)
         assert shards.encoded(index) == path.read_bytes()
@@ -121,33 +121,33 @@ HARMS = [
 def test_no_corruption_is_silent(small_shards, tmp_path, seed):
     rng = random.Random(seed)
     sound = Shards.open(small_shards)
-    pictures = [sound.encoded(index) for index in range(len(sound))]
+    images = [sound.encoded(index) for index in range(len(sound))]
     folder = copy(small_shards, tmp_path / "shards")
     tar = rng.choice([entry["file"] for entry in sound.entries])
     harm = HARMS[seed % len(HARMS)]
     harm(folder, tar, rng)
     number = tar.removesuffix(".tar")
     with pytest.raises(DamagedError, match=number + "|" + INDEX):
-        read_all(folder, pictures, rng)
+        read_all(folder, images, rng)
 
 
-def read_all(folder, pictures, rng):
-    """Read every sample, in any order: each is one of the pictures, never a bad one, whatever comes after."""
+def read_all(folder, images, rng):
+    """Read every sample, in any order: each is one of the images, never a bad one, whatever comes after."""
     shards = Shards.open(folder)
     for index in rng.sample(range(len(shards)), len(shards)):
-        assert shards.encoded(index) in pictures
+        assert shards.encoded(index) in images
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_index_with_a_flipped_bit_is_told_or_harmless(small_shards, tmp_path, seed):
     sound = Shards.open(small_shards)
-    pictures = [sound.encoded(index) for index in range(len(sound))]
+    images = [sound.encoded(index) for index in range(len(sound))]
     folder = copy(small_shards, tmp_path / "shards")
     flip(folder / INDEX, random.Random(seed).randrange((folder / INDEX).stat().st_size))
     with suppress(UserError):
         shards = Shards.open(folder)
         assert shards.digest != sound.digest  # a run that was started on the other one refuses it
-        assert [shards.encoded(index) for index in range(len(pictures))] == pictures
+        assert [shards.encoded(index) for index in range(len(images))] == images
 
 
 def test_bytes_that_change_after_the_check_are_found(small_shards, tmp_path):
@@ -180,9 +180,9 @@ def test_no_shards_and_no_index_are_told(tmp_path):
         Shards.open(tmp_path)
 
 
-def test_few_files_stay_open_however_many_shards_there_are(small_pictures, tmp_path, monkeypatch):
+def test_few_files_stay_open_however_many_shards_there_are(small_images, tmp_path, monkeypatch):
     monkeypatch.setattr("denoise.shards.FILES_OPEN", 2)
-    write_shards(tmp_path / "shards", find_sources(small_pictures), max_bytes=1)
+    write_shards(tmp_path / "shards", find_sources(small_images), max_bytes=1)
     shards = Shards.open(tmp_path / "shards")
     assert len(shards.entries) == 5
     for index in (0, 1, 2, 3, 4, 0, 3):

@@ -1,4 +1,4 @@
-"""Pictures between files and tensors, with real photographs."""
+"""Images between files and tensors, with real photographs."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from denoise.errors import UserError
-from denoise.images.io import Picture, picture_size, pixel_hash, read_picture, write_picture
+from denoise.images.io import DecodedImage, image_size, pixel_hash, read_image, write_image
 from denoise.images.tensors import as_channels, pad, to_pixels, to_tensor, unpad
 
 LOSSLESS = (".png", ".tif", ".tiff", ".webp", ".bmp")
@@ -43,18 +43,18 @@ def png(rows: np.ndarray, depth: int, colour: int, *chunks: tuple[bytes, bytes])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("transparent", [False, True])
 def test_8_bits_come_back_exactly(
-    photo: Picture, tmp_path: Path, suffix: str, channels: int, transparent: bool
+    photo: DecodedImage, tmp_path: Path, suffix: str, channels: int, transparent: bool
 ) -> None:
     pixels = photo.pixels[..., :channels]
     alpha = photo.pixels[..., 1] if transparent else None
     path = tmp_path / f"a{suffix}"
     if transparent and suffix == ".bmp":
         with pytest.raises(UserError, match="transparency"):
-            write_picture(path, Picture(pixels, alpha))
+            write_image(path, DecodedImage(pixels, alpha))
         assert not list(tmp_path.iterdir())
         return
-    write_picture(path, Picture(pixels, alpha))
-    back = read_picture(path)
+    write_image(path, DecodedImage(pixels, alpha))
+    back = read_image(path)
     expected = np.repeat(pixels, 3, axis=2) if suffix == ".webp" and channels == 1 else pixels  # WebP has no grey
     assert back.pixels.dtype == np.uint8
     np.testing.assert_array_equal(back.pixels, expected)
@@ -68,12 +68,12 @@ def test_8_bits_come_back_exactly(
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("transparent", [False, True])
 def test_16_bits_come_back_exactly(
-    photo: Picture, deep: np.ndarray, tmp_path: Path, suffix: str, channels: int, transparent: bool
+    photo: DecodedImage, deep: np.ndarray, tmp_path: Path, suffix: str, channels: int, transparent: bool
 ) -> None:
     pixels, alpha = deep[..., :channels], deep[..., 1] if transparent else None
     path = tmp_path / f"a{suffix}"
-    write_picture(path, Picture(pixels, alpha, icc=photo.icc))
-    back = read_picture(path)
+    write_image(path, DecodedImage(pixels, alpha, icc=photo.icc))
+    back = read_image(path)
     expected = np.repeat(pixels, 3, axis=2) if suffix == ".tif" and channels == 1 and transparent else pixels
     assert back.pixels.dtype == np.uint16
     np.testing.assert_array_equal(back.pixels, expected)
@@ -85,7 +85,7 @@ def test_16_bits_come_back_exactly(
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_another_program_reads_the_same_16_bits(deep: np.ndarray, tmp_path: Path, suffix: str) -> None:
-    write_picture(tmp_path / f"a{suffix}", Picture(deep))
+    write_image(tmp_path / f"a{suffix}", DecodedImage(deep))
     other = cv2.imread(str(tmp_path / f"a{suffix}"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(other[..., ::-1], deep)
 
@@ -93,42 +93,42 @@ def test_another_program_reads_the_same_16_bits(deep: np.ndarray, tmp_path: Path
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_another_program_wrote_the_same_16_bits(deep: np.ndarray, tmp_path: Path, suffix: str) -> None:
     cv2.imwrite(str(tmp_path / f"a{suffix}"), deep[..., ::-1])
-    np.testing.assert_array_equal(read_picture(tmp_path / f"a{suffix}").pixels, deep)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").pixels, deep)
 
 
 def test_more_rows_than_are_compressed_at_a_time(photographs: Path, tmp_path: Path) -> None:
-    pixels = read_picture(photographs / "astronaut.png").pixels.astype(np.uint16) * 257
+    pixels = read_image(photographs / "astronaut.png").pixels.astype(np.uint16) * 257
     for suffix in (".png", ".tif"):
-        write_picture(tmp_path / f"a{suffix}", Picture(pixels))
-        np.testing.assert_array_equal(read_picture(tmp_path / f"a{suffix}").pixels, pixels)
+        write_image(tmp_path / f"a{suffix}", DecodedImage(pixels))
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").pixels, pixels)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp"])
 def test_16_bits_are_rounded_to_8_where_a_format_holds_no_more(deep: np.ndarray, tmp_path: Path, suffix: str) -> None:
-    write_picture(tmp_path / f"a{suffix}", Picture(deep))
-    back = read_picture(tmp_path / f"a{suffix}").pixels
+    write_image(tmp_path / f"a{suffix}", DecodedImage(deep))
+    back = read_image(tmp_path / f"a{suffix}").pixels
     assert back.dtype == np.uint8
     difference = np.abs(back.astype(float) - deep / 257)
     assert difference.mean() < 2 if suffix == ".jpg" else difference.max() <= 0.5
 
 
-def test_jpeg_keeps_full_chroma(photo: Picture, tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.jpg", photo)
+def test_jpeg_keeps_full_chroma(photo: DecodedImage, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg", photo)
     with Image.open(tmp_path / "a.jpg") as image:
         assert {tuple(layer[1:3]) for layer in image.layer} == {(1, 1)}
-    difference = read_picture(tmp_path / "a.jpg").pixels.astype(float) - photo.pixels
+    difference = read_image(tmp_path / "a.jpg").pixels.astype(float) - photo.pixels
     assert (difference**2).mean() < 6  # PSNR above 40 dB
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_profile_and_exif_are_kept(photo: Picture, tmp_path: Path, suffix: str, dtype: type) -> None:
+def test_profile_and_exif_are_kept(photo: DecodedImage, tmp_path: Path, suffix: str, dtype: type) -> None:
     exif = Image.Exif()
     exif[272], exif[315] = "A camera", "Somebody"
     exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
-    picture = Picture(photo.pixels.astype(dtype), icc=photo.icc, exif=exif.tobytes())
-    write_picture(tmp_path / f"a{suffix}", picture)
-    back = read_picture(tmp_path / f"a{suffix}")
+    image = DecodedImage(photo.pixels.astype(dtype), icc=photo.icc, exif=exif.tobytes())
+    write_image(tmp_path / f"a{suffix}", image)
+    back = read_image(tmp_path / f"a{suffix}")
     kept = Image.Exif()
     kept.load(back.exif)
     assert back.icc == photo.icc
@@ -143,16 +143,16 @@ def test_real_camera_exif_survives_every_format(mirror: Path, tmp_path: Path) ->
     with Image.open(source) as image:
         assert image.getexif()[274] == 6
         raw, width, height = image.info["exif"], image.width, image.height
-    picture = read_picture(source)
-    assert picture.pixels.shape == (width, height, 3)
-    assert picture_size(source) == (width, height)
-    assert sum(a != b for a, b in zip(raw, picture.exif, strict=True)) == 1  # the orientation
+    decoded = read_image(source)
+    assert decoded.pixels.shape == (width, height, 3)
+    assert image_size(source) == (width, height)
+    assert sum(a != b for a, b in zip(raw, decoded.exif, strict=True)) == 1  # the orientation
     for suffix in (".jpg", ".png", ".webp", ".tif"):
-        write_picture(tmp_path / f"a{suffix}", picture)
+        write_image(tmp_path / f"a{suffix}", decoded)
         with Image.open(tmp_path / f"a{suffix}") as image:
             assert image.getexif().get(274, 1) == 1
             assert image.getexif()[271] == Image.open(source).getexif()[271]
-        assert read_picture(tmp_path / f"a{suffix}").pixels.shape == picture.pixels.shape
+        assert read_image(tmp_path / f"a{suffix}").pixels.shape == decoded.pixels.shape
 
 
 # Orientation
@@ -160,20 +160,20 @@ def test_real_camera_exif_survives_every_format(mirror: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_orientation_is_applied_once(photo: Picture, tmp_path: Path, orientation: int, format: str) -> None:
+def test_orientation_is_applied_once(photo: DecodedImage, tmp_path: Path, orientation: int, format: str) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
     path = tmp_path / "a"
     path.write_bytes(saved(Image.fromarray(photo.pixels), format, exif=exif, **options))
-    picture = read_picture(path)
+    image = read_image(path)
     upright = turned(photo.pixels, orientation)
-    assert picture.pixels.shape == upright.shape
-    assert picture_size(path) == upright.shape[:2]
-    difference = np.abs(picture.pixels.astype(int) - upright)
+    assert image.pixels.shape == upright.shape
+    assert image_size(path) == upright.shape[:2]
+    difference = np.abs(image.pixels.astype(int) - upright)
     assert difference.mean() < 1 if format == "JPEG" else difference.max() == 0
-    write_picture(tmp_path / "b.png", picture)
-    np.testing.assert_array_equal(read_picture(tmp_path / "b.png").pixels, picture.pixels)
+    write_image(tmp_path / "b.png", image)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png").pixels, image.pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -183,15 +183,15 @@ def test_orientation_of_16_bits(deep: np.ndarray, tmp_path: Path, orientation: i
     if suffix == ".png":
         exif = Image.Exif()
         exif[274] = orientation
-        write_picture(path, Picture(deep, deep[..., 0], exif=exif.tobytes()))
+        write_image(path, DecodedImage(deep, deep[..., 0], exif=exif.tobytes()))
     else:
         tifffile = pytest.importorskip("tifffile")
         rgba = np.dstack([deep, deep[..., 0]])
         tag = (274, 3, 1, orientation, True)
         tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"], extratags=[tag])
-    picture = read_picture(path)
-    np.testing.assert_array_equal(picture.pixels, turned(deep, orientation))
-    np.testing.assert_array_equal(picture.alpha, turned(deep[..., 0], orientation))
+    image = read_image(path)
+    np.testing.assert_array_equal(image.pixels, turned(deep, orientation))
+    np.testing.assert_array_equal(image.alpha, turned(deep[..., 0], orientation))
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -209,102 +209,102 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_is_dropped(photo: Picture) -> None:
+def test_broken_exif_is_dropped(photo: DecodedImage) -> None:
     image = Image.fromarray(photo.pixels)
     for block in (b"Exif\0\0garbage!", b"Exif\0\0II*\0\xff\xff\xff\x7f"):
-        picture = read_picture(saved(image, "JPEG", exif=block))
-        assert picture.pixels.shape == photo.pixels.shape
-        assert picture.exif == b""
+        decoded = read_image(saved(image, "JPEG", exif=block))
+        assert decoded.pixels.shape == photo.pixels.shape
+        assert decoded.exif == b""
 
 
-# Kinds of pictures
+# Kinds of images
 
 
-def test_palette_and_1_bit(photo: Picture) -> None:
+def test_palette_and_1_bit(photo: DecodedImage) -> None:
     image = Image.fromarray(photo.pixels)
     palette = image.quantize(17)
-    np.testing.assert_array_equal(read_picture(saved(palette, "PNG")).pixels, np.asarray(palette.convert("RGB")))
-    np.testing.assert_array_equal(read_picture(saved(palette, "GIF")).pixels, np.asarray(palette.convert("RGB")))
-    transparent = read_picture(saved(palette, "PNG", transparency=3))
+    np.testing.assert_array_equal(read_image(saved(palette, "PNG")).pixels, np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(read_image(saved(palette, "GIF")).pixels, np.asarray(palette.convert("RGB")))
+    transparent = read_image(saved(palette, "PNG", transparency=3))
     assert transparent.pixels.shape[2] == 3
     np.testing.assert_array_equal(transparent.alpha, np.where(np.asarray(palette) == 3, 0, 255))
     bits = image.convert("1")
     for format in ("PNG", "TIFF", "BMP", "PPM"):
-        back = read_picture(saved(bits, format)).pixels
+        back = read_image(saved(bits, format)).pixels
         assert set(np.unique(back)) == {0, 255}
         np.testing.assert_array_equal(back[..., 0] > 0, np.asarray(bits))
 
 
-def test_a_transparent_grey_value(photo: Picture, deep: np.ndarray) -> None:
+def test_a_transparent_grey_value(photo: DecodedImage, deep: np.ndarray) -> None:
     grey = photo.pixels[..., :1]
     key = int(grey[70, 90, 0])
-    picture = read_picture(png(grey, 8, 0, (b"tRNS", struct.pack(">H", key))))
-    np.testing.assert_array_equal(picture.alpha, np.where(grey[..., 0] == key, 0, 255))
+    image = read_image(png(grey, 8, 0, (b"tRNS", struct.pack(">H", key))))
+    np.testing.assert_array_equal(image.alpha, np.where(grey[..., 0] == key, 0, 255))
     key = int(deep[70, 90, 0])
-    picture = read_picture(png(deep[..., :1], 16, 0, (b"tRNS", struct.pack(">H", key))))
-    np.testing.assert_array_equal(picture.pixels, deep[..., :1])
-    np.testing.assert_array_equal(picture.alpha, np.where(deep[..., 0] == key, 0, 65535))
+    image = read_image(png(deep[..., :1], 16, 0, (b"tRNS", struct.pack(">H", key))))
+    np.testing.assert_array_equal(image.pixels, deep[..., :1])
+    np.testing.assert_array_equal(image.alpha, np.where(deep[..., 0] == key, 0, 65535))
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_gamma_and_srgb_chunks_change_nothing(photo: Picture, deep: np.ndarray, depth: int) -> None:
+def test_gamma_and_srgb_chunks_change_nothing(photo: DecodedImage, deep: np.ndarray, depth: int) -> None:
     pixels = photo.pixels if depth == 8 else deep
     data = png(pixels, depth, 2, (b"gAMA", struct.pack(">I", 45455)), (b"sRGB", b"\0"))
-    np.testing.assert_array_equal(read_picture(data).pixels, pixels)
+    np.testing.assert_array_equal(read_image(data).pixels, pixels)
     data = png(pixels, depth, 2, (b"gAMA", struct.pack(">I", 100000)))
-    np.testing.assert_array_equal(read_picture(data).pixels, pixels)
+    np.testing.assert_array_equal(read_image(data).pixels, pixels)
 
 
-def test_cmyk_jpeg_becomes_rgb(photo: Picture) -> None:
+def test_cmyk_jpeg_becomes_rgb(photo: DecodedImage) -> None:
     cmyk = Image.fromarray(photo.pixels).convert("CMYK")
-    picture = read_picture(saved(cmyk, "JPEG", quality=100, subsampling=0))
-    assert np.abs(picture.pixels.astype(int) - photo.pixels).mean() < 2
-    broken_profile = read_picture(saved(cmyk, "JPEG", quality=100, subsampling=0, icc_profile=b"no profile"))
-    np.testing.assert_array_equal(broken_profile.pixels, picture.pixels)
+    image = read_image(saved(cmyk, "JPEG", quality=100, subsampling=0))
+    assert np.abs(image.pixels.astype(int) - photo.pixels).mean() < 2
+    broken_profile = read_image(saved(cmyk, "JPEG", quality=100, subsampling=0, icc_profile=b"no profile"))
+    np.testing.assert_array_equal(broken_profile.pixels, image.pixels)
     assert broken_profile.icc == b""  # it described CMYK
 
 
 def test_min_is_white_tiff_of_16_bits(deep: np.ndarray, tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", 65535 - deep[..., 0], photometric="miniswhite")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels[..., 0], deep[..., 0])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels[..., 0], deep[..., 0])
 
 
 def test_a_real_16_bit_png(photographs: Path) -> None:
-    picture = read_picture(photographs / "chessboard_RGB.png")
-    assert picture.pixels.dtype == np.uint16
-    assert (picture.pixels % 257).any()  # more than 8 bits stretched to 16
+    image = read_image(photographs / "chessboard_RGB.png")
+    assert image.pixels.dtype == np.uint16
+    assert (image.pixels % 257).any()  # more than 8 bits stretched to 16
 
 
-def test_ycbcr_tiff_and_pgm(photo: Picture) -> None:
+def test_ycbcr_tiff_and_pgm(photo: DecodedImage) -> None:
     image = Image.fromarray(photo.pixels)
-    ycbcr = read_picture(saved(image.convert("YCbCr"), "TIFF", compression="raw")).pixels
+    ycbcr = read_image(saved(image.convert("YCbCr"), "TIFF", compression="raw")).pixels
     assert np.abs(ycbcr.astype(int) - photo.pixels).mean() < 2
-    np.testing.assert_array_equal(read_picture(saved(image, "PPM")).pixels, photo.pixels)
+    np.testing.assert_array_equal(read_image(saved(image, "PPM")).pixels, photo.pixels)
     grey = image.convert("L")
-    np.testing.assert_array_equal(read_picture(saved(grey, "PPM")).pixels[..., 0], np.asarray(grey))
+    np.testing.assert_array_equal(read_image(saved(grey, "PPM")).pixels[..., 0], np.asarray(grey))
 
 
-def test_cmyk_is_converted_by_its_profile(photo: Picture) -> None:
+def test_cmyk_is_converted_by_its_profile(photo: DecodedImage) -> None:
     """An embedded profile decides; an RGB one on CMYK pixels does not fit and is ignored."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     cmyk = Image.fromarray(photo.pixels).convert("CMYK")
-    plain = read_picture(saved(cmyk, "TIFF"))
-    misfit = read_picture(saved(cmyk, "TIFF", icc_profile=srgb))
+    plain = read_image(saved(cmyk, "TIFF"))
+    misfit = read_image(saved(cmyk, "TIFF", icc_profile=srgb))
     np.testing.assert_array_equal(misfit.pixels, plain.pixels)
 
 
-def test_a_picture_larger_than_pillows_limit(photo: Picture, tmp_path: Path) -> None:
+def test_a_image_larger_than_pillows_limit(photo: DecodedImage, tmp_path: Path) -> None:
     """30000x20000, more than twice what Pillow lets pass; only the head of the file is there and is read."""
     data = bytearray(png(photo.pixels, 8, 2))
     data[16:24] = struct.pack(">II", 30000, 20000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "large.png").write_bytes(data)
-    assert picture_size(tmp_path / "large.png") == (20000, 30000)
+    assert image_size(tmp_path / "large.png") == (20000, 30000)
     data[16:24] = struct.pack(">II", 60000, 20000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with pytest.raises(UserError, match="60000x20000"):
-        read_picture(bytes(data))
+        read_image(bytes(data))
 
 
 # Tensors
@@ -320,7 +320,7 @@ def test_pixels_survive_the_way_through_floats(dtype: type) -> None:
     np.testing.assert_array_equal(to_pixels(tensor, dtype), pixels)
 
 
-def test_to_tensor_orders_channels_first(photo: Picture) -> None:
+def test_to_tensor_orders_channels_first(photo: DecodedImage) -> None:
     tensor = to_tensor(photo.pixels)
     assert tensor.shape == (3, 151, 203)
     assert tensor.is_contiguous()
@@ -332,7 +332,7 @@ def test_to_pixels_clips_and_rounds() -> None:
     np.testing.assert_array_equal(to_pixels(tensor).ravel(), [0, 0, 1, 255, 255])
 
 
-def test_as_channels(photo: Picture) -> None:
+def test_as_channels(photo: DecodedImage) -> None:
     colour = to_tensor(photo.pixels)
     grey = as_channels(colour, 1)
     torch.testing.assert_close(grey, (colour[:1] + colour[1:2] + colour[2:]) / 3)
@@ -348,17 +348,17 @@ def test_as_channels(photo: Picture) -> None:
     batch=st.integers(1, 2),
 )
 def test_pad_and_unpad(height: int, width: int, multiple: int, batch: int) -> None:
-    picture = torch.arange(batch * height * width, dtype=torch.float32).reshape(batch, 1, height, width)
-    padded = pad(picture, multiple)
+    image = torch.arange(batch * height * width, dtype=torch.float32).reshape(batch, 1, height, width)
+    padded = pad(image, multiple)
     high, wide = padded.shape[-2:]
     assert high % multiple == 0 <= high - height < multiple
     assert wide % multiple == 0 <= wide - width < multiple
-    assert torch.equal(unpad(padded, height, width), picture)
-    expected = np.pad(picture.numpy(), [(0, 0), (0, 0), (0, high - height), (0, wide - width)], mode="reflect")
+    assert torch.equal(unpad(padded, height, width), image)
+    expected = np.pad(image.numpy(), [(0, 0), (0, 0), (0, high - height), (0, wide - width)], mode="reflect")
     np.testing.assert_array_equal(padded.numpy(), expected)  # NumPy too reflects back and forth
 
 
-def test_pixel_hash_knows_shape_type_and_values(photo: Picture) -> None:
+def test_pixel_hash_knows_shape_type_and_values(photo: DecodedImage) -> None:
     pixels = photo.pixels
     digest = pixel_hash(pixels)
     assert digest == pixel_hash(np.asfortranarray(pixels))
@@ -370,7 +370,7 @@ def test_pixel_hash_knows_shape_type_and_values(photo: Picture) -> None:
     assert len(digest) == 64
 
 
-def test_the_same_pixels_have_one_hash_in_every_lossless_format(photo: Picture, tmp_path: Path) -> None:
+def test_the_same_pixels_have_one_hash_in_every_lossless_format(photo: DecodedImage, tmp_path: Path) -> None:
     for suffix in LOSSLESS:
-        write_picture(tmp_path / f"a{suffix}", photo)
-    assert len({pixel_hash(read_picture(path).pixels) for path in tmp_path.iterdir()}) == 1
+        write_image(tmp_path / f"a{suffix}", photo)
+    assert len({pixel_hash(read_image(path).pixels) for path in tmp_path.iterdir()}) == 1

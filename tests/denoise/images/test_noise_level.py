@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from denoise.errors import UserError
-from denoise.images.io import read_picture
+from denoise.images.io import read_image
 from denoise.images.noise_level import _covariance, _layout, _noise_variance, estimate_sigma
 from denoise.images.tensors import to_tensor
 from denoise.noise import parse_noise
@@ -15,10 +15,10 @@ def noisy(clean, sigma, position=0):
 
 
 @pytest.mark.parametrize("sigma", [10, 25, 50])
-def test_the_level_of_kodak_pictures_is_found(mirror, sigma):
+def test_the_level_of_kodak_images_is_found(mirror, sigma):
     errors = []
     for position, path in enumerate(sorted((mirror / "kodak").glob("*.png"))[::3]):
-        clean = to_tensor(read_picture(path).pixels)
+        clean = to_tensor(read_image(path).pixels)
         errors.append(estimate_sigma(noisy(clean, sigma, position)) * 255 / sigma - 1)
     assert len(errors) == 8
     assert abs(sum(errors) / len(errors)) < 0.01
@@ -27,12 +27,12 @@ def test_the_level_of_kodak_pictures_is_found(mirror, sigma):
 
 @pytest.mark.parametrize("sigma", [5, 25])
 def test_the_level_of_a_photograph_is_found(photographs, sigma):
-    clean = to_tensor(read_picture(photographs / "coffee.png").pixels)
+    clean = to_tensor(read_image(photographs / "coffee.png").pixels)
     assert estimate_sigma(noisy(clean, sigma)) * 255 == pytest.approx(sigma, rel=0.05)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 21), (3, 32), (3, 64), (3, 256), (1, 13), (1, 40), (1, 180)])
-def test_a_small_flat_picture_has_the_level_of_its_noise(channels, size):
+def test_a_small_flat_image_has_the_level_of_its_noise(channels, size):
     flat = torch.full((channels, size, size), 0.5)
     found = torch.tensor([estimate_sigma(noisy(flat, 25, position)) * 255 / 25 for position in range(8)])
     # The estimate is a mean of about C H W squares, most of which count; bias by too few patches stays below 3 %.
@@ -40,38 +40,38 @@ def test_a_small_flat_picture_has_the_level_of_its_noise(channels, size):
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 12, 12), (3, 1, 5000), (1, 1, 1), (3, 0, 8)])
-def test_a_picture_that_is_too_small_is_told(shape):
+def test_a_image_that_is_too_small_is_told(shape):
     with pytest.raises(UserError, match="too small"):
         estimate_sigma(torch.zeros(shape))
 
 
-def test_a_picture_without_noise_has_none():
+def test_a_image_without_noise_has_none():
     assert estimate_sigma(torch.full((3, 64, 64), 0.7)) == pytest.approx(0, abs=1e-6)
 
 
-def test_level_and_brightness_scale_as_the_picture_does(photographs):
-    picture = noisy(to_tensor(read_picture(photographs / "coffee.png").pixels)[:, :200, :200], 25)
-    sigma = estimate_sigma(picture)
-    assert estimate_sigma(picture / 2 + 3) == pytest.approx(sigma / 2, rel=1e-4)
+def test_level_and_brightness_scale_as_the_image_does(photographs):
+    image = noisy(to_tensor(read_image(photographs / "coffee.png").pixels)[:, :200, :200], 25)
+    sigma = estimate_sigma(image)
+    assert estimate_sigma(image / 2 + 3) == pytest.approx(sigma / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [((3, 512, 768), (8, 3)), ((1, 321, 481), (8, 3)), ((3, 256, 256), (8, 2)), ((3, 64, 64), (6, 1))],
 )
-def test_patches_are_as_published_where_the_picture_allows(shape, layout):
+def test_patches_are_as_published_where_the_image_allows(shape, layout):
     assert _layout(*shape) == layout
 
 
 def test_the_covariance_is_that_of_all_patches():
-    picture = torch.rand(2, 40, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    picture[1] += torch.linspace(0, 1, 40)[:, None]
-    vectors = torch.nn.functional.unfold(picture[None], 5, stride=2)[0]
+    image = torch.rand(2, 40, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image[1] += torch.linspace(0, 1, 40)[:, None]
+    vectors = torch.nn.functional.unfold(image[None], 5, stride=2)[0]
     expected = torch.cov(vectors, correction=0)
-    assert torch.allclose(_covariance(picture, 5, 2), expected, atol=1e-12)
+    assert torch.allclose(_covariance(image, 5, 2), expected, atol=1e-12)
 
 
-def test_a_large_picture_has_no_more_patches_than_stated():
+def test_a_large_image_has_no_more_patches_than_stated():
     patch, stride = _layout(3, 4000, 6000)
     assert patch == 8
     assert 80_000 < (4000 // stride) * (6000 // stride) <= 100_000

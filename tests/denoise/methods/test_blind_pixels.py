@@ -18,7 +18,7 @@ def at(row, column, height, width, samples=1):
 
 
 def numbered(height, width, samples=1):
-    """Pictures whose values tell where they come from."""
+    """Images whose values tell where they come from."""
     return torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width).expand(samples, -1, -1, -1)
 
 
@@ -74,23 +74,23 @@ def test_a_sample_hides_the_same_pixels_in_whatever_batch_it_comes():
 
 
 def test_replacing_touches_the_places_and_nothing_else():
-    picture = torch.rand(3, 2, 30, 20)  # boxes of 8 are cut on both sides
+    image = torch.rand(3, 2, 30, 20)  # boxes of 8 are cut on both sides
     places = draw_places(rng_of(3), 2, 30, 20, 8)
-    replaced = places.put(picture, torch.full(places.rows.shape, 7.0))
-    assert torch.equal(replaced, torch.where(places.mask().bool(), 7.0, picture))
+    replaced = places.put(image, torch.full(places.rows.shape, 7.0))
+    assert torch.equal(replaced, torch.where(places.mask().bool(), 7.0, image))
 
 
 def test_one_place_for_all_channels_replaces_the_pixel_as_a_whole():
-    picture = numbered(16, 16).expand(1, 3, -1, -1) + torch.tensor([0.0, 1000, 2000]).view(3, 1, 1)
+    image = numbered(16, 16).expand(1, 3, -1, -1) + torch.tensor([0.0, 1000, 2000]).view(3, 1, 1)
     places = draw_places(rng_of(1), 1, 16, 16, 8)
-    values = uniform_neighbours(picture, places, 2, rng_of(1), with_centre=False)
+    values = uniform_neighbours(image, places, 2, rng_of(1), with_centre=False)
     assert torch.equal(values[:, 1], values[:, 0] + 1000)
-    assert torch.equal(places.put(picture, values)[:, 2], places.put(picture, values)[:, 0] + 2000)
+    assert torch.equal(places.put(image, values)[:, 2], places.put(image, values)[:, 0] + 2000)
 
 
 @pytest.mark.parametrize("with_centre", [True, False])
 @pytest.mark.parametrize(("row", "column"), [(4, 5), (0, 5), (1, 0), (8, 9), (0, 0)])
-def test_replacements_are_uniform_over_the_window_that_lies_in_the_picture(row, column, with_centre):
+def test_replacements_are_uniform_over_the_window_that_lies_in_the_image(row, column, with_centre):
     height, width, radius, samples = 9, 10, 2, 20_000
     values = uniform_neighbours(
         numbered(height, width, samples), at(row, column, height, width, samples), radius, rng_of(samples),
@@ -136,17 +136,17 @@ def test_replacements_are_drawn_anew_for_every_place_channel_and_sample():
         assert abs((one == other).double().mean() - share) < 5 * error
 
 
-def test_a_picture_of_one_pixel_keeps_it():
+def test_a_image_of_one_pixel_keeps_it():
     assert uniform_neighbours(torch.full((1, 1, 1, 1), 3.0), at(0, 0, 1, 1), 2, rng_of(1), with_centre=False) == 3
 
 
 @pytest.mark.parametrize(("row", "column"), [(4, 4), (0, 4), (0, 0), (7, 1)])
 def test_the_median_is_that_of_the_window_without_its_centre(row, column):
-    picture = torch.rand(1, 2, 8, 9, generator=torch.Generator().manual_seed(0))
-    found = median_neighbours(picture, at(row, column, 8, 9), 2)
+    image = torch.rand(1, 2, 8, 9, generator=torch.Generator().manual_seed(0))
+    found = median_neighbours(image, at(row, column, 8, 9), 2)
     for channel in range(2):
         window = [
-            picture[0, channel, r, c].item()
+            image[0, channel, r, c].item()
             for r in range(max(row - 2, 0), min(row + 3, 8))
             for c in range(max(column - 2, 0), min(column + 3, 9))
             if (r, c) != (row, column)

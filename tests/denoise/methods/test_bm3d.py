@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from denoise.errors import UserError
-from denoise.images.io import read_picture
+from denoise.images.io import read_image
 from denoise.images.tensors import to_tensor
 from denoise.methods import build_method
 from denoise.noise import parse_noise
@@ -46,7 +46,7 @@ def test_it_removes_most_of_the_noise(photographs, channels):
         importlib.import_module("bm3d")
     except ImportError:
         pytest.skip("needs the package bm3d, an extra for non-commercial use: pip install 'noise2x[bm3d]'")
-    clean = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :channels, 100:164, 100:164]
+    clean = to_tensor(read_image(photographs / "coffee.png").pixels)[None, :channels, 100:164, 100:164]
     clean = torch.cat([clean, clean.flip(2)])
     sigma = torch.tensor([10 / 255, 50 / 255]).view(2, 1, 1, 1)
     noisy = clean + sigma * batch_rng(0, 0, torch.arange(2)).normal(*clean.shape[1:])

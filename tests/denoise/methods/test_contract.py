@@ -85,7 +85,7 @@ def batch_of(method, clean=CLEAN, step=0):
 
 
 @TRAINED
-def test_only_a_supervised_method_is_ever_handed_clean_pictures(name):
+def test_only_a_supervised_method_is_ever_handed_clean_images(name):
     method = build_method(name, {}, GAUSS)
     views = views_of(method)
     assert ("clean" in method.views()) == (name in SUPERVISED)
@@ -144,11 +144,11 @@ def test_a_rank_with_part_of_the_batch_computes_part_of_the_loss(name, fields):
 
 
 @EVERY_FORM
-def test_a_few_steps_beat_the_noisy_picture(name, fields, photographs):
-    from denoise.images.io import read_picture
+def test_a_few_steps_beat_the_noisy_image(name, fields, photographs):
+    from denoise.images.io import read_image
     from denoise.images.tensors import to_tensor
 
-    pixels = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
+    pixels = to_tensor(read_image(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
     clean = pixels.expand(4, -1, -1, -1)
     torch.manual_seed(0)
     if name == "n2v":
@@ -203,7 +203,7 @@ def test_the_expected_noise2noise_loss_is_the_supervised_loss_plus_the_noise_var
 
 
 class Knows(nn.Module):
-    """Knows the clean picture."""
+    """Knows the clean image."""
 
     def forward(self, noisy):
         return CLEAN

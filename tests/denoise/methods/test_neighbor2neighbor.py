@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from denoise.methods import build_method
-from denoise.methods.neighbor2neighbor import PAIRS, sub_picture
+from denoise.methods.neighbor2neighbor import PAIRS, sub_image
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 
@@ -21,8 +21,8 @@ def batch_of(method, noisy, step=0, mask=None):
     return method.make_batch(views, batch_rng(0, step, torch.arange(len(noisy))))
 
 
-def test_sub_pictures_written_out():
-    picture = torch.tensor(
+def test_sub_images_written_out():
+    image = torch.tensor(
         [
             [0.0, 1, 2, 3],
             [4, 5, 6, 7],
@@ -30,9 +30,9 @@ def test_sub_pictures_written_out():
             [12, 13, 14, 15],
         ]
     ).view(1, 1, 4, 4)
-    picture = torch.cat([picture, picture + 100], dim=1)
+    image = torch.cat([image, image + 100], dim=1)
     pair = torch.tensor([[[PAIRS.index((0, 1)), PAIRS.index((3, 1))], [PAIRS.index((2, 0)), PAIRS.index((2, 3))]]])
-    first, second = sub_picture(picture, pair, 0), sub_picture(picture, pair, 1)
+    first, second = sub_image(image, pair, 0), sub_image(image, pair, 1)
     assert first[0].tolist() == [[[0, 7], [12, 14]], [[100, 107], [112, 114]]]
     assert second[0].tolist() == [[[1, 3], [8, 15]], [[101, 103], [108, 115]]]
 
@@ -71,21 +71,21 @@ def test_the_loss_written_out(ramp, progress, weight):
     method, net = nb2nb(gamma=3.0, ramp=ramp), nn.Conv2d(2, 2, 3, padding=1)
     noisy = torch.rand(2, 2, 8, 8)
     batch = batch_of(method, noisy)
-    g1, g2 = (lambda x, side=side: sub_picture(x, batch["pair"], side) for side in (0, 1))
+    g1, g2 = (lambda x, side=side: sub_image(x, batch["pair"], side) for side in (0, 1))
     residual = net(g1(noisy)) - g2(noisy)
     regular = residual - (g1(net(noisy)) - g2(net(noisy)))
     expected = residual.square().mean() + weight * regular.square().mean()
     assert method.loss(net, batch, progress)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_no_gradient_flows_through_the_restored_whole_picture():
+def test_no_gradient_flows_through_the_restored_whole_image():
     torch.manual_seed(0)
     method, net = nb2nb(ramp=False), nn.Conv2d(1, 1, 3, padding=1)
     noisy = torch.rand(1, 1, 8, 8)
     batch = batch_of(method, noisy)
     method.loss(net, batch, 1.0)["loss"].backward()
     found = net.weight.grad.clone()
-    g1, g2 = (lambda x, side=side: sub_picture(x, batch["pair"], side) for side in (0, 1))
+    g1, g2 = (lambda x, side=side: sub_image(x, batch["pair"], side) for side in (0, 1))
     gap = (g1(net(noisy)) - g2(net(noisy))).detach()
     residual = net(g1(noisy)) - g2(noisy)
     net.weight.grad = None
@@ -98,12 +98,12 @@ def test_no_gradient_flows_through_the_restored_whole_picture():
     assert not torch.allclose(found, net.weight.grad)
 
 
-def test_the_expected_loss_of_the_identity_on_a_flat_picture_is_twice_the_variance():
+def test_the_expected_loss_of_the_identity_on_a_flat_image_is_twice_the_variance():
     noisy = 0.5 + 0.1 * torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     terms = nb2nb().loss(nn.Identity(), batch_of(nb2nb(), noisy), 1.0)
     count = 16 * 3 * 32 * 32
     assert abs(terms["reconstruction"] - 0.02) < 5 * 0.02 * (2 / count) ** 0.5
-    assert terms["regularisation"] == 0  # the identity commutes with taking sub-pictures
+    assert terms["regularisation"] == 0  # the identity commutes with taking sub-images
 
 
 class Pooling(nn.Module):
@@ -117,12 +117,12 @@ class Pooling(nn.Module):
 
 
 @pytest.mark.parametrize("side", [32, 96, 50])
-def test_a_net_of_multiple_32_gets_sub_pictures_that_suit_it(side):
+def test_a_net_of_multiple_32_gets_sub_images_that_suit_it(side):
     terms = nb2nb().loss(Pooling(), batch_of(nb2nb(), torch.rand(1, 3, side, side)), 0.5)
     assert terms["loss"].isfinite()
 
 
-def test_an_odd_picture_loses_its_last_row():
+def test_an_odd_image_loses_its_last_row():
     batch = batch_of(nb2nb(), torch.rand(1, 3, 9, 8))
     assert batch["input"].shape == (1, 3, 4, 4)
     assert batch["noisy"].shape == (1, 3, 8, 8)
@@ -136,7 +136,7 @@ def test_a_target_that_is_known_to_be_lost_does_not_count():
     assert terms["reconstruction"] == 0
 
 
-def test_without_regularisation_the_whole_picture_is_not_restored():
+def test_without_regularisation_the_whole_image_is_not_restored():
     shapes = []
     method = nb2nb(gamma=0)
     method.loss(lambda x: shapes.append(x.shape[-1]) or x, batch_of(method, torch.rand(1, 1, 8, 8)), 0.5)

@@ -38,8 +38,8 @@ def test_the_loss_written_out():
     assert terms["loss"].item() == pytest.approx((terms["reconstruction"] + 3 * terms["invariance"]).item())
 
 
-def test_the_loss_scales_as_that_of_normalised_pictures_would():
-    """A picture stretched by 4 has 16 times the loss: no term weighs more in it."""
+def test_the_loss_scales_as_that_of_normalised_images_would():
+    """An image stretched by 4 has 16 times the loss: no term weighs more in it."""
     method, net = n2same(mask_ratio=0.04), nn.Conv2d(3, 3, 3, padding=1, bias=False)
     noisy = torch.rand(2, 3, 20, 20)
     small, large = (method.loss(net, batch_of(method, scale * noisy), 0)["loss"] for scale in (1, 4))

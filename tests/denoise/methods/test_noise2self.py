@@ -36,16 +36,16 @@ def test_the_masks_of_all_phases_visit_each_pixel_once(size, cell):
 
 
 def test_a_filled_pixel_is_the_weighted_mean_of_its_neighbours():
-    picture = torch.arange(25.0).view(1, 1, 5, 5).square()
-    p = picture[0, 0]
+    image = torch.arange(25.0).view(1, 1, 5, 5).square()
+    p = image[0, 0]
     inner = (2 * (p[0, 1] + p[2, 1] + p[1, 0] + p[1, 2]) + p[0, 0] + p[0, 2] + p[2, 0] + p[2, 2]) / 12
     corner = (2 * (p[0, 1] + p[1, 0]) + p[1, 1]) / 5
-    filled = donut(picture)[0, 0]
+    filled = donut(image)[0, 0]
     assert filled[1, 1] == pytest.approx(inner.item())
     assert filled[0, 0] == pytest.approx(corner.item())
 
 
-def test_filling_keeps_a_flat_picture_flat_up_to_the_border():
+def test_filling_keeps_a_flat_image_flat_up_to_the_border():
     assert torch.allclose(donut(torch.full((2, 3, 6, 7), 0.7)), torch.tensor(0.7))
 
 

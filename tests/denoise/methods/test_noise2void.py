@@ -26,7 +26,7 @@ def batch_of(method, clean=CLEAN, step=0):
 
 @pytest.mark.parametrize("replacement", ["uniform_with_centre", "uniform", "median"])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_the_target_is_the_noisy_picture_itself_and_only_hidden_pixels_of_the_input_differ(replacement, per_channel):
+def test_the_target_is_the_noisy_image_itself_and_only_hidden_pixels_of_the_input_differ(replacement, per_channel):
     views, batch = batch_of(n2v(replacement=replacement, per_channel=per_channel, mask_ratio=0.02))
     hidden = batch["mask"].expand_as(CLEAN).bool()
     changed = batch["input"] != batch["target"]
@@ -77,7 +77,7 @@ def test_pixels_that_are_known_to_be_lost_do_not_count():
     assert batch["mask"][..., 32:].any()
 
 
-def test_the_expected_loss_of_the_true_picture_is_the_variance_of_the_noise():
+def test_the_expected_loss_of_the_true_image_is_the_variance_of_the_noise():
     clean = torch.full((64, 3, 64, 64), 0.5)
     method = n2v(mask_ratio=0.0625)
     _, batch = batch_of(method, clean)
@@ -97,21 +97,21 @@ def test_the_expected_loss_of_the_true_picture_is_the_variance_of_the_noise():
 )
 @pytest.mark.parametrize(("row", "column"), [(8, 6), (0, 1)])
 def test_a_structure_hides_its_pixels_around_the_centre_and_leaves_the_centre(structure, offsets, row, column):
-    picture = torch.linspace(-1, 2, 16 * 16).view(1, 1, 16, 16)
+    image = torch.linspace(-1, 2, 16 * 16).view(1, 1, 16, 16)
     mask = torch.zeros(1, 1, 16, 16)
     mask[0, 0, row, column] = 1
-    hidden = hide_structure(picture, mask, structure, 5, batch_rng(0, 0, torch.arange(1)))
-    found = {(r - row, c - column) for _, _, r, c in (hidden != picture).nonzero().tolist()}
+    hidden = hide_structure(image, mask, structure, 5, batch_rng(0, 0, torch.arange(1)))
+    found = {(r - row, c - column) for _, _, r, c in (hidden != image).nonzero().tolist()}
     assert found == {(r, c) for r, c in offsets if 0 <= row + r and 0 <= column + c}
 
 
 def test_a_structure_is_filled_uniformly_between_the_least_and_greatest_value_of_the_sample():
-    picture = torch.rand(50, 1, 40, 40) * torch.arange(1, 51).view(-1, 1, 1, 1)
-    mask = torch.zeros_like(picture)
+    image = torch.rand(50, 1, 40, 40) * torch.arange(1, 51).view(-1, 1, 1, 1)
+    mask = torch.zeros_like(image)
     mask[..., 4::8, 4::8] = 1
-    hidden = hide_structure(picture, mask, "square", 5, batch_rng(0, 0, torch.arange(50)))
-    low, high = picture.amin((1, 2, 3), keepdim=True), picture.amax((1, 2, 3), keepdim=True)
-    share = ((hidden - low) / (high - low))[hidden != picture].double()
+    hidden = hide_structure(image, mask, "square", 5, batch_rng(0, 0, torch.arange(50)))
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    share = ((hidden - low) / (high - low))[hidden != image].double()
     assert 0 <= share.min()
     assert share.max() <= 1
     assert abs(share.mean() - 0.5) < 5 / (12 * len(share)) ** 0.5
@@ -126,11 +126,11 @@ def test_a_structure_does_not_widen_the_mask():
 
 
 def test_two_structures_may_meet_and_then_hide_each_others_centre():
-    picture = torch.linspace(0, 1, 8 * 8).view(1, 1, 8, 8)
+    image = torch.linspace(0, 1, 8 * 8).view(1, 1, 8, 8)
     mask = torch.zeros(1, 1, 8, 8)
     mask[0, 0, 3, [2, 4]] = 1
-    hidden = hide_structure(picture, mask, "h", 5, batch_rng(0, 0, torch.arange(1)))
-    assert (hidden != picture)[0, 0, 3, :7].all()
+    hidden = hide_structure(image, mask, "h", 5, batch_rng(0, 0, torch.arange(1)))
+    assert (hidden != image)[0, 0, 3, :7].all()
 
 
 def test_an_even_structure_is_told():

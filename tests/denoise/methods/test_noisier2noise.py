@@ -6,7 +6,7 @@ from denoise.errors import UserError
 from denoise.methods.noisier2noise import Noisier2Noise
 from denoise.rng import batch_rng
 
-TAU, SIGMA = 0.3, 0.1  # deviations of a clean picture that is Gaussian noise itself, and of its noise
+TAU, SIGMA = 0.3, 0.1  # deviations of a clean image that is Gaussian noise itself, and of its noise
 ALPHAS = pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 
 
@@ -29,12 +29,12 @@ def gaussian_toy(step=0):
 
 
 def variances(alpha):
-    """Of y, and of z, when the clean picture has mean 0."""
+    """Of y, and of z, when the clean image has mean 0."""
     return TAU**2 + SIGMA**2, TAU**2 + (1 + alpha**2) * SIGMA**2
 
 
 @ALPHAS
-def test_the_correction_of_the_ideal_net_is_the_expected_clean_picture(alpha):
+def test_the_correction_of_the_ideal_net_is_the_expected_clean_image(alpha):
     _, sample, rng = gaussian_toy()
     method = Noisier2Noise(alpha)
     y, z = variances(alpha)
@@ -44,7 +44,7 @@ def test_the_correction_of_the_ideal_net_is_the_expected_clean_picture(alpha):
 
 
 @ALPHAS
-def test_what_the_loss_learns_is_the_expected_noisy_picture(alpha):
+def test_what_the_loss_learns_is_the_expected_noisy_image(alpha):
     """The factor of least squares is Var y / Var z; its standard error is sqrt(residual variance / sum z^2)."""
     _, sample, rng = gaussian_toy()
     batch = Noisier2Noise(alpha).make_batch(sample, rng)
@@ -57,7 +57,7 @@ def test_what_the_loss_learns_is_the_expected_noisy_picture(alpha):
 
 
 @ALPHAS
-def test_restoring_beats_the_noisy_picture_where_theory_says_so(alpha):
+def test_restoring_beats_the_noisy_image_where_theory_says_so(alpha):
     """The error is that of the best estimate from z: tau^2 s / (tau^2 + s) with s = (1 + alpha^2) sigma^2."""
     clean, sample, rng = gaussian_toy()
     y, z = variances(alpha)

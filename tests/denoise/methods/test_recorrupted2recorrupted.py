@@ -55,7 +55,7 @@ def test_the_errors_are_not_correlated_for_poisson_noise(peak):
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_the_pair_is_recorrupted_by_the_same_noise(alpha):
-    """Only with one z do the two hold the noisy picture together: input + alpha^2 target = (1 + alpha^2) y."""
+    """Only with one z do the two hold the noisy image together: input + alpha^2 target = (1 + alpha^2) y."""
     sample = sample_of(torch.rand(8, 3, 32, 32))
     batch = Recorrupted2Recorrupted(alpha, family="gauss").make_batch(sample, keys(0))
     together = (batch["input"] + alpha**2 * batch["target"]) / (1 + alpha**2)
@@ -133,7 +133,7 @@ def test_the_mean_of_fifty_passes_is_closer_to_the_truth_than_one_pass():
     assert (errors[1] < errors[0]).all()
 
 
-def test_a_picture_is_recorrupted_at_test():
+def test_a_image_is_recorrupted_at_test():
     noisy, level = torch.rand(2, 3, 64, 64), torch.full((2, 1, 1, 1), SIGMA)
     restored = Recorrupted2Recorrupted(family="gauss").predict(nn.Identity(), noisy, level, keys(0, 2))
     added = restored - noisy

@@ -74,7 +74,7 @@ class Neighbours(nn.Module):
 
 
 def loss_of(method, *numbers, y=0.7, level=None, channels=1, progress=0.0):
-    """The loss of a picture of one value, with a network that always puts out these numbers."""
+    """The loss of an image of one value, with a network that always puts out these numbers."""
     net = BlindSpotNet(Constant(*numbers), "known" if method.mu_only else method.sigma)
     batch = {"input": torch.full((2, channels, 3, 4), y)}
     if level is not None:
@@ -205,7 +205,7 @@ def test_impulse_noise_bears_that_no_pixel_or_every_pixel_is_lost(share):
     assert method.deviation(net, noisy, level).isfinite().all()
 
 
-def test_mu_only_is_compared_with_the_noisy_picture():
+def test_mu_only_is_compared_with_the_noisy_image():
     _, loss = loss_of(SSDN(family="gauss", mu_only=True), 0.5, y=0.7)
     assert loss.item() == pytest.approx(0.04, rel=1e-5)
 
@@ -229,7 +229,7 @@ def test_the_gradient_reaches_the_learnt_noise(family):
         assert all(p.grad.any() for p in net.blind.parameters())
 
 
-def test_the_network_of_sigma_starts_constant_and_then_tells_pictures_apart():
+def test_the_network_of_sigma_starts_constant_and_then_tells_images_apart():
     torch.manual_seed(0)
     net = SSDN(sigma="variable").make_net(Make())
     _, theta = net(noisy_batch())
@@ -241,7 +241,7 @@ def test_the_network_of_sigma_starts_constant_and_then_tells_pictures_apart():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_learnt_sigma_finds_that_of_the_noise(channels):
-    """Flat pictures: the mean of 24 neighbours errs by sigma^2 / 24, which sigma takes over, for the prior lags behind.
+    """Flat images: the mean of 24 neighbours errs by sigma^2 / 24, which sigma takes over, for the prior lags behind.
 
     The likelihood alone knows but the sum of the two variances. How they share it is left to the regularisation, whose
     pull is weak: hence the steps of two sizes.

@@ -29,9 +29,9 @@ def observed(raw, channels, scale, sigma, seed=1):
     return raw[:, :channels] + (scale**2 + sigma**2) ** 0.5 * noise
 
 
-def vectors(picture):
+def vectors(image):
     """(1, C, 1, P) -> (P, C)"""
-    return picture[0, :, 0].movedim(-1, 0).double()
+    return image[0, :, 0].movedim(-1, 0).double()
 
 
 def matrices(covariance):

@@ -69,7 +69,7 @@ def test_the_probe_is_standard_normal_and_fresh():
         assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < limit
 
 
-def test_it_learns_the_wiener_factor_without_clean_pictures():
+def test_it_learns_the_wiener_factor_without_clean_images():
     """Gaussian pixels of deviation 0.2 under noise of 0.1: the best factor is 0.04 / 0.05."""
     net = Scale(0.0)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)

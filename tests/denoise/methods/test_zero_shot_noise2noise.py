@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from denoise.images.io import read_picture
+from denoise.images.io import read_image
 from denoise.images.tensors import to_tensor
 from denoise.methods import build_method, observe
 from denoise.methods.zero_shot_noise2noise import pair_downsample
@@ -24,17 +24,17 @@ def fresh_net(channels=3):
 
 
 def test_the_pair_downsampler_written_out():
-    picture = torch.tensor([[0.0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]).square().view(1, 1, 4, 4)
-    first, second = pair_downsample(picture)
+    image = torch.tensor([[0.0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]).square().view(1, 1, 4, 4)
+    first, second = pair_downsample(image)
     assert first[0, 0].tolist() == [[(1 + 16) / 2, (9 + 36) / 2], [(81 + 144) / 2, (121 + 196) / 2]]
     assert second[0, 0].tolist() == [[(0 + 25) / 2, (4 + 49) / 2], [(64 + 169) / 2, (100 + 225) / 2]]
 
 
 def test_the_two_halves_share_no_pixel():
-    picture = torch.rand(1, 1, 6, 6, requires_grad=True)
-    first, second = pair_downsample(picture)
-    one, other = (torch.autograd.grad(half.sum(), picture, retain_graph=True)[0] for half in (first, second))
-    assert torch.equal(one + other, torch.full_like(picture, 0.5))
+    image = torch.rand(1, 1, 6, 6, requires_grad=True)
+    first, second = pair_downsample(image)
+    one, other = (torch.autograd.grad(half.sum(), image, retain_graph=True)[0] for half in (first, second))
+    assert torch.equal(one + other, torch.full_like(image, 0.5))
     assert not (one * other).any()
 
 
@@ -59,12 +59,12 @@ def test_the_net_is_small():
 
 @pytest.fixture(scope="module")
 def crop(photographs):
-    clean = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:164, 100:164]
+    clean = to_tensor(read_image(photographs / "coffee.png").pixels)[None, :, 100:164, 100:164]
     rng = batch_rng(0, 0, torch.arange(1))
     return clean, observe(clean, NOISE, ("noisy",), rng)["noisy"]
 
 
-def test_training_on_the_picture_alone_beats_the_noisy_picture(crop):
+def test_training_on_the_image_alone_beats_the_noisy_image(crop):
     clean, noisy = crop
     net = fresh_net()
     before = [p.clone() for p in net.parameters()]
@@ -76,7 +76,7 @@ def test_training_on_the_picture_alone_beats_the_noisy_picture(crop):
     assert not net.training
 
 
-def test_a_picture_is_restored_alike_alone_and_in_company(crop):
+def test_a_image_is_restored_alike_alone_and_in_company(crop):
     _, noisy = crop
     both = torch.cat([noisy, noisy.flip(3)])[..., :16, :16]
     with torch.inference_mode():

@@ -72,9 +72,9 @@ def test_the_blind_spot_survives_padding_of_odd_sizes(size):
     def through_padding(noisy):
         return unpad(net(pad(noisy, 32)), height, width)
 
-    picture = torch.zeros(1, 1, *size, requires_grad=True)
-    pad(picture, 32).sum().backward()
-    once = (picture.grad[0, 0] == 1).nonzero().tolist()
+    image = torch.zeros(1, 1, *size, requires_grad=True)
+    pad(image, 32).sum().backward()
+    once = (image.grad[0, 0] == 1).nonzero().tolist()
     at = once[:: len(once) // 6]
     assert_blind(influence(through_padding, 3, size, at), at)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from denoise.errors import UserError
-from denoise.images.io import read_picture
+from denoise.images.io import read_image
 from denoise.images.tensors import pad, to_tensor, unpad
 from denoise.nets import NETS, NetMaker, multiple_of
 
@@ -30,7 +30,7 @@ class Small:
         fields = {"features": 8} if "features" in inspect.signature(NETS[self.name]).parameters else {}
         return NetMaker(self.name, self.channels, fields)(**form)
 
-    def pictures(self, count=2, seed=0):
+    def images(self, count=2, seed=0):
         torch.manual_seed(seed)
         side = max(multiple_of(self()), 8)
         return torch.rand(count, self.channels, side, 2 * side)
@@ -38,9 +38,9 @@ class Small:
 
 @ALL
 @CHANNELS
-def test_the_output_has_the_shape_of_the_picture(name, channels):
+def test_the_output_has_the_shape_of_the_image(name, channels):
     make = Small(name, channels)
-    batch = make.pictures()
+    batch = make.images()
     assert make()(batch).shape == batch.shape
 
 
@@ -49,7 +49,7 @@ def test_the_output_has_the_shape_of_the_picture(name, channels):
 @pytest.mark.parametrize("outputs", [2, 9])
 def test_as_many_channels_come_out_as_were_asked_for(name, channels, outputs):
     make = Small(name, channels)
-    batch = make.pictures()
+    batch = make.images()
     assert make(outputs=outputs)(batch).shape == (2, outputs, *batch.shape[2:])
 
 
@@ -61,9 +61,9 @@ def test_multiple_is_what_sides_must_be_multiples_of(name):
 @ALL
 def test_odd_sizes_work_after_padding(name):
     make = Small(name)
-    net, picture = make(), torch.rand(1, 3, 7, 37)
-    restored = unpad(net(pad(picture, multiple_of(net))), 7, 37)
-    assert restored.shape == picture.shape
+    net, image = make(), torch.rand(1, 3, 7, 37)
+    restored = unpad(net(pad(image, multiple_of(net))), 7, 37)
+    assert restored.shape == image.shape
     assert restored.isfinite().all()
 
 
@@ -73,24 +73,24 @@ def test_odd_sizes_work_after_padding(name):
 def test_the_gradient_reaches_every_parameter(name, channels, outputs):
     make = Small(name, channels)
     net = make(outputs=outputs)
-    (net(make.pictures()) - make.pictures(seed=1).mean()).square().mean().backward()
+    (net(make.images()) - make.images(seed=1).mean()).square().mean().backward()
     untouched = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert untouched == []
 
 
 @ALL
-def test_pictures_of_a_batch_do_not_touch_each_other_once_trained(name):
+def test_images_of_a_batch_do_not_touch_each_other_once_trained(name):
     make = Small(name)
-    net, batch = make().eval(), make.pictures(3)
+    net, batch = make().eval(), make.images(3)
     with torch.no_grad():
-        together, alone = net(batch), torch.cat([net(picture[None]) for picture in batch])
+        together, alone = net(batch), torch.cat([net(image[None]) for image in batch])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @ALL
 def test_a_net_in_eval_mode_is_a_function_of_its_input(name):
     make = Small(name)
-    net, batch = make().eval(), make.pictures()
+    net, batch = make().eval(), make.images()
     before = batch.clone()
     with torch.no_grad():
         assert torch.equal(net(batch), net(batch))
@@ -103,14 +103,14 @@ def test_zero_last_silences_the_last_layer(name):
     net = make(zero_last=True, outputs=2)
     assert not net.last.weight.any()
     assert make(outputs=2).last.weight.any()
-    answer = net.eval()(make.pictures())
+    answer = net.eval()(make.images())
     assert torch.equal(answer, answer[:1, :, :1, :1].expand_as(answer))  # a bias at most
 
 
 @ALL
 def test_weights_are_stored_once_and_come_back(name):
     make = Small(name)
-    net, batch = make(), make.pictures()
+    net, batch = make(), make.images()
     state = net.state_dict()
     assert len({p.data_ptr() for p in net.parameters()}) == len(list(net.parameters()))
     torch.manual_seed(1)
@@ -123,7 +123,7 @@ def test_weights_are_stored_once_and_come_back(name):
 @ALL
 def test_the_memory_format_changes_nothing_but_rounding(name):
     make = Small(name)
-    net, batch = make().eval(), make.pictures()
+    net, batch = make().eval(), make.images()
     with torch.no_grad():
         plain = net(batch)
         changed = net.to(memory_format=torch.channels_last)(batch.to(memory_format=torch.channels_last))
@@ -133,7 +133,7 @@ def test_the_memory_format_changes_nothing_but_rounding(name):
 @ALL
 def test_autocast_costs_no_more_than_rounding(name):
     make = Small(name)
-    net, batch = make(), make.pictures()
+    net, batch = make(), make.images()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = net(batch)
     rounded.float().square().mean().backward()
@@ -144,7 +144,7 @@ def test_autocast_costs_no_more_than_rounding(name):
 
 @ALL
 def test_a_net_learns_a_photograph(name, photographs):
-    pixels = to_tensor(read_picture(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
+    pixels = to_tensor(read_image(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
     torch.manual_seed(0)
     noisy = pixels + 25 / 255 * torch.randn(pixels.shape)
     net = Small(name)()

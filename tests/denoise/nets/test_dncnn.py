@@ -35,7 +35,7 @@ def test_without_normalisation_every_convolution_has_a_bias():
     assert all(m.bias is not None for m in net.modules() if isinstance(m, torch.nn.Conv2d))
 
 
-def test_a_picture_comes_out_as_the_input_minus_the_residual():
+def test_a_image_comes_out_as_the_input_minus_the_residual():
     noisy = torch.rand(2, 3, 9, 7)
     assert torch.equal(make(3, zero_last=True, depth=3)(noisy), noisy)
     net = make(3, depth=3)

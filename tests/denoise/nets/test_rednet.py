@@ -49,7 +49,7 @@ def test_every_second_map_matters():
         torch.testing.assert_close(restored, noisy + net.last(summed))
 
 
-def test_the_picture_is_added_to_the_last_layer():
+def test_the_image_is_added_to_the_last_layer():
     net, noisy = make(features=4), torch.rand(1, 3, 5, 7)
     torch.nn.init.zeros_(net.last.weight)
     assert torch.equal(net(noisy), noisy)

@@ -83,7 +83,7 @@ def test_the_blur_pool_is_a_dense_maximum_and_a_binomial_blur():
     assert _max_blur_pool(x).shape == (2, 3, 6, 4)
 
 
-def test_the_blur_pool_keeps_a_flat_picture_and_is_centred():
+def test_the_blur_pool_keeps_a_flat_image_and_is_centred():
     assert torch.equal(_max_blur_pool(torch.full((1, 1, 8, 8), 0.25)), torch.full((1, 1, 4, 4), 0.25))
     torch.manual_seed(0)
     x = torch.randn(1, 1, 8, 8)

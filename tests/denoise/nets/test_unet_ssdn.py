@@ -63,10 +63,10 @@ def test_rotations_in_one_batch_and_in_two_give_the_same():
         torch.testing.assert_close(net._around(square, together=True), net._around(square, together=False))
 
 
-def test_a_turned_picture_exchanges_the_half_planes():
-    net, picture = make(True), torch.rand(1, 3, 32, 64)
+def test_a_turned_image_exchanges_the_half_planes():
+    net, image = make(True), torch.rand(1, 3, 32, 64)
     with torch.no_grad():
-        straight = net._around(picture, together=False).chunk(4, dim=1)
-        turned = net._around(torch.rot90(picture, 1, (2, 3)), together=False).chunk(4, dim=1)
+        straight = net._around(image, together=False).chunk(4, dim=1)
+        turned = net._around(torch.rot90(image, 1, (2, 3)), together=False).chunk(4, dim=1)
     for turn in range(4):
         torch.testing.assert_close(turned[turn], torch.rot90(straight[(turn + 1) % 4], 1, (2, 3)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from denoise.errors import UserError
-from denoise.images.io import read_picture
+from denoise.images.io import read_image
 from denoise.images.tensors import to_tensor
 from denoise.noise import NOISES, parse_noise
 from denoise.rng import batch_rng
@@ -19,9 +19,9 @@ def rng(samples, seed=0):
 
 
 @pytest.fixture(scope="module")
-def picture(photographs):
+def image(photographs):
     """Two different crops of a real photograph."""
-    pixels = to_tensor(read_picture(photographs / "coffee.png").pixels)
+    pixels = to_tensor(read_image(photographs / "coffee.png").pixels)
     return torch.stack([pixels[:, 100:148, 200:264], pixels[:, 200:248, 100:164]])
 
 
@@ -69,8 +69,8 @@ def test_a_wrong_name_is_told(name, told):
 
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, *RANGES])
-def test_what_is_observed_has_the_stated_shapes(name, grey, picture):
-    clean = picture[:, :1] if grey else picture
+def test_what_is_observed_has_the_stated_shapes(name, grey, image):
+    clean = image[:, :1] if grey else image
     before = clean.clone()
     noise = parse_noise(name)
     seen = noise.corrupt(clean, rng(2))
@@ -82,23 +82,23 @@ def test_what_is_observed_has_the_stated_shapes(name, grey, picture):
 
 
 @pytest.mark.parametrize("name", [*NAMES, *RANGES])
-def test_the_same_keys_make_the_same_noise(name, picture):
-    first, again = (parse_noise(name).corrupt(picture, rng(2)) for _ in range(2))
+def test_the_same_keys_make_the_same_noise(name, image):
+    first, again = (parse_noise(name).corrupt(image, rng(2)) for _ in range(2))
     assert torch.equal(first.noisy, again.noisy)
     assert torch.equal(first.level, again.level)
 
 
 @pytest.mark.parametrize("name", [*RANDOM, *RANGES])
-def test_a_sample_is_the_same_alone_as_in_a_batch(name, picture):
-    both = parse_noise(name).corrupt(picture, rng(2))
-    second = parse_noise(name).corrupt(picture[1:], batch_rng(0, 0, torch.tensor([1])))
+def test_a_sample_is_the_same_alone_as_in_a_batch(name, image):
+    both = parse_noise(name).corrupt(image, rng(2))
+    second = parse_noise(name).corrupt(image[1:], batch_rng(0, 0, torch.tensor([1])))
     assert torch.equal(both.noisy[1:], second.noisy)
     assert torch.equal(both.level[1:], second.level)
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_other_keys_make_other_noise(name, picture):
-    first, second = (parse_noise(name).corrupt(picture, rng(2, seed)).noisy for seed in (0, 1))
+def test_other_keys_make_other_noise(name, image):
+    first, second = (parse_noise(name).corrupt(image, rng(2, seed)).noisy for seed in (0, 1))
     assert (first != second).any(1).float().mean() > 0.1
 
 
@@ -122,23 +122,23 @@ def test_a_range_draws_one_level_a_sample_uniformly(name):
 
 
 @pytest.mark.parametrize("name", ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8"])
-def test_one_level_is_stated_before_any_picture_is_seen(name, picture):
+def test_one_level_is_stated_before_any_image_is_seen(name, image):
     noise = parse_noise(name)
-    assert torch.allclose(noise.corrupt(picture, rng(2)).level, torch.tensor(noise.level), rtol=1e-6)
+    assert torch.allclose(noise.corrupt(image, rng(2)).level, torch.tensor(noise.level), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *RANGES])
-def test_the_level_does_not_depend_on_the_picture(name, picture):
-    levels = [parse_noise(name).corrupt(clean, rng(2)).level for clean in (picture, torch.zeros_like(picture))]
+def test_the_level_does_not_depend_on_the_image(name, image):
+    levels = [parse_noise(name).corrupt(clean, rng(2)).level for clean in (image, torch.zeros_like(image))]
     assert torch.equal(*levels)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [*NAMES, *RANGES])
-def test_a_gpu_makes_the_same_noise(name, picture):
+def test_a_gpu_makes_the_same_noise(name, image):
     device = torch.device("cuda")
-    host = parse_noise(name).corrupt(picture, rng(2))
-    there = parse_noise(name).corrupt(picture.to(device), batch_rng(0, 0, torch.arange(2, device=device)))
+    host = parse_noise(name).corrupt(image, rng(2))
+    there = parse_noise(name).corrupt(image.to(device), batch_rng(0, 0, torch.arange(2, device=device)))
     assert there.noisy.is_cuda
     assert torch.allclose(host.noisy, there.noisy.cpu(), atol=1e-5)
     assert torch.equal(host.level, there.level.cpu())

@@ -27,7 +27,7 @@ def test_counts_are_poisson_distributed(rate):
 
 
 @pytest.mark.parametrize(("peak", "shade"), [(0.5, 1), (1, 0.5), (30, 0.01), (30, 0.5), (30, 1), (100, 0.7), (1000, 1)])
-def test_mean_is_the_picture_and_variance_is_the_picture_through_the_peak(peak, shade):
+def test_mean_is_the_image_and_variance_is_the_image_through_the_peak(peak, shade):
     clean = torch.full((2, 3, 200, 200), shade)
     seen = parse_noise(f"poisson{peak:g}").corrupt(clean, rng(2))
     error, size = (seen.noisy - clean).double(), clean.numel()

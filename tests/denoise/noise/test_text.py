@@ -18,12 +18,12 @@ def written(name, samples=2, channels=3, height=96, width=128):
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (64, 64), (96, 128), (300, 200)])
 @pytest.mark.parametrize("name", ["text0", "text0.05", "text0.25", "text0.5", "text0.9", "text0_0.5"])
-def test_text_touches_the_stated_share_of_the_picture(name, height, width):
+def test_text_touches_the_stated_share_of_the_image(name, height, width):
     seen, touched = written(name, height=height, width=width)
     assert (touched.float().mean((2, 3), keepdim=True) - seen.level).abs().max() < 0.02
 
 
-def test_no_part_of_the_picture_is_spared():
+def test_no_part_of_the_image_is_spared():
     _, touched = written("text0.25", samples=400, channels=1, height=64, width=64)
     share = touched.float().mean((0, 1))
     blocks = share.unfold(0, 16, 16).unfold(1, 16, 16).mean((-2, -1))
@@ -54,12 +54,12 @@ def test_colours_differ_and_are_spread():
     assert solid.max() > 0.9
 
 
-def test_two_pictures_of_one_batch_have_different_text():
+def test_two_images_of_one_batch_have_different_text():
     _, touched = written("text0.5")
     assert 0.3 < (touched[0] != touched[1]).float().mean() < 0.7  # independent: 0.5
 
 
-def test_a_picture_smaller_than_a_letter_ends():
+def test_a_image_smaller_than_a_letter_ends():
     seen, touched = written("text0.5", height=2, width=3)
     assert seen.noisy.shape == (2, 3, 2, 3)
     assert touched.float().mean() <= 1

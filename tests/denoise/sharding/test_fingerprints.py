@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denoise.images.io import Picture, read_picture, write_picture
-from denoise.sharding.fingerprints import ALIKE, Known, grey_hash, look
+from denoise.images.io import DecodedImage, read_image, write_image
+from denoise.sharding.fingerprints import ALIKE, FingerprintIndex, grey_hash, perceptual_hash
 
 
 @pytest.fixture(scope="module")
 def pixels(photographs):
-    return read_picture(photographs / "coffee.png").pixels
+    return read_image(photographs / "coffee.png").pixels
 
 
 def apart(one, other):
@@ -22,9 +22,9 @@ def test_the_grey_levels_are_matlabs():
 
 
 def test_grey_and_colour_of_one_photograph_are_the_same(mirror):
-    """BSD68 holds CBSD68's pictures as MATLAB turned them grey, in another order."""
-    grey = {grey_hash(read_picture(path).pixels) for path in (mirror / "bsd68").glob("*.png")}
-    colour = {grey_hash(read_picture(path).pixels) for path in (mirror / "cbsd68").glob("*.png")}
+    """BSD68 holds CBSD68's images as MATLAB turned them grey, in another order."""
+    grey = {grey_hash(read_image(path).pixels) for path in (mirror / "bsd68").glob("*.png")}
+    colour = {grey_hash(read_image(path).pixels) for path in (mirror / "cbsd68").glob("*.png")}
     assert len(grey) == 68
     assert grey == colour
 
@@ -33,33 +33,35 @@ def test_grey_and_colour_of_one_photograph_are_the_same(mirror):
 def test_a_resized_photograph_looks_the_same(pixels, size):
     small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     assert grey_hash(small) != grey_hash(pixels)
-    assert apart(look(small), look(pixels)) <= ALIKE
+    assert apart(perceptual_hash(small), perceptual_hash(pixels)) <= ALIKE
 
 
 @pytest.mark.parametrize("quality", [90, 30])
 def test_a_compressed_photograph_looks_the_same(pixels, tmp_path, quality):
     Image.fromarray(pixels).save(tmp_path / "again.jpg", quality=quality)
-    again = read_picture(tmp_path / "again.jpg").pixels
+    again = read_image(tmp_path / "again.jpg").pixels
     assert grey_hash(again) != grey_hash(pixels)
-    assert apart(look(again), look(pixels)) <= ALIKE
+    assert apart(perceptual_hash(again), perceptual_hash(pixels)) <= ALIKE
 
 
 def test_sixteen_bits_and_grey_have_a_look(pixels, tmp_path):
     deep = pixels.astype(np.uint16) * 257
-    write_picture(tmp_path / "deep.png", Picture(deep))
-    assert look(read_picture(tmp_path / "deep.png").pixels) == look(pixels)
-    assert apart(look(pixels.mean(axis=2, keepdims=True).astype(np.uint8)), look(pixels)) <= ALIKE
+    write_image(tmp_path / "deep.png", DecodedImage(deep))
+    assert perceptual_hash(read_image(tmp_path / "deep.png").pixels) == perceptual_hash(pixels)
+    assert apart(perceptual_hash(pixels.mean(axis=2, keepdims=True).astype(np.uint8)), perceptual_hash(pixels)) <= ALIKE
 
 
 def test_different_photographs_look_different(mirror):
-    looks = [look(read_picture(path).pixels) for path in sorted((mirror / "kodak").glob("*.png"))]
+    looks = [perceptual_hash(read_image(path).pixels) for path in sorted((mirror / "kodak").glob("*.png"))]
     assert len(looks) == 24
     assert min(apart(a, b) for place, a in enumerate(looks) for b in looks[:place]) > ALIKE
 
 
-def test_known_pictures_are_found(pixels):
+def test_known_images_are_found(pixels):
     other = pixels[::-1]
-    known = Known.of([("a.png", grey_hash(pixels), look(pixels)), ("b.png", grey_hash(other), look(other))])
+    known = FingerprintIndex.of(
+        [("a.png", grey_hash(pixels), perceptual_hash(pixels)), ("b.png", grey_hash(other), perceptual_hash(other))]
+    )
     assert known.same(grey_hash(other)) == "b.png"
     assert known.same("nothing") is None
-    assert known.alike([look(other), "f" * 16, look(pixels)]) == [(0, "b.png"), (2, "a.png")]
+    assert known.alike([perceptual_hash(other), "f" * 16, perceptual_hash(pixels)]) == [(0, "b.png"), (2, "a.png")]

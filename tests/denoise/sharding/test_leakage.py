@@ -4,7 +4,7 @@ from PIL import Image
 
 from denoise.data.shards import Shards
 from denoise.errors import UserError
-from denoise.images.io import Picture, read_picture, write_picture
+from denoise.images.io import DecodedImage, read_image, write_image
 from denoise.sharding.leakage import refuse_overlap
 from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
@@ -12,11 +12,11 @@ from pipelines.datasets.shard import find_sources
 
 @pytest.fixture
 def sharded(tmp_path):
-    def make(name, **pictures):
+    def make(name, **images):
         folder = tmp_path / name
         folder.mkdir()
-        for stem, pixels in pictures.items():
-            write_picture(folder / f"{stem}.png", Picture(np.ascontiguousarray(pixels)))
+        for stem, pixels in images.items():
+            write_image(folder / f"{stem}.png", DecodedImage(np.ascontiguousarray(pixels)))
         write_shards(tmp_path / f"{name}-shards", find_sources(folder), 1)
         return name, Shards.open(tmp_path / f"{name}-shards")
 
@@ -25,13 +25,13 @@ def sharded(tmp_path):
 
 @pytest.fixture(scope="module")
 def pixels(photographs):
-    return {name: read_picture(photographs / f"{name}.png").pixels[:256, :384] for name in ("coffee", "chelsea", "ihc")}
+    return {name: read_image(photographs / f"{name}.png").pixels[:256, :384] for name in ("coffee", "chelsea", "ihc")}
 
 
-def test_the_same_pixels_in_another_format_are_refused(sharded, small_pictures, small_shards):
+def test_the_same_pixels_in_another_format_are_refused(sharded, small_images, small_shards):
     train = ("small", Shards.open(small_shards))
-    test = sharded("mine", other=read_picture(small_pictures / "1-rocket.jpg").pixels)
-    with pytest.raises(UserError, match=r"1 pictures of the test set mine .* other\.png = 1-rocket\.jpg"):
+    test = sharded("mine", other=read_image(small_images / "1-rocket.jpg").pixels)
+    with pytest.raises(UserError, match=r"1 images of the test set mine .* other\.png = 1-rocket\.jpg"):
         refuse_overlap([train], [test], ())
     refuse_overlap([train], [test], ("mine",))
 
@@ -39,7 +39,7 @@ def test_the_same_pixels_in_another_format_are_refused(sharded, small_pictures, 
 def test_a_grey_version_is_refused(sharded, pixels):
     weights = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
     grey = np.floor(pixels["coffee"] @ weights + 0.5).astype(np.uint8)[..., None]
-    with pytest.raises(UserError, match="1 pictures of the test set grey"):
+    with pytest.raises(UserError, match="1 images of the test set grey"):
         refuse_overlap([sharded("colour", **pixels)], [sharded("grey", x=grey)], ())
 
 
@@ -47,11 +47,11 @@ def test_a_resized_one_is_warned_about(sharded, pixels, capsys):
     small = np.asarray(Image.fromarray(pixels["chelsea"]).resize((192, 128), Image.Resampling.LANCZOS))
     refuse_overlap([sharded("train", **pixels)], [sharded("test", small=small)], ())
     told = capsys.readouterr().err
-    assert "1 pictures of the training set train look like" in told
+    assert "1 images of the training set train look like" in told
     assert "chelsea.png ~ small.png" in told
 
 
-def test_other_pictures_are_not(sharded, pixels, capsys):
+def test_other_images_are_not(sharded, pixels, capsys):
     one, *others = pixels
     refuse_overlap([sharded("a", x=pixels[one])], [sharded("b", **{name: pixels[name] for name in others})], ())
     assert capsys.readouterr().err == ""
@@ -61,5 +61,5 @@ def test_bsd68_is_found_in_bsds300(mirror, tmp_path):
     write_shards(tmp_path / "bsds300", find_sources(mirror / "BSDS300" / "images" / "test"), 1 << 30)
     write_shards(tmp_path / "bsd68", find_sources(mirror / "bsd68"), 1 << 30)
     train, test = Shards.open(tmp_path / "bsds300"), Shards.open(tmp_path / "bsd68")
-    with pytest.raises(UserError, match="68 pictures of the test set bsd68 are in the training set mine"):
+    with pytest.raises(UserError, match="68 images of the test set bsd68 are in the training set mine"):
         refuse_overlap([("mine", train)], [("bsd68", test)], ())

@@ -12,7 +12,7 @@ from PIL import Image
 from denoise.data.shards import INDEX, Shards
 from denoise.errors import UserError
 from denoise.files import file_digest
-from denoise.images.io import Picture, read_picture, write_picture
+from denoise.images.io import DecodedImage, read_image, write_image
 from denoise.sharding.writer import Rules, Source, cut, write_shards
 from pipelines.datasets.shard import find_sources
 
@@ -22,8 +22,8 @@ WRITE = (
     "    from denoise.sharding.writer import write_shards\n"
     "    from pipelines.datasets.shard import find_sources\n"
     "    os.umask(int(sys.argv[4], 8))\n"
-    "    pictures, target = map(pathlib.Path, sys.argv[1:3])\n"
-    "    write_shards(target, find_sources(pictures), 40_000, jobs=int(sys.argv[3]))\n"
+    "    images, target = map(pathlib.Path, sys.argv[1:3])\n"
+    "    write_shards(target, find_sources(images), 40_000, jobs=int(sys.argv[3]))\n"
 )
 
 
@@ -37,33 +37,33 @@ def copy(shards: Path, target: Path) -> Path:
     return Path(shutil.copytree(shards, target))
 
 
-def shard_elsewhere(script: Path, pictures: Path, target: Path, jobs: int, **environment: str) -> None:
+def shard_elsewhere(script: Path, images: Path, target: Path, jobs: int, **environment: str) -> None:
     """Shard in another process: with so many of its own, another umask, and what the environment says."""
     script.write_text(WRITE)
-    arguments = [sys.executable, script, pictures, target, str(jobs), "077"]
+    arguments = [sys.executable, script, images, target, str(jobs), "077"]
     subprocess.run(arguments, check=True, env={**os.environ, **environment})
 
 
-def test_the_original_bytes_are_kept(small_pictures, small_shards):
+def test_the_original_bytes_are_kept(small_images, small_shards):
     members = {}
     for path in sorted(small_shards.glob("*.tar")):
         with tarfile.open(path) as tar:
             members |= {member.name: tar.extractfile(member).read() for member in tar}
-    pictures = {name: data for name, data in members.items() if not name.endswith(".json")}
-    files = sorted(small_pictures.iterdir())
-    assert [pictures[name] for name in sorted(pictures)] == [path.read_bytes() for path in files]
+    images = {name: data for name, data in members.items() if not name.endswith(".json")}
+    files = sorted(small_images.iterdir())
+    assert [images[name] for name in sorted(images)] == [path.read_bytes() for path in files]
     described = [json.loads(members[name])["name"] for name in sorted(members) if name.endswith(".json")]
     assert described == [path.name for path in files]
 
 
-def test_any_webdataset_program_reads_them(small_pictures, small_shards):
+def test_any_webdataset_program_reads_them(small_images, small_shards):
     import webdataset
 
     urls = [str(path) for path in sorted(small_shards.glob("*.tar"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
-    files = sorted(small_pictures.iterdir())
+    files = sorted(small_images.iterdir())
     assert [sample["json"]["name"] for sample in samples] == [path.name for path in files]
-    assert np.array_equal(samples[0]["png"], read_picture(files[0]).pixels)
+    assert np.array_equal(samples[0]["png"], read_image(files[0]).pixels)
 
 
 def test_a_tar_can_be_unpacked_by_tar(small_shards, tmp_path):
@@ -72,8 +72,8 @@ def test_a_tar_can_be_unpacked_by_tar(small_shards, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_the_same_pictures_give_the_same_bytes(small_pictures, small_shards, tmp_path, jobs):
-    elsewhere = copy(small_pictures, tmp_path / "copied")
+def test_the_same_images_give_the_same_bytes(small_images, small_shards, tmp_path, jobs):
+    elsewhere = copy(small_images, tmp_path / "copied")
     for path in elsewhere.iterdir():
         os.utime(path, (1, 1))
     there = {"TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
@@ -81,8 +81,8 @@ def test_the_same_pictures_give_the_same_bytes(small_pictures, small_shards, tmp
     assert digests(tmp_path / "again") == digests(small_shards)
 
 
-def test_shards_are_cut_by_the_sizes_of_files(small_pictures):
-    sources = list(find_sources(small_pictures))
+def test_shards_are_cut_by_the_sizes_of_files(small_images):
+    sources = list(find_sources(small_images))
     sizes = [source.views["clean"].stat().st_size for source in sources]
     shards = list(cut(sources, sizes[0] + 1))
     assert [source for shard in shards for source in shard.sources] == sources
@@ -91,7 +91,7 @@ def test_shards_are_cut_by_the_sizes_of_files(small_pictures):
     assert len(list(cut(sources, 1))) == len(sources)
 
 
-def test_an_interrupted_run_goes_on(small_pictures, small_shards, tmp_path):
+def test_an_interrupted_run_goes_on(small_images, small_shards, tmp_path):
     class Interrupted(Exception):
         pass
 
@@ -101,49 +101,49 @@ def test_an_interrupted_run_goes_on(small_pictures, small_shards, tmp_path):
 
     folder = tmp_path / "shards"
     with pytest.raises(Interrupted):
-        write_shards(folder, find_sources(small_pictures), 40_000, done=stop)
+        write_shards(folder, find_sources(small_images), 40_000, done=stop)
     assert not folder.exists()
-    written = write_shards(folder, find_sources(small_pictures), 40_000)
+    written = write_shards(folder, find_sources(small_images), 40_000)
     assert [one.kept for one in written] == [True, False]
     assert digests(folder) == digests(small_shards)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
 
 
-@pytest.mark.parametrize("harm", ["tar", "list", "picture", "rules", "note"])
-def test_what_an_interrupted_run_left_is_checked(small_pictures, tmp_path, harm):
-    pictures, folder, rules = copy(small_pictures, tmp_path / "pictures"), tmp_path / "shards", Rules()
+@pytest.mark.parametrize("harm", ["tar", "list", "image", "rules", "note"])
+def test_what_an_interrupted_run_left_is_checked(small_images, tmp_path, harm):
+    images, folder, rules = copy(small_images, tmp_path / "images"), tmp_path / "shards", Rules()
 
     def stop(written):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shards(folder, find_sources(pictures), 40_000, done=stop)
+        write_shards(folder, find_sources(images), 40_000, done=stop)
     left = {"tar": "000000.tar", "list": "000000.json", "note": "000000.done"}.get(harm)
     if left:
         path = tmp_path / ".shards.partial" / left
         path.write_bytes(path.read_bytes()[:-3])
-    elif harm == "picture":
-        first = min(pictures.iterdir())
-        write_picture(first, Picture(255 - read_picture(first).pixels))
+    elif harm == "image":
+        first = min(images.iterdir())
+        write_image(first, DecodedImage(255 - read_image(first).pixels))
     else:
         rules = Rules(max_side=10_000)
-    written = write_shards(folder, find_sources(pictures), 40_000, rules)
+    written = write_shards(folder, find_sources(images), 40_000, rules)
     assert not written[0].kept
-    write_shards(tmp_path / "afresh", find_sources(pictures), 40_000, rules)
+    write_shards(tmp_path / "afresh", find_sources(images), 40_000, rules)
     assert digests(folder) == digests(tmp_path / "afresh")
 
 
-def test_two_runs_at_once_are_refused(small_pictures, tmp_path):
+def test_two_runs_at_once_are_refused(small_images, tmp_path):
     def again(written):
-        write_shards(tmp_path / "shards", find_sources(small_pictures), 40_000)
+        write_shards(tmp_path / "shards", find_sources(small_images), 40_000)
 
     with pytest.raises(UserError, match="another process is sharding"):
-        write_shards(tmp_path / "shards", find_sources(small_pictures), 40_000, done=again)
+        write_shards(tmp_path / "shards", find_sources(small_images), 40_000, done=again)
 
 
-def test_pictures_are_left_out_for_their_size_and_colour(small_pictures, tmp_path):
+def test_images_are_left_out_for_their_size_and_colour(small_images, tmp_path):
     def kept(**rules):
-        write_shards(tmp_path / "shards", find_sources(small_pictures), 1 << 20, Rules(**rules))
+        write_shards(tmp_path / "shards", find_sources(small_images), 1 << 20, Rules(**rules))
         shards = Shards.open(tmp_path / "shards")
         return [shards.describe(index)["name"][0] for index in range(len(shards))]
 
@@ -152,35 +152,35 @@ def test_pictures_are_left_out_for_their_size_and_colour(small_pictures, tmp_pat
     assert kept(only="colour") == ["0", "1", "3"]
     assert kept(min_side=98) == ["2", "3", "4"]  # they are 96, 97, ... pixels high
     assert kept(min_side=97, max_side=128) == ["1", "2", "3", "4"]
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         kept(max_side=127)
 
 
-def test_a_shard_that_holds_nothing_is_left_out(small_pictures, tmp_path):
-    write_shards(tmp_path / "shards", find_sources(small_pictures), 1, Rules(only="grey"))
+def test_a_shard_that_holds_nothing_is_left_out(small_images, tmp_path):
+    write_shards(tmp_path / "shards", find_sources(small_images), 1, Rules(only="grey"))
     shards = Shards.open(tmp_path / "shards")
     assert [entry["file"] for entry in shards.entries] == ["000002.tar", "000004.tar"]
     assert shards.counts == (1, 1)
     assert sorted(path.suffix for path in (tmp_path / "shards").iterdir()) == [".json"] * 3 + [".tar"] * 2
 
 
-def test_real_pairs_are_one_sample(small_pictures, tmp_path):
-    pictures = sorted(small_pictures.iterdir())
+def test_real_pairs_are_one_sample(small_images, tmp_path):
+    images = sorted(small_images.iterdir())
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "cup_real.png").write_bytes(pictures[0].read_bytes())
-    mean = Picture(read_picture(pictures[0]).pixels // 2)
-    write_picture(tmp_path / "raw" / "cup_mean.png", mean)
+    (tmp_path / "raw" / "cup_real.png").write_bytes(images[0].read_bytes())
+    mean = DecodedImage(read_image(images[0]).pixels // 2)
+    write_image(tmp_path / "raw" / "cup_mean.png", mean)
     write_shards(tmp_path / "shards", find_sources(tmp_path / "raw"), 1 << 20)
     shards = Shards.open(tmp_path / "shards")
     assert len(shards) == 1
     assert shards.describe(0)["name"] == "cup.png"
-    assert np.array_equal(shards.pixels(0, "noisy"), read_picture(pictures[0]).pixels)
+    assert np.array_equal(shards.pixels(0, "noisy"), read_image(images[0]).pixels)
     assert np.array_equal(shards.pixels(0, "mean"), mean.pixels)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_broken_picture_is_named_and_left_out_only_if_asked_to(small_pictures, tmp_path, jobs):
-    raw = copy(small_pictures, tmp_path / "raw")
+def test_a_broken_image_is_named_and_left_out_only_if_asked_to(small_images, tmp_path, jobs):
+    raw = copy(small_images, tmp_path / "raw")
     broken = raw / "2-coins.png"
     broken.write_bytes(broken.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"2-coins\.png"):
@@ -196,16 +196,16 @@ def test_a_failed_rewrite_leaves_the_old_shards(small_shards, tmp_path):
     folder = copy(small_shards, tmp_path / "shards")
     before = digests(folder)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(UserError):
         write_shards(folder, [Source("broken.png", {"clean": broken})], 1 << 20)
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         write_shards(folder, [], 1 << 20)
     assert digests(folder) == before
     assert (folder / INDEX).is_file()
 
 
-def test_pictures_of_every_kind_come_back_as_they_are_read(photographs, tmp_path):
+def test_images_of_every_kind_come_back_as_they_are_read(photographs, tmp_path):
     """Also those that the quick decoder would read differently: turned by EXIF, palette, alpha, 16 bits, CMYK."""
     with Image.open(photographs / "chelsea.png") as opened:
         image = opened.convert("RGB").crop((0, 0, 96, 64))
@@ -219,10 +219,10 @@ def test_pictures_of_every_kind_come_back_as_they_are_read(photographs, tmp_path
     image.convert("P").save(folder / "3-palette.png")
     image.convert("RGBA").save(folder / "4-alpha.png")
     image.convert("L").save(folder / "5-grey.jpg")
-    write_picture(folder / "6-deep.png", Picture(np.asarray(image).astype(np.uint16) * 257))
+    write_image(folder / "6-deep.png", DecodedImage(np.asarray(image).astype(np.uint16) * 257))
     write_shards(tmp_path / "shards", find_sources(folder), 1 << 20)
     shards = Shards.open(tmp_path / "shards")
     for index, path in enumerate(sorted(folder.iterdir())):
-        assert np.array_equal(shards.pixels(index), read_picture(path).pixels), path.name
+        assert np.array_equal(shards.pixels(index), read_image(path).pixels), path.name
     quick = [shards.describe(index)["views"]["clean"]["quick"] for index in range(len(shards))]
     assert (quick[0], quick[1], quick[5], quick[6]) == (True, False, True, False)

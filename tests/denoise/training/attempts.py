@@ -13,11 +13,11 @@ from pathlib import Path
 
 from denoise import distributed
 from denoise.config import load_config
-from denoise.data.dataset import Collection
+from denoise.data.dataset import ShardedDataset
 from denoise.data.shards import Shards
 from denoise.errors import UserError
-from denoise.training.checkpoint_manager import Checkpoints, FolderStore
-from denoise.training.fault_injection import Faults, parse_fault
+from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
+from denoise.training.fault_injection import FaultInjector, parse_fault
 from denoise.training.loop import train
 
 SMALL = ["net=cnn5", "train.crop=16", "train.log_every=1", "train.eval_every=1000", "train.precision=fp32"]
@@ -65,21 +65,21 @@ def _rank(rank, world, port, shards, folder, overrides, inject):
         distributed.start_from_environment(load_config(None, overrides).ray.timeout)
     leave = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: leave.set())
-    faults = Faults([parse_fault(text) for text in inject], rank)
+    faults = FaultInjector([parse_fault(text) for text in inject], rank)
 
     def note(name, text):
         if rank == 0:
             with (folder / name).open("a") as file:
                 file.write(text + "\n")
 
-    checkpoints = Checkpoints(
-        FolderStore(folder / "checkpoints"), 2, lambda text: note("said.txt", text), faults.tamper
+    checkpoints = CheckpointManager(
+        FolderStore(folder / "checkpoints"), 2, lambda text: note("said.txt", text), faults.wrap_writer
     )
-    pictures = Collection([Shards.open(shards)])
+    images = ShardedDataset([Shards.open(shards)])
     config = load_config(None, overrides)
     try:
         report = lambda metrics: note("rows.jsonl", json.dumps(metrics))  # noqa: E731
-        done = train(config, pictures, pictures, folder, report, checkpoints, leave=leave.is_set, faults=faults)
+        done = train(config, images, images, folder, report, checkpoints, leave=leave.is_set, faults=faults)
         note("done.txt", str(done))
     except UserError as error:
         note("said.txt", str(error))

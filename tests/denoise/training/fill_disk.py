@@ -9,8 +9,8 @@ from denoise.config import Config, to_dict
 from denoise.denoiser import make_card
 from denoise.errors import UserError
 from denoise.nets import NetMaker
-from denoise.training.checkpoint import Done, Training, snapshot
-from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+from denoise.training.checkpoint import RunProgress, TrainState, snapshot
+from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
 
 folder = Path(sys.argv[1])
 net = NetMaker("unet_n2n", 3, {})()
@@ -18,12 +18,12 @@ optimizer = torch.optim.Adam(net.parameters())
 net(torch.rand(1, 3, 32, 32)).mean().backward()
 optimizer.step()
 card = make_card(to_dict(Config()), channels=3)
-training = Training(net, optimizer)
-checkpoints = Checkpoints(FolderStore(folder))
-checkpoints.save(snapshot(training, Done(1), card), 1, [])  # 12 MB: a second one does not fit
+training = TrainState(net, optimizer)
+checkpoints = CheckpointManager(FolderStore(folder))
+checkpoints.save(snapshot(training, RunProgress(1), card), 1, [])  # 12 MB: a second one does not fit
 checkpoints.wait()
 try:
-    checkpoints.save(snapshot(training, Done(2), card), 2, [])
+    checkpoints.save(snapshot(training, RunProgress(2), card), 2, [])
     checkpoints.wait()
 except UserError as error:
     print(str(error)[:16])

@@ -15,7 +15,7 @@ from denoise.errors import UserError
 from denoise.files import write_folder
 from denoise.methods import with_net
 from denoise.nets import NetMaker
-from denoise.training.checkpoint import Done, Training, damage, load_checkpoint, snapshot
+from denoise.training.checkpoint import RunProgress, TrainState, damage, load_checkpoint, snapshot
 from denoise.training.optimizers import make_average
 
 CARD = make_card(to_dict(with_net(Config())), channels=3, run="a-run")
@@ -29,16 +29,16 @@ def trained(steps=2):
         net(torch.rand(1, 3, 32, 32)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return Training(net, optimizer)
+    return TrainState(net, optimizer)
 
 
 def save(folder, training, step):
-    write_folder(folder, snapshot(training, Done(step), CARD).write)
+    write_folder(folder, snapshot(training, RunProgress(step), CARD).write)
 
 
 def test_everything_comes_back_exactly(tmp_path):
     training = trained()
-    done = Done(2, "00ff", [{"step": 2.0, "loss": 0.5}], {"loss": 0.1}, 1)
+    done = RunProgress(2, "00ff", [{"step": 2.0, "loss": 0.5}], {"loss": 0.1}, 1)
     write_folder(tmp_path / "step-2", snapshot(training, done, CARD).write)
     fresh = trained(0)
     assert load_checkpoint(tmp_path / "step-2", fresh) == done
@@ -70,9 +70,9 @@ def test_a_checkpoint_is_a_model(tmp_path):
     training = trained()
     save(tmp_path / "step-2", training, 2)
     denoiser = load_denoiser(tmp_path / "step-2")
-    picture = torch.rand(1, 3, 64, 32)
+    image = torch.rand(1, 3, 64, 32)
     assert (denoiser.name, denoiser.noise, denoiser.channels, denoiser.multiple) == ("n2n", "gauss25", 3, 32)
-    assert torch.equal(denoiser(picture), training.net(picture).detach())
+    assert torch.equal(denoiser(image), training.net(image).detach())
 
 
 def test_nothing_on_disk_is_a_pickle(tmp_path):
@@ -101,7 +101,7 @@ def test_damage_is_seen(tmp_path, harm):
 def test_a_snapshot_does_not_follow_what_is_trained_on(tmp_path):
     training = trained()
     before = {name: tensor.clone() for name, tensor in training.net.state_dict().items()}
-    held = snapshot(training, Done(2), CARD)
+    held = snapshot(training, RunProgress(2), CARD)
     with torch.no_grad():
         for parameter in training.net.parameters():
             parameter.add_(1)

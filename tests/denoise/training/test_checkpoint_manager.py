@@ -11,8 +11,8 @@ from denoise.config import Config, to_dict
 from denoise.denoiser import make_card
 from denoise.errors import UserError
 from denoise.methods import with_net
-from denoise.training.checkpoint import Done, Training, snapshot
-from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+from denoise.training.checkpoint import RunProgress, TrainState, snapshot
+from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
 
 CARD = make_card(to_dict(with_net(Config())), channels=3)
 
@@ -23,14 +23,14 @@ def training():
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.rand(1, 3, 8, 8)).mean().backward()
     optimizer.step()
-    return Training(net, optimizer)
+    return TrainState(net, optimizer)
 
 
 def save(checkpoints, training, *steps, scores=None):
     history = [{"step": float(step), "val_psnr": score} for step, score in (scores or {}).items()]
     for step in steps:
         rows = [row for row in history if row["step"] <= step] or [{"step": float(step)}]
-        checkpoints.save(snapshot(training, Done(step, history=rows), CARD), step, rows)
+        checkpoints.save(snapshot(training, RunProgress(step, history=rows), CARD), step, rows)
     checkpoints.wait()
 
 
@@ -40,14 +40,14 @@ def names(tmp_path):
 
 def newest(tmp_path):
     told = []
-    with Checkpoints(FolderStore(tmp_path), tell=told.append).newest() as folder:
+    with CheckpointManager(FolderStore(tmp_path), tell=told.append).newest() as folder:
         return (folder.name if folder else None), told
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, training):
-    save(Checkpoints(FolderStore(tmp_path)), training, 1, 2, 3, 4, 5, scores={1: 20.0, 2: 25.0, 3: 25.0, 4: 22.0})
+    save(CheckpointManager(FolderStore(tmp_path)), training, 1, 2, 3, 4, 5, scores={1: 20.0, 2: 25.0, 3: 25.0, 4: 22.0})
     assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
-    save(Checkpoints(FolderStore(tmp_path), keep=1), training, 6)
+    save(CheckpointManager(FolderStore(tmp_path), keep=1), training, 6)
     assert names(tmp_path) == ["step-00000006"]
 
 
@@ -74,7 +74,7 @@ def harm(folder, rng):
 @pytest.mark.parametrize("seed", range(50))
 def test_what_is_damaged_is_walked_back_from_with_one_sentence(tmp_path, training, seed):
     rng = random.Random(seed)
-    save(Checkpoints(FolderStore(tmp_path), keep=4), training, 3, 6, 9, 12)
+    save(CheckpointManager(FolderStore(tmp_path), keep=4), training, 3, 6, 9, 12)
     damaged = rng.randrange(1, 5)
     for step in (12, 9, 6, 3)[:damaged]:
         harm(tmp_path / f"step-{step:08d}", rng)
@@ -85,16 +85,16 @@ def test_what_is_damaged_is_walked_back_from_with_one_sentence(tmp_path, trainin
 
 
 def test_a_damaged_one_goes_once_a_sound_one_has_come(tmp_path, training):
-    save(Checkpoints(FolderStore(tmp_path)), training, 3, 6)
+    save(CheckpointManager(FolderStore(tmp_path)), training, 3, 6)
     (tmp_path / "step-00000006" / "state.json").unlink()
     assert newest(tmp_path)[0] == "step-00000003"
     assert names(tmp_path) == ["step-00000003", "step-00000006"]
-    save(Checkpoints(FolderStore(tmp_path)), training, 4)
+    save(CheckpointManager(FolderStore(tmp_path)), training, 4)
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
 def test_what_a_kill_left_half_written_goes(tmp_path, training):
-    save(Checkpoints(FolderStore(tmp_path)), training, 3)
+    save(CheckpointManager(FolderStore(tmp_path)), training, 3)
     (tmp_path / ".step-00000006.77.partial").mkdir()
     (tmp_path / ".step-00000001.going").mkdir()
     assert newest(tmp_path)[0] == "step-00000003"
@@ -111,8 +111,8 @@ def test_writing_does_not_hold_up_what_follows(tmp_path, training):
             assert go.wait(20)
             super().put(name, write)
 
-    checkpoints = Checkpoints(Slow(tmp_path))
-    checkpoints.save(snapshot(training, Done(3), CARD), 3, [])
+    checkpoints = CheckpointManager(Slow(tmp_path))
+    checkpoints.save(snapshot(training, RunProgress(3), CARD), 3, [])
     assert ready.wait(20)
     assert names(tmp_path) == []
     go.set()
@@ -122,15 +122,15 @@ def test_writing_does_not_hold_up_what_follows(tmp_path, training):
 
 def test_what_could_not_be_written_is_told_at_the_next_save(tmp_path, training):
     (tmp_path / "file").write_text("in the way")
-    checkpoints = Checkpoints(FolderStore(tmp_path / "file"))
-    checkpoints.save(snapshot(training, Done(3), CARD), 3, [])
+    checkpoints = CheckpointManager(FolderStore(tmp_path / "file"))
+    checkpoints.save(snapshot(training, RunProgress(3), CARD), 3, [])
     with pytest.raises(UserError, match="could not be written"):
-        checkpoints.save(snapshot(training, Done(6), CARD), 6, [])
+        checkpoints.save(snapshot(training, RunProgress(6), CARD), 6, [])
 
 
 def test_the_state_says_what_has_been_done(tmp_path, training):
-    checkpoints = Checkpoints(FolderStore(tmp_path))
-    checkpoints.save(snapshot(training, Done(3, "00ff", [{"step": 3.0}], {"loss": 0.5}, 2), CARD), 3, [])
+    checkpoints = CheckpointManager(FolderStore(tmp_path))
+    checkpoints.save(snapshot(training, RunProgress(3, "00ff", [{"step": 3.0}], {"loss": 0.5}, 2), CARD), 3, [])
     checkpoints.wait()
     state = json.loads((tmp_path / "step-00000003" / "state.json").read_text())
     assert (state["step"], state["samples"], state["sums"], state["counted"]) == (3, "00ff", {"loss": 0.5}, 2)

@@ -1,7 +1,7 @@
 import pytest
 
 from denoise.errors import UsageError
-from denoise.training.fault_injection import DRIVER, KINDS, Fault, Faults, parse_fault
+from denoise.training.fault_injection import DRIVER, KINDS, Fault, FaultInjector, parse_fault
 
 
 def test_what_is_understood():
@@ -24,7 +24,7 @@ def test_another_kind_is_told_with_the_nearest():
 
 def test_a_fault_is_due_once_on_its_rank_at_its_step_or_later():
     chosen = [Fault("nan", 3, 1), Fault("nan", 5, 0)]
-    ours = Faults(chosen, rank=1)
+    ours = FaultInjector(chosen, rank=1)
     assert ours.due(2, "nan") == []
     assert ours.due(4, "kill") == []
     assert ours.due(4, "kill", "nan") == [chosen[0]]
@@ -33,4 +33,4 @@ def test_a_fault_is_due_once_on_its_rank_at_its_step_or_later():
 
 def test_a_fault_that_has_struck_before_a_restart_does_not_strike_again():
     struck = {Fault("nan", 3)}
-    assert Faults([Fault("nan", 3)], first=lambda fault: fault not in struck).due(3, "nan") == []
+    assert FaultInjector([Fault("nan", 3)], first=lambda fault: fault not in struck).due(3, "nan") == []

@@ -7,26 +7,26 @@ import torch
 from safetensors.torch import load_file
 
 from denoise.config import load_config
-from denoise.data.dataset import Collection
+from denoise.data.dataset import ShardedDataset
 from denoise.data.shards import DamagedError, Shards
 from denoise.denoiser import read_card
 from denoise.errors import UserError
-from denoise.training.checkpoint_manager import Checkpoints, FolderStore
-from denoise.training.fault_injection import Faults, parse_fault
+from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
+from denoise.training.fault_injection import FaultInjector, parse_fault
 from denoise.training.loop import train
 
 BASE = ["train.steps=6", "train.crop=32", "train.log_every=1", "train.eval_every=6", "train.checkpoint_every=3"]
 
 
-def run(shards: Path, folder: Path, *overrides: str, faults: Faults | None = None, watch: bool = True):
+def run(shards: Path, folder: Path, *overrides: str, faults: FaultInjector | None = None, watch: bool = True):
     """Train in this process from what the folder holds; return reports, final weights, and what was told."""
-    pictures, rows, told = Collection([Shards.open(shards)]), [], []
-    checkpoints = Checkpoints(FolderStore(folder / "checkpoints"), tell=told.append)
+    images, rows, told = ShardedDataset([Shards.open(shards)]), [], []
+    checkpoints = CheckpointManager(FolderStore(folder / "checkpoints"), tell=told.append)
     config = load_config(None, [*BASE, *overrides])
     train(
         config,
-        pictures,
-        pictures if watch else None,
+        images,
+        images if watch else None,
         folder,
         lambda row: rows.append(dict(row)),
         checkpoints,
@@ -103,25 +103,25 @@ def test_a_full_memory_is_told_with_what_to_lower_or_halved_if_asked_to(small_sh
     plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32")
     full = parse_fault("memory:step=2")
     with pytest.raises(UserError, match=r"4 crops of 32 pixels .* lower train.micro_batch=2, .*train\.oom=halve"):
-        run(small_shards, tmp_path / "told", *plain, faults=Faults([full]))
+        run(small_shards, tmp_path / "told", *plain, faults=FaultInjector([full]))
     rows, _, _ = run(small_shards, tmp_path / "whole", *plain)
-    halved, _, _ = run(small_shards, tmp_path / "halved", *plain, "train.oom=halve", faults=Faults([full]))
+    halved, _, _ = run(small_shards, tmp_path / "halved", *plain, "train.oom=halve", faults=FaultInjector([full]))
     assert [row["loss"] for row in halved] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_names_its_step_and_samples(small_shards, tmp_path):
     with pytest.raises(UserError, match=r"the loss is nan at step 3, on samples \d+ \(\w+.*\).* train.skip_nonfinite"):
-        run(small_shards, tmp_path, "train.log_every=3", faults=Faults([parse_fault("nan:step=2")]))
+        run(small_shards, tmp_path, "train.log_every=3", faults=FaultInjector([parse_fault("nan:step=2")]))
     assert not list(tmp_path.glob("checkpoints/*"))  # what has gone wrong is not saved
 
 
 def test_steps_without_a_finite_loss_are_skipped_if_asked_to(small_shards, tmp_path):
     faults = [parse_fault(f"nan:step={step}") for step in (1, 3)]
-    rows, weights, _ = run(small_shards, tmp_path / "two", "train.skip_nonfinite=2", faults=Faults(faults))
+    rows, weights, _ = run(small_shards, tmp_path / "two", "train.skip_nonfinite=2", faults=FaultInjector(faults))
     assert rows[-1]["skipped"] == 2
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     with pytest.raises(UserError, match=r"the loss of 2 steps was not finite, more than the 1 of"):
-        run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=Faults(faults))
+        run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=FaultInjector(faults))
 
 
 def test_the_same_seed_repeats_and_another_does_not(small_shards, tmp_path):
@@ -143,7 +143,7 @@ def harmed(small_shards, tmp_path):
     return folder, Shards.open(folder).counts[1]
 
 
-# Every batch shows every picture, read from the shards: any process of this machine may hold sound ones decoded.
+# Every batch shows every image, read from the shards: any process of this machine may hold sound ones decoded.
 ALL_READ = ("train.batch_size=8", "data.cache_mb=0")
 
 
@@ -165,7 +165,7 @@ def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
 
 
 def test_what_is_held_decoded_is_sound_where_the_shards_no_longer_are(harmed, small_shards, tmp_path):
-    sound = Collection([Shards.open(small_shards)])
+    sound = ShardedDataset([Shards.open(small_shards)])
     sound.keep_decoded(256 << 20)
     for index in range(len(sound)):
         sound.pixels(index, "clean")
@@ -176,17 +176,17 @@ def test_what_is_held_decoded_is_sound_where_the_shards_no_longer_are(harmed, sm
     assert equal(weights, plain)
 
 
-def test_pictures_smaller_than_a_crop_are_left_out_if_asked_to(small_shards, tmp_path):
-    with pytest.raises(UserError, match=r"none of the 5 training pictures .* data\.small=pad"):
+def test_images_smaller_than_a_crop_are_left_out_if_asked_to(small_shards, tmp_path):
+    with pytest.raises(UserError, match=r"none of the 5 training images .* data\.small=pad"):
         run(small_shards, tmp_path, "train.crop=256", "data.small=leave_out")
 
 
-def test_validation_and_its_picture_come_when_asked_for(small_shards, tmp_path):
-    from denoise.images.io import read_picture
+def test_validation_and_its_image_come_when_asked_for(small_shards, tmp_path):
+    from denoise.images.io import read_image
 
     rows, _, _ = run(small_shards, tmp_path, "train.eval_every=4")
     assert [row["step"] for row in rows if "val_psnr" in row] == [4, 6]
-    strip = read_picture(tmp_path / "pictures" / "step-000006.png").pixels
+    strip = read_image(tmp_path / "images" / "step-000006.png").pixels
     assert strip.shape == (96, 3 * 128, 3)
     assert {"step", "loss", "lr", "images_per_second", "val_psnr", "val_ssim"} == set(rows[-1])
 
@@ -204,7 +204,7 @@ def test_learning_reduces_the_loss(small_shards, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["n2c", "n2n"])
-def test_grey_pictures_and_a_range_of_noise(small_shards, tmp_path, method):
+def test_grey_images_and_a_range_of_noise(small_shards, tmp_path, method):
     _, weights, _ = run(
         small_shards, tmp_path, f"method={method}", "data.colour=grey", "noise=gauss5_50", "method.loss_name=l1"
     )
@@ -216,12 +216,12 @@ def test_a_loss_that_diverges_stops_with_a_reason(small_shards, tmp_path):
         run(small_shards, tmp_path, "train.lr=1e30", "train.schedule=fixed")
 
 
-def test_subsampled_pictures_are_cropped_larger(small_shards, tmp_path):
+def test_subsampled_images_are_cropped_larger(small_shards, tmp_path):
     rows, _, _ = run(small_shards, tmp_path, "noise=subsample2", "method=n2n", "train.eval_every=3")
     assert rows[-1]["val_psnr"] > 0
-    from denoise.images.io import read_picture
+    from denoise.images.io import read_image
 
-    assert read_picture(tmp_path / "pictures" / "step-000006.png").pixels.shape == (48, 3 * 64, 3)
+    assert read_image(tmp_path / "images" / "step-000006.png").pixels.shape == (48, 3 * 64, 3)
 
 
 def test_a_method_that_needs_no_training_says_so(small_shards, tmp_path):
@@ -235,9 +235,12 @@ def test_a_crop_that_does_not_suit_the_net_is_refused(small_shards, tmp_path):
 
 
 def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):
-    pictures, checkpoints = Collection([Shards.open(small_shards)]), Checkpoints(FolderStore(tmp_path / "checkpoints"))
+    images, checkpoints = (
+        ShardedDataset([Shards.open(small_shards)]),
+        CheckpointManager(FolderStore(tmp_path / "checkpoints")),
+    )
     config = load_config(None, [*BASE, "net=cnn5", "train.steps=16"])
-    train(config, pictures, None, tmp_path, lambda row: None, checkpoints, profile=tmp_path / "profile")
+    train(config, images, None, tmp_path, lambda row: None, checkpoints, profile=tmp_path / "profile")
     page = (tmp_path / "profile" / "profile.html").read_text()
     assert "10 training steps" in page
     assert "convolution_backward" in page
@@ -263,7 +266,7 @@ def test_switches_of_speed_change_nothing_but_rounding(small_shards, tmp_path, s
     assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 
 
-def test_the_loss_on_unseen_pictures_is_the_same_whenever_it_is_asked_for(small_shards, tmp_path):
+def test_the_loss_on_unseen_images_is_the_same_whenever_it_is_asked_for(small_shards, tmp_path):
     """Nothing is learnt at a rate this low: the same noise and masks give the same loss, the training loss moves."""
     still = ("method=n2v", "net=cnn5", "train.lr=1e-12", "train.precision=fp32", "train.val_loss=true")
     rows, _, _ = run(small_shards, tmp_path, *still, "train.eval_every=2", "train.log_every=2")

@@ -9,7 +9,7 @@ from denoise.training.malloc import keep_freed_memory
 
 FAULTS = """
 import resource
-from denoise.allocator import keep_freed_memory
+from denoise.training.malloc import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

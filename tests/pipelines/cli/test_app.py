@@ -87,9 +87,9 @@ def test_a_mistake_is_one_sentence(project, arguments, code, told, monkeypatch, 
     assert left == []
 
 
-def test_no_picture_is_as_large_as_a_crop(project, denoise):
+def test_no_image_is_as_large_as_a_crop(project, denoise):
     told = run(denoise, "train", "--local", "data.small=leave_out", "train.crop=256", expect=1)
-    assert "none of the 5 training pictures" in told
+    assert "none of the 5 training images" in told
 
 
 def test_params_yaml_with_an_unknown_key(project, denoise):
@@ -97,7 +97,7 @@ def test_params_yaml_with_an_unknown_key(project, denoise):
     assert "did you mean steps" in run(denoise, "train", expect=2)
 
 
-def test_train_evaluate_and_restore_without_services(project, denoise, small_pictures, photographs):
+def test_train_evaluate_and_restore_without_services(project, denoise, small_images, photographs):
     model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=20"))["model"]
     (project / "own").mkdir()
     shutil.copy(photographs / "astronaut.png", project / "own")
@@ -108,21 +108,21 @@ def test_train_evaluate_and_restore_without_services(project, denoise, small_pic
     assert results[0]["protocol"] == "laine2019"
     assert results[0]["data"] == "own"
     assert json.loads((project / "scores/own/scores.json").read_text())["psnr"] == results[0]["psnr"]
-    names = sorted(path.name for path in (project / "scores/own/pictures").iterdir())
+    names = sorted(path.name for path in (project / "scores/own/images").iterdir())
     assert names == ["astronaut-clean.png", "astronaut-noisy.png", "astronaut-restored.png"]
-    noisy = small_pictures / "1-rocket.jpg"
+    noisy = small_images / "1-rocket.jpg"
     answer = json.loads(run(denoise, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
     assert Path(answer[0]["target"]) == Path("restored.png")
     assert (project / "restored.png").is_file()
 
 
-def test_real_noisy_pictures_from_training_to_a_map_of_the_deviation(project, denoise, photographs):
-    from denoise.images.io import Picture, read_picture, write_picture
+def test_real_noisy_images_from_training_to_a_map_of_the_deviation(project, denoise, photographs):
+    from denoise.images.io import DecodedImage, read_image, write_image
 
-    pixels = read_picture(photographs / "coffee.png").pixels[:100, :90]
+    pixels = read_image(photographs / "coffee.png").pixels[:100, :90]
     (project / "own").mkdir()
-    for name, dark in (("cup_noisy", 2), ("cup_clean", 1)):  # the noise of a dark picture is not the point here
-        write_picture(project / "own" / f"{name}.png", Picture(pixels // dark))
+    for name, dark in (("cup_noisy", 2), ("cup_clean", 1)):  # the noise of a dark image is not the point here
+        write_image(project / "own" / f"{name}.png", DecodedImage(pixels // dark))
     for split in ("train", "test"):
         run(denoise, "shard", "own", "--from", "own", "--split", split)
     real = ["noise=none", "data.train=own", "data.allow_overlap=own", "data.val=own"]
@@ -132,14 +132,14 @@ def test_real_noisy_pictures_from_training_to_a_map_of_the_deviation(project, de
     assert (result["noise"], result["training_noise"], result["passes"]) == ("none", "real", 1)
     run(denoise, "restore", "own/cup_noisy.png", "-o", "restored.png", "--model", model, "--noise", "gauss20")
     run(denoise, "restore", "own/cup_noisy.png", "-o", "deviation.png", "--model", model, "--deviation")
-    restored, deviation = (read_picture(project / f"{name}.png").pixels for name in ("restored", "deviation"))
+    restored, deviation = (read_image(project / f"{name}.png").pixels for name in ("restored", "deviation"))
     assert restored.shape == deviation.shape == pixels.shape
     assert deviation.mean() < 0.5 * restored.mean()
 
 
-def test_a_method_without_training_is_a_model(project, denoise, small_pictures):
+def test_a_method_without_training_is_a_model(project, denoise, small_images):
     few = ["-S", "method=zs_n2n", "-S", "method.steps=3"]
-    noisy = small_pictures / "1-rocket.jpg"
+    noisy = small_images / "1-rocket.jpg"
     run(denoise, "restore", noisy, "-o", "restored.png", "--model", "zs_n2n", *few)
     assert (project / "restored.png").is_file()
 
@@ -152,15 +152,15 @@ def test_recipes_are_listed_and_shown(project, denoise):
     assert "29.14" in run(denoise, "presets", "r2r-bsd68-sigma25")
 
 
-def test_training_on_the_test_pictures_is_refused(project, denoise):
+def test_training_on_the_test_images_is_refused(project, denoise):
     shutil.copytree(project / "data/shards/train", project / "data/shards/test")
     told = run(denoise, "train", "--local", "data.test=small", expect=1)
-    assert "5 pictures of the test set small are in the training set small" in told
+    assert "5 images of the test set small are in the training set small" in told
     assert "data.allow_overlap=small" in told
     run(denoise, "train", "--local", "data.test=small", "data.allow_overlap=small", "train.steps=1")
 
 
-def test_scoring_on_the_training_pictures_is_refused(project, denoise):
+def test_scoring_on_the_training_images_is_refused(project, denoise):
     model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=1"))["model"]
     shutil.copytree(project / "data/shards/train", project / "data/shards/test")
     assert "was trained on the test set small" in run(denoise, "evaluate", model, "--data", "small", expect=1)

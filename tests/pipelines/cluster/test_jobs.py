@@ -45,7 +45,7 @@ def test_a_name_is_given_once(submit):
 
 
 def test_a_folder_that_is_too_large_is_told(submit, project):
-    with (project / "pictures.bin").open("wb") as file:
+    with (project / "images.bin").open("wb") as file:
         file.truncate(150 << 20)
     assert "100 MiB at most" in sentence(submit("--", "presets", code=1).stderr)
 

@@ -18,12 +18,12 @@ COUNTS = {
 }
 
 
-def test_every_set_has_its_splits_and_pictures():
+def test_every_set_has_its_splits_and_images():
     assert {name: {split: len(files) for split, files in checksums(name).items()} for name in SETS} == COUNTS
     assert all(known.name == name and known.source.startswith("https://") for name, known in SETS.items())
 
 
-def test_no_picture_is_in_two_splits_of_a_set():
+def test_no_image_is_in_two_splits_of_a_set():
     for name in SETS:
         digests = [digest for files in checksums(name).values() for digest in files.values()]
         assert len(set(digests)) == len(digests), name

@@ -164,13 +164,13 @@ def test_a_malicious_archive(mirror, tmp_path, serve, member):
     assert in_raw(tmp_path / "data") == list((tmp_path / "data" / "downloads" / "bsds300").iterdir()) == []
 
 
-def test_an_archive_that_is_damaged_or_lacks_pictures(mirror, tmp_path, serve):
+def test_an_archive_that_is_damaged_or_lacks_images(mirror, tmp_path, serve):
     archive = tmp_path / "mirror" / "BSDS300-images.tgz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(mirror / "BSDS300" / "images" / "test", "BSDS300/images/test")
     site = serve(archive.parent)
-    with pytest.raises(UserError, match=r"lacks 200 pictures, one is BSDS300/images/train/100075\.jpg"):
+    with pytest.raises(UserError, match=r"lacks 200 images, one is BSDS300/images/train/100075\.jpg"):
         fetch("bsds300", tmp_path, mirror=site.url)
     archive.write_bytes(archive.read_bytes()[:1_000_000])
     with pytest.raises(UserError, match="is damaged"):

@@ -36,7 +36,7 @@ def test_imagenet_of_a_mirror_is_verified_linked_and_kept(small_mirror, tmp_path
     assert digests(folders[0]) == imagenet_of(small_mirror)["train"]
 
 
-def test_the_validation_pictures_of_imagenet_as_a_training_set(small_mirror, tmp_path):
+def test_the_validation_images_of_imagenet_as_a_training_set(small_mirror, tmp_path):
     (folder,) = fetch("imagenet_val", tmp_path, mirror=small_mirror)
     assert folder == tmp_path / "raw" / "train" / "imagenet_val"
     assert digests(folder) == imagenet_of(small_mirror)["val"]
@@ -72,11 +72,11 @@ def test_a_site_without_a_list_cannot_give_imagenet(small_mirror, tmp_path, serv
 def test_the_users_own_imagenet_folder(small_mirror, tmp_path):
     expected = imagenet_of(small_mirror)["train"]
     own = small_mirror / "imagenet"
-    (own / "train" / "readme.txt").write_text("no picture")
+    (own / "train" / "readme.txt").write_text("no image")
     shutil.rmtree(own / "val")
     (folder,) = fetch("imagenet", tmp_path, mirror=own)
     assert digests(folder) == expected
-    with pytest.raises(UserError, match="has no ImageNet val pictures"):
+    with pytest.raises(UserError, match="has no ImageNet val images"):
         fetch("imagenet", tmp_path, splits=["val"], mirror=own)
     added = own / "train" / "n99999999" / "new.JPEG"
     added.parent.mkdir()
@@ -89,7 +89,7 @@ def test_a_folder_without_imagenet(tmp_path):
     with pytest.raises(UserError, match=r"expected a folder train/ or ILSVRC2012_img_train\.tar"):
         fetch("imagenet", tmp_path, mirror=tmp_path / "empty")
     (tmp_path / "empty" / "train").mkdir()
-    with pytest.raises(UserError, match="there is no picture of imagenet train"):
+    with pytest.raises(UserError, match="there is no image of imagenet train"):
         fetch("imagenet", tmp_path, mirror=tmp_path / "empty")
 
 
@@ -120,7 +120,7 @@ def test_the_tars_of_ilsvrc2012(small_mirror, tars, tmp_path):
     assert sorted(digests(val).values()) == sorted(imagenet_of(small_mirror)["val"].values())
     shutil.rmtree(tmp_path / "raw")
     assert fetch("imagenet", tmp_path, mirror=tars / "ILSVRC2012_img_val.tar") == [val]
-    with pytest.raises(UserError, match="has no ImageNet train pictures"):
+    with pytest.raises(UserError, match="has no ImageNet train images"):
         fetch("imagenet", tmp_path, splits=["train"], mirror=tars / "ILSVRC2012_img_val.tar")
 
 
@@ -152,6 +152,6 @@ def test_the_size_filter_looks_at_both_sides(small_mirror, tars, tmp_path, serve
 def test_a_filter_that_keeps_nothing_and_a_file_without_size(small_mirror, tmp_path):
     with pytest.raises(UserError, match="with sides of 512 to 256 pixels"):
         fetch("imagenet", tmp_path, mirror=small_mirror, min_side=512, max_side=256)
-    (small_mirror / "imagenet" / "train" / "broken.JPEG").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"broken\.JPEG is no picture"):
+    (small_mirror / "imagenet" / "train" / "broken.JPEG").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken\.JPEG is no image"):
         fetch("imagenet", tmp_path, mirror=small_mirror / "imagenet", max_side=2048)

@@ -6,7 +6,7 @@ import pytest
 
 from denoise.config import load_config
 from denoise.data.shards import Shards
-from denoise.images.io import read_picture
+from denoise.images.io import read_image
 from pipelines.datasets.preview import contact_sheet, describe, table
 from tests.pipelines.conftest import call
 
@@ -28,10 +28,10 @@ def test_what_a_set_holds(config, project):
     assert shards.digest in text
 
 
-def test_the_contact_sheet_shows_every_picture(config, tmp_path):
-    sheet = read_picture(contact_sheet(config, "small", ["train", "val"], tmp_path / "deep" / "sheet.png")).pixels
+def test_the_contact_sheet_shows_every_image(config, tmp_path):
+    sheet = read_image(contact_sheet(config, "small", ["train", "val"], tmp_path / "deep" / "sheet.png")).pixels
     columns = [8 + column * 168 for column in range(6)]
-    for row, filled in ((8, 6), (8 + 184, 4)):  # two rows: ten pictures, six in a row
+    for row, filled in ((8, 6), (8 + 184, 4)):  # two rows: ten images, six in a row
         tiles = [sheet[row : row + 160, left : left + 160] for left in columns]
         assert [bool((tile.min(axis=(0, 1)) < 250).any()) for tile in tiles] == [True] * filled + [False] * (6 - filled)
     assert np.ptp(sheet[8:168, 8:168]) > 50

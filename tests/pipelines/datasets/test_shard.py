@@ -12,14 +12,14 @@ from denoise.sharding.writer import Rules
 from pipelines.datasets.shard import find_sources, shard
 
 
-def test_a_folder_of_ones_own_in_a_stable_order(small_pictures, tmp_path):
+def test_a_folder_of_ones_own_in_a_stable_order(small_images, tmp_path):
     own = tmp_path / "own"
     (own / "b").mkdir(parents=True)
     (own / "a").mkdir()
-    pictures = sorted(small_pictures.iterdir())
-    shutil.copy(pictures[0], own / "b" / "1.png")
-    shutil.copy(pictures[1], own / "a" / "2.JPG")
-    (own / "notes.txt").write_text("not a picture")
+    images = sorted(small_images.iterdir())
+    shutil.copy(images[0], own / "b" / "1.png")
+    shutil.copy(images[1], own / "a" / "2.JPG")
+    (own / "notes.txt").write_text("not an image")
     (own / ".hidden.png").write_bytes(b"")
     assert [source.name for source in find_sources(own)] == ["a/2.JPG", "b/1.png"]
     folder = shard("own", "train", tmp_path / "data", own)
@@ -27,18 +27,18 @@ def test_a_folder_of_ones_own_in_a_stable_order(small_pictures, tmp_path):
     assert [Shards.open(folder).describe(index)["name"] for index in (0, 1)] == ["a/2.JPG", "b/1.png"]
 
 
-def test_pictures_of_one_scene_are_one_sample(small_pictures, tmp_path):
-    picture = next(small_pictures.glob("*.png"))
+def test_images_of_one_scene_are_one_sample(small_images, tmp_path):
+    image = next(small_images.glob("*.png"))
     names = ["a_noisy", "a_noisy2", "a_clean", "deep/b_real", "deep/b_mean", "c", "c_clean", "d_noisy"]
     for name in names:
         (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
-        shutil.copy(picture, tmp_path / f"{name}.png")
+        shutil.copy(image, tmp_path / f"{name}.png")
     found = {source.name: {view: path.stem for view, path in source.views.items()} for source in find_sources(tmp_path)}
     assert found == {
         "a.png": {"noisy": "a_noisy", "noisy2": "a_noisy2", "clean": "a_clean"},
         "c.png": {"clean": "c"},  # a name that says nothing makes no pair
         "c_clean.png": {"clean": "c_clean"},
-        "d_noisy.png": {"clean": "d_noisy"},  # a lone picture
+        "d_noisy.png": {"clean": "d_noisy"},  # a lone image
         "deep/b.png": {"noisy": "b_real", "mean": "b_mean"},
     }
 
@@ -46,19 +46,19 @@ def test_pictures_of_one_scene_are_one_sample(small_pictures, tmp_path):
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="denoise fetch kodak"):
         shard("kodak", "test", tmp_path)
-    with pytest.raises(UserError, match="folder of pictures"):
+    with pytest.raises(UserError, match="folder of images"):
         shard("own", "train", tmp_path, tmp_path / "nowhere")
 
 
-def test_a_broken_picture_is_left_out_and_counted(small_pictures, tmp_path, capsys):
-    own = shutil.copytree(small_pictures, tmp_path / "own")
+def test_a_broken_image_is_left_out_and_counted(small_images, tmp_path, capsys):
+    own = shutil.copytree(small_images, tmp_path / "own")
     (own / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"broken\.png"):
         shard("own", "train", tmp_path, own)
     shard("own", "train", tmp_path, own, rules=Rules(skip_broken=True))
     told = capsys.readouterr().err
     assert "broken.png" in told
-    assert "1 of 6 pictures were left out" in told
+    assert "1 of 6 images were left out" in told
 
 
 @pytest.mark.parametrize("name", ["kodak", "bsds300", "bsd68", "polyu"])
@@ -78,7 +78,7 @@ SHARD = """\
 import os, sys
 from pathlib import Path
 if __name__ == "__main__":
-    from pipelines.shard import shard
+    from pipelines.datasets.shard import shard
     os.umask(0o077)
     shard(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), shard_mb=1, jobs=2)
 """

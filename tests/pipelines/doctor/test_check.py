@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.cluster.auth import lets_strangers_in, on_loopback, wants_a_token
+from pipelines.cluster.auth import accepts_unauthenticated, on_loopback, wants_a_token
 from pipelines.doctor.findings import by_host, compare_clocks, compare_gpus, compare_versions, judge_room
 from pipelines.doctor.probe import clear, leave, round_trip, versions
 from tests.pipelines.cli.test_app import sentence
@@ -53,7 +53,7 @@ def test_a_cluster_is_not_joined_without_its_token(project, check, one_host):
     told = sentence(check(code=1, RAY_AUTH_TOKEN_PATH="nowhere").stderr)
     assert "put its token in ~/.ray/auth_token" in told
     assert wants_a_token(one_host.address)
-    assert not lets_strangers_in(one_host.address)
+    assert not accepts_unauthenticated(one_host.address)
     assert not wants_a_token("127.0.0.1:9")
 
 

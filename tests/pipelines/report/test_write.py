@@ -1,4 +1,4 @@
-"""The report: a page that needs no other file, figures, the table, the metrics and the README's picture."""
+"""The report: a page that needs no other file, figures, the table, the metrics and the README's image."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from denoise.config import load_config, to_dict
 from denoise.errors import UserError
 from pipelines.report.inputs import read_trainings
-from pipelines.report.write import demo_picture, metrics, table, write_report
+from pipelines.report.write import demo_image, metrics, table, write_report
 
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 VOID = {"meta", "link", "img"}
@@ -29,33 +29,33 @@ def photograph(name: str, height: int = 96, width: int = 128) -> np.ndarray:
     return getattr(skimage.data, name)()[100 : 100 + height, 150 : 150 + width]
 
 
-def eight_bits(picture: np.ndarray) -> np.ndarray:
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
 def write_evaluation(
-    folder: Path, method: str, pictures: dict[str, np.ndarray], data: str = "samples", keep: bool = True
+    folder: Path, method: str, images: dict[str, np.ndarray], data: str = "samples", keep: bool = True
 ) -> Path:
     """Score the mean with a 3x3 neighbourhood (one weight a method) as the denoiser of Gaussian noise."""
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     noise = np.random.default_rng(0)
     entries = []
-    for name, clean in pictures.items():
+    for name, clean in images.items():
         noisy = clean + noise.normal(0, 25, clean.shape)
         blurred = sum(np.roll(noisy, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)) / 9
         restored = blurred if method == "n2n" else 0.9 * blurred + 0.1 * noisy
         entry = {"name": f"{name}.png"}
         channel = -1 if clean.ndim == 3 else None
-        for prefix, picture in (("noisy_", eight_bits(noisy)), ("", eight_bits(restored))):
-            entry[f"{prefix}psnr"] = float(peak_signal_noise_ratio(clean, picture))
-            entry[f"{prefix}ssim"] = float(structural_similarity(clean, picture, channel_axis=channel))
+        for prefix, image in (("noisy_", eight_bits(noisy)), ("", eight_bits(restored))):
+            entry[f"{prefix}psnr"] = float(peak_signal_noise_ratio(clean, image))
+            entry[f"{prefix}ssim"] = float(structural_similarity(clean, image, channel_axis=channel))
         entries.append(entry)
-        for kind, picture in (("noisy", noisy), ("restored", restored), ("clean", clean)):
+        for kind, image in (("noisy", noisy), ("restored", restored), ("clean", clean)):
             if keep:
-                Image.fromarray(eight_bits(picture)).save(folder / "pictures" / f"{name}-{kind}.png")
+                Image.fromarray(eight_bits(image)).save(folder / "images" / f"{name}-{kind}.png")
     means = {key: float(np.mean([entry[key] for entry in entries])) for key in entries[0] if key != "name"}
     scores = {"method": method, "noise": "gauss25", "data": data, "protocol": "float", "seconds": 1.5, **means}
-    (folder / "scores.json").write_text(json.dumps({**scores, "pictures": entries}))
+    (folder / "scores.json").write_text(json.dumps({**scores, "images": entries}))
     return folder
 
 
@@ -71,7 +71,7 @@ def write_training(folder: Path, method: str, steps: int = 400) -> Path:
 
 
 @pytest.fixture
-def pictures() -> dict[str, np.ndarray]:
+def images() -> dict[str, np.ndarray]:
     return {name: photograph(name) for name in ("astronaut", "chelsea", "camera")}  # the last one is grey
 
 
@@ -81,8 +81,8 @@ def models(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def scores(tmp_path: Path, pictures: dict[str, np.ndarray]) -> list[Path]:
-    return [write_evaluation(tmp_path / "scores" / method, method, pictures) for method in ("n2c", "n2n")]
+def scores(tmp_path: Path, images: dict[str, np.ndarray]) -> list[Path]:
+    return [write_evaluation(tmp_path / "scores" / method, method, images) for method in ("n2c", "n2n")]
 
 
 class Page(HTMLParser):
@@ -133,12 +133,12 @@ def test_page_needs_no_other_file(models: list[Path], scores: list[Path], tmp_pa
             assert attributes.get(key, "data:").startswith("data:")
 
 
-def test_pictures_are_embedded_once_each_in_their_own_size(
+def test_images_are_embedded_once_each_in_their_own_size(
     models: list[Path], scores: list[Path], tmp_path: Path
 ) -> None:
     page = Page(write_report(models, scores, tmp_path / "report"))
     embedded = page.images()
-    # noisy and clean are the same for both methods: 3 pictures x (noisy, clean, 2 restored)
+    # noisy and clean are the same for both methods: 3 images x (noisy, clean, 2 restored)
     assert [(image.format, image.size) for image in embedded] == [("PNG", (128, 96))] * 12
     clean = np.asarray(
         embedded[[image.get("alt") for image in page.all("img") if "src" in image].index("camera, clean")]
@@ -151,7 +151,7 @@ def test_table_holds_the_figures(models: list[Path], scores: list[Path], tmp_pat
     page = Page(write_report(models, scores, tmp_path / "report"))
     for folder in scores:
         document = json.loads((folder / "scores.json").read_text())
-        for entry in (document, *document["pictures"]):
+        for entry in (document, *document["images"]):
             gain = entry["psnr"] - entry["noisy_psnr"]
             for text in (f"{entry['psnr']:.2f}", f"{entry['noisy_psnr']:.2f}", f"{gain:+.2f}", f"{entry['ssim']:.4f}"):
                 assert text in page.text
@@ -160,12 +160,12 @@ def test_table_holds_the_figures(models: list[Path], scores: list[Path], tmp_pat
     assert all("scope" in header for header in page.all("th"))
 
 
-def test_hostile_names_stay_text(models: list[Path], pictures: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_hostile_names_stay_text(models: list[Path], images: dict[str, np.ndarray], tmp_path: Path) -> None:
     name = "\"><img src=x onerror=alert(1)><!-- ' </script"
-    hostile = {name.replace("/", ""): pictures["astronaut"], "../../secret": pictures["chelsea"]}
+    hostile = {name.replace("/", ""): images["astronaut"], "../../secret": images["chelsea"]}
     folder = write_evaluation(tmp_path / "scores", "<b>n2n</b>", hostile, data="<i>", keep=False)
     for kind in ("noisy", "restored", "clean"):
-        Image.fromarray(pictures["astronaut"]).save(folder / "pictures" / f"{next(iter(hostile))}-{kind}.png")
+        Image.fromarray(images["astronaut"]).save(folder / "images" / f"{next(iter(hostile))}-{kind}.png")
     file = write_report(models, [folder], tmp_path / "report", title="<script>alert(2)</script>")
     page = Page(file)
     assert next(iter(hostile)) in page.text
@@ -195,7 +195,7 @@ def test_page_is_bounded(tmp_path: Path) -> None:
     many = {f"photo-{index:02}": photograph("coffee", 40, 50) for index in range(20)}
     many["photo-00"] = np.tile(photograph("coffee", 200, 300), (4, 3, 1))  # 800 x 900 pixels
     page = Page(write_report([], [write_evaluation(tmp_path / "scores", "n2n", many)], tmp_path / "report"))
-    assert "6 of 20 test pictures" in page.text
+    assert "6 of 20 test images" in page.text
     assert {image.get("alt", "").split(",")[0] for image in page.all("img") if "src" in image} == {
         f"photo-{index:02}" for index in (0, 3, 6, 10, 13, 16)
     }
@@ -203,13 +203,13 @@ def test_page_is_bounded(tmp_path: Path) -> None:
     assert len(list((tmp_path / "report" / "figures").iterdir())) == 6
 
 
-def test_several_sets_some_without_pictures(models: list[Path], scores: list[Path], tmp_path: Path) -> None:
+def test_several_sets_some_without_images(models: list[Path], scores: list[Path], tmp_path: Path) -> None:
     kodak = write_evaluation(tmp_path / "kodak", "n2n", {"kodim01": photograph("coffee")}, "kodak", keep=False)
     page = Page(write_report(models, [*scores, kodak], tmp_path / "report"))
-    assert "3 of 4 test pictures" in page.text
+    assert "3 of 4 test images" in page.text
     assert "kodim01" in page.text
     assert set(metrics([*scores, kodak])) == {"n2c/samples", "n2n/samples", "n2n/kodak"}
-    shutil.rmtree(kodak / "pictures")
+    shutil.rmtree(kodak / "images")
     assert "<figure>" not in write_report([], [kodak / "scores.json"], tmp_path / "plain").read_text()
 
 
@@ -230,16 +230,16 @@ def test_metrics_and_table(scores: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("astronaut", (512, 512)), ("chelsea", (300, 451)), ("camera", (30, 7))])
-def test_demo_picture(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_demo_image(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "scores", "n2n", {name: getattr(skimage.data, name)()[: size[0], : size[1]]})
-    demo_picture(tmp_path / "docs" / "demo.png", folder, name)
-    with Image.open(tmp_path / "docs" / "demo.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width == 1200 or min(size) < 392
+    demo_image(tmp_path / "docs" / "demo.png", folder, name)
+    with Image.open(tmp_path / "docs" / "demo.png") as image:
+        assert image.format == "PNG"
+        assert image.width == 1200 or min(size) < 392
     assert [file.name for file in (tmp_path / "docs").iterdir()] == ["demo.png"]
-    demo_picture(tmp_path / "docs" / "demo.png", folder, f"{name}.png")
-    with pytest.raises(UserError, match=rf"no picture {name}x \(did you mean {name}\?\)"):
-        demo_picture(tmp_path / "docs" / "other.png", folder, f"{name}x")
+    demo_image(tmp_path / "docs" / "demo.png", folder, f"{name}.png")
+    with pytest.raises(UserError, match=rf"no image {name}x \(did you mean {name}\?\)"):
+        demo_image(tmp_path / "docs" / "other.png", folder, f"{name}x")
 
 
 def test_log_after_a_resume(models: list[Path]) -> None:
@@ -285,12 +285,12 @@ def broken_log(models: list[Path], scores: list[Path]) -> None:
     (models[0] / "metrics.jsonl").write_text('{"step": 1}\nloss\n{"step": 2}\n')
 
 
-def broken_picture(models: list[Path], scores: list[Path]) -> None:
-    (scores[0] / "pictures" / "chelsea-clean.png").write_bytes(b"no picture")
+def broken_image(models: list[Path], scores: list[Path]) -> None:
+    (scores[0] / "images" / "chelsea-clean.png").write_bytes(b"no image")
 
 
 def other_size(models: list[Path], scores: list[Path]) -> None:
-    Image.new("RGB", (5, 5)).save(scores[0] / "pictures" / "chelsea-restored.png")
+    Image.new("RGB", (5, 5)).save(scores[0] / "images" / "chelsea-restored.png")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def other_size(models: list[Path], scores: list[Path]) -> None:
         (no_log, "holds no metrics.jsonl"),
         (no_model, "model.json does not exist"),
         (broken_log, "Line 2 of .*metrics.jsonl is not JSON"),
-        (broken_picture, "chelsea-clean.png does not decode"),
+        (broken_image, "chelsea-clean.png does not decode"),
         (other_size, "chelsea-restored.png is not as large"),
     ],
 )
@@ -366,13 +366,13 @@ def test_zoom_in_a_browser(models: list[Path], scores: list[Path], tmp_path: Pat
     assert float(re.search(r"scale\((.*)\)", zoomed)[1]) > 1.5
     ActionChains(browser).drag_and_drop_by_offset(pane, 30, 15).perform()
     assert transform() not in (zoomed, "translate(0px, 0px) scale(1)")
-    ActionChains(browser).click(pane).perform()  # a click while zoomed fits the picture again
+    ActionChains(browser).click(pane).perform()  # a click while zoomed fits the image again
     assert transform() == "translate(0px, 0px) scale(1)"
     browser.find_element(By.ID, "panes").send_keys("+", Keys.ARROW_LEFT)
     assert "scale(2)" in transform()
     rendering = "return getComputedStyle(document.querySelector('.pane img')).imageRendering"
     assert browser.execute_script(rendering) == "pixelated"
-    Select(browser.find_element(By.ID, "picture")).select_by_visible_text("camera")
+    Select(browser.find_element(By.ID, "image")).select_by_visible_text("camera")
     Select(browser.find_element(By.ID, "method")).select_by_visible_text("n2n")
     assert browser.find_element(By.ID, "pane-restored").get_attribute("alt") == "camera, restored by n2n"
     assert browser.find_element(By.ID, "pane-restored").get_property("naturalWidth") == 128

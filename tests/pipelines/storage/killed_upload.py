@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 from denoise.training.checkpoint import checkpoint_name
-from pipelines.storage.base import S3, bucket_at
+from pipelines.storage.base import S3Remote, bucket_at
 from pipelines.storage.checkpoints import S3Store, open_store
 
 WHOLE = 3  # the exit status of a process that has put all of it there
 
 
-class Dying(S3):
+class Dying(S3Remote):
     """A place whose user is killed before it changes one object too many."""
 
     left = 0

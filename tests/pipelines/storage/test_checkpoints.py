@@ -15,8 +15,16 @@ from denoise.config import Config, to_dict
 from denoise.denoiser import make_card
 from denoise.errors import UserError
 from denoise.methods import with_net
-from denoise.training.checkpoint import MANIFEST, Done, Training, checkpoint_name, damage, load_checkpoint, snapshot
-from denoise.training.checkpoint_manager import Checkpoints, FolderStore
+from denoise.training.checkpoint import (
+    MANIFEST,
+    RunProgress,
+    TrainState,
+    checkpoint_name,
+    damage,
+    load_checkpoint,
+    snapshot,
+)
+from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
 from pipelines.storage import base as storage
 from pipelines.storage.checkpoints import S3Store, open_store
 from tests.pipelines.s3_helpers import Network, S3Server, s3_environment, up_when_missed
@@ -73,7 +81,7 @@ def trained(steps):
         net(torch.rand(1, 3, 8, 8)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return Training(net, optimizer)
+    return TrainState(net, optimizer)
 
 
 def history(*scores):
@@ -81,7 +89,7 @@ def history(*scores):
 
 
 def save(checkpoints, step, rows=()):
-    checkpoints.save(snapshot(trained(step), Done(step, history=rows), CARD), step, rows)
+    checkpoints.save(snapshot(trained(step), RunProgress(step, history=rows), CARD), step, rows)
     checkpoints.wait()
 
 
@@ -111,14 +119,14 @@ def write(server, path, data):
 
 def test_everything_comes_back_exactly(server):
     rows = history(20.0, 21.5)
-    checkpoints = Checkpoints(open_store(RUNS, "a"))
+    checkpoints = CheckpointManager(open_store(RUNS, "a"))
     assert newest(checkpoints) == (None, None)
     save(checkpoints, 2, rows)
     assert keys(server) == [f"{checkpoint_name(2)}/{file}" for file in FILES]
 
     training, before = trained(0), trained(2)
-    with Checkpoints(open_store(f"{RUNS}/", "a")).newest() as folder:
-        assert load_checkpoint(folder, training) == Done(2, history=rows)
+    with CheckpointManager(open_store(f"{RUNS}/", "a")).newest() as folder:
+        assert load_checkpoint(folder, training) == RunProgress(2, history=rows)
     assert not folder.exists()
     assert same(training, before)
     states = [each.optimizer.state_dict()["state"] for each in (before, training)]
@@ -130,16 +138,16 @@ def test_everything_comes_back_exactly(server):
 
 def test_a_run_does_not_see_another_one(server):
     for run, step in (("a", 1), ("ab", 2)):
-        save(Checkpoints(open_store(RUNS, run)), step)
+        save(CheckpointManager(open_store(RUNS, run)), step)
     names = [open_store(RUNS, run).names() for run in ("a", "ab", "b")]
     assert names == [[checkpoint_name(1)], [checkpoint_name(2)], []]
     open_store(RUNS, "a").delete(checkpoint_name(1))
     assert not keys(server)
-    assert newest(Checkpoints(open_store(RUNS, "ab")))[0] == 2
+    assert newest(CheckpointManager(open_store(RUNS, "ab")))[0] == 2
 
 
 def test_the_newest_and_the_best_are_kept(server):
-    checkpoints = Checkpoints(open_store(RUNS, "a"), keep=2)
+    checkpoints = CheckpointManager(open_store(RUNS, "a"), keep=2)
     scores = [20.0, 23.0, 21.0, 22.0, 22.5]
     for step in range(1, 6):
         save(checkpoints, step, history(*scores[:step]))
@@ -151,15 +159,15 @@ def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_name(server):
     store = open_store(RUNS, "a")
     store.put(checkpoint_name(3), lambda work: (work / "raw.safetensors").write_bytes(b"old"))
     assert store.names() == []
-    save(Checkpoints(store), 3)
+    save(CheckpointManager(store), 3)
     assert keys(server) == [f"{checkpoint_name(3)}/{file}" for file in FILES]
-    assert newest(Checkpoints(store))[0] == 3
+    assert newest(CheckpointManager(store))[0] == 3
 
 
 @pytest.mark.parametrize("harm", [*(f"flip {file}" for file in FILES), *(f"lose {file}" for file in FILES[1:]), "cut"])
 def test_a_damaged_one_is_told_once_and_the_older_one_taken(server, harm):
     told = []
-    checkpoints = Checkpoints(open_store(RUNS, "a"), tell=told.append)
+    checkpoints = CheckpointManager(open_store(RUNS, "a"), tell=told.append)
     for step in (1, 2):
         save(checkpoints, step, history(20.0))
     kind, _, file = harm.partition(" ")
@@ -183,7 +191,7 @@ def test_a_damaged_one_is_told_once_and_the_older_one_taken(server, harm):
 def test_one_that_vanishes_while_it_is_read_is_damaged(server):
     """Every file but the manifest is deleted after the names were listed, and then the manifest as well."""
     store = open_store(RUNS, "a")
-    save(Checkpoints(store), 1, history(20.0))
+    save(CheckpointManager(store), 1, history(20.0))
     for file in reversed(FILES):
         client(server).delete_object(Bucket="bucket", Key=f"{THERE}/{checkpoint_name(1)}/{file}")
         with store.open(checkpoint_name(1)) as folder:
@@ -201,7 +209,7 @@ def test_a_file_that_vanishes_between_list_and_download_is_absent(server):
             super().receive(path, file, start)
 
     store = open_store(RUNS, "a")
-    save(Checkpoints(store), 1)
+    save(CheckpointManager(store), 1)
     place = store.place
     with S3Store(Late(place.address, place.bucket, place.prefix)).open(checkpoint_name(1)) as folder:
         assert damage(folder) == "net.safetensors is missing"
@@ -211,7 +219,7 @@ def test_a_file_that_vanishes_between_list_and_download_is_absent(server):
 def test_an_upload_killed_between_any_two_files_never_shows(server, tmp_path):
     folder = tmp_path / "sound"
     folder.mkdir()
-    snapshot(trained(1), Done(1), CARD).write(folder)
+    snapshot(trained(1), RunProgress(1), CARD).write(folder)
     script = Path(__file__).with_name("killed_upload.py")
     environment = {**os.environ, "TMPDIR": str(tmp_path)}  # those who are killed leave their temporary folders
     command = [sys.executable, script, RUNS, folder]
@@ -228,12 +236,12 @@ def check_after_kill(server, run, whole):
     told, store = [], open_store(RUNS, run)
     names = [checkpoint_name(step) for step in ((1, 2) if whole else (1,))]
     assert store.names() == names, run
-    checkpoints = Checkpoints(store, tell=told.append)
+    checkpoints = CheckpointManager(store, tell=told.append)
     with checkpoints.newest() as folder:
         assert not damage(folder)
     assert told == [f"going on from {names[-1]}"]
     assert keys(server, f"deep/runs/{run}/checkpoints/") == [f"{name}/{file}" for name in names for file in FILES]
-    store.put(checkpoint_name(2), snapshot(trained(2), Done(2), CARD).write)
+    store.put(checkpoint_name(2), snapshot(trained(2), RunProgress(2), CARD).write)
     with store.open(checkpoint_name(2)) as folder:
         assert not damage(folder)
         assert load_checkpoint(folder, trained(0)).step == 2
@@ -244,10 +252,10 @@ def test_what_is_not_ours_stays(server):
     for path in foreign:
         write(server, path, b"foreign")
     store = open_store(RUNS, "a")
-    save(Checkpoints(store), 1)
+    save(CheckpointManager(store), 1)
     write(server, f"{checkpoint_name(1)}/", b"")  # what consoles make of a folder
     write(server, f"{checkpoint_name(2)}/net.safetensors", b"half")
-    assert newest(Checkpoints(store))[0] == 1
+    assert newest(CheckpointManager(store))[0] == 1
     assert set(keys(server)) == {*foreign, *(f"{checkpoint_name(1)}/{file}" for file in ("", *FILES))}
 
 
@@ -264,8 +272,8 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server, monkeypatch):
         return away
 
     with s3_environment(monkeypatch, network.port):
-        save(Checkpoints(open_store(RUNS, "a"), tamper=cut), 1)
-        assert newest(Checkpoints(open_store(RUNS, "a")))[0] == 1
+        save(CheckpointManager(open_store(RUNS, "a"), tamper=cut), 1)
+        assert newest(CheckpointManager(open_store(RUNS, "a")))[0] == 1
     network.down()
     assert said[0].startswith(f"{RUNS}/a/checkpoints/{checkpoint_name(1)}/")
 
@@ -278,8 +286,8 @@ def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
     with s3_environment(monkeypatch, network.port):
         store = open_store(RUNS, "a")
         for step in range(1, 4):
-            training = Training(net, torch.optim.SGD(net.parameters()))
-            store.put(checkpoint_name(step), snapshot(training, Done(step), CARD).write)
+            training = TrainState(net, torch.optim.SGD(net.parameters()))
+            store.put(checkpoint_name(step), snapshot(training, RunProgress(step), CARD).write)
             with store.open(checkpoint_name(step)) as folder:
                 assert not damage(folder)
     network.down()
@@ -288,16 +296,16 @@ def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
 
 def test_a_full_disk_is_told_and_what_is_there_stays(server):
     store = open_store(RUNS, "a")
-    save(Checkpoints(store), 1)
+    save(CheckpointManager(store), 1)
 
     with pytest.raises(UserError, match="the disk is full"):
         store.put(checkpoint_name(1), lambda work: Path("/dev/full").write_bytes(b"more"))
-    assert newest(Checkpoints(store))[0] == 1
+    assert newest(CheckpointManager(store))[0] == 1
 
 
 @pytest.mark.parametrize("address", ["s3://nowhere/runs", "s3://no_[bucket]/runs"])
 def test_a_wrong_bucket_is_told(server, address):
-    checkpoints = Checkpoints(open_store(address, "a"))
+    checkpoints = CheckpointManager(open_store(address, "a"))
     for attempt in (lambda: newest(checkpoints), lambda: save(checkpoints, 1)):
         with pytest.raises(UserError, match=r"^s3://no.*; check ray\.storage.*\.$") as told:
             attempt()
@@ -326,5 +334,5 @@ def test_a_folder_is_a_folder(tmp_path, monkeypatch):
         store = open_store(given, "a")
         assert isinstance(store, FolderStore)
         assert store.folder == tmp_path / "runs" / "ray" / "a" / "checkpoints"
-    save(Checkpoints(store), 1)
-    assert newest(Checkpoints(open_store("runs/ray", "a")))[0] == 1
+    save(CheckpointManager(store), 1)
+    assert newest(CheckpointManager(open_store("runs/ray", "a")))[0] == 1

@@ -11,7 +11,7 @@ import pytest
 
 from denoise.errors import UserError
 from pipelines.storage import download as module
-from pipelines.storage.download import NotThereError, download, download_all, read_text, size_of
+from pipelines.storage.download import NotFoundError, download, download_all, read_text, size_of
 
 BODY = random.Random(1).randbytes(1_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -173,7 +173,7 @@ def test_an_answer_that_may_pass_is_tried_again_and_others_are_not(site, tmp_pat
     site.statuses = [403]
     with pytest.raises(UserError, match="answered 403"):
         download(site.url, tmp_path / "other")
-    with pytest.raises(NotThereError, match="nothing does not exist"):
+    with pytest.raises(NotFoundError, match="nothing does not exist"):
         download(site.url.replace("/file", "/nothing"), tmp_path / "other")
     assert len(site.asked) == 5
     assert size_of(site.url.replace("/file", "/nothing")) is None
@@ -205,7 +205,7 @@ def test_many_files_arrive_together(site, tmp_path):
 def test_the_first_file_that_is_not_there_ends_it(site, tmp_path):
     site.files = {"/0": b"", "/2": b""}
     files = [(site.url.replace("file", str(i)), tmp_path / str(i), hashlib.sha256(b"").hexdigest()) for i in range(3)]
-    with pytest.raises(NotThereError, match="/1 does not exist"):
+    with pytest.raises(NotFoundError, match="/1 does not exist"):
         download_all(files, lambda _: None)
     assert not (tmp_path / "1").exists()
 

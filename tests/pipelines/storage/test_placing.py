@@ -7,7 +7,7 @@ import random
 import pytest
 
 from denoise.errors import UserError
-from pipelines.storage.placing import copy, link, replaced, write
+from pipelines.storage.placing import atomic_folder, copy, link, write
 
 BODY = random.Random(1).randbytes(1_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -52,12 +52,12 @@ def test_a_link_to_another_disk_becomes_a_copy_or_a_symbolic_link(tmp_path, monk
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "raw" / "set" / "train"
     for content in ("first", "second"):
-        with replaced(folder) as fresh:
+        with atomic_folder(folder) as fresh:
             (fresh / content).touch()
         assert [path.name for path in folder.iterdir()] == [content]
 
     def break_off():
-        with replaced(folder) as fresh:
+        with atomic_folder(folder) as fresh:
             (fresh / "third").touch()
             raise RuntimeError
 

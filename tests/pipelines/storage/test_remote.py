@@ -9,7 +9,7 @@ import pytest
 
 from denoise.errors import UserError
 from pipelines.storage import base as storage
-from pipelines.storage.base import BrokenError, NotThereError, fetch_bytes, patiently, remote, writable
+from pipelines.storage.base import NotFoundError, TransientError, fetch_bytes, remote, with_retries, writable_remote
 from tests.pipelines.s3_helpers import Network, S3Server, s3_environment, up_when_missed
 
 DATA = bytes(range(256)) * 5000
@@ -68,7 +68,7 @@ def test_a_file_arrives_whole_or_from_where_it_broke_off(place):
 
 
 def test_a_file_that_is_not_there_is_told(place):
-    with pytest.raises(NotThereError, match="nothing does not exist"):
+    with pytest.raises(NotFoundError, match="nothing does not exist"):
         fetch_bytes(place, "nothing")
 
 
@@ -110,7 +110,7 @@ def test_changes_in_a_wrong_bucket_are_told_at_once(bucket, tmp_path, attempt):
 
 def test_a_web_site_cannot_be_written_to(site):
     with pytest.raises(UserError, match="can only be read"):
-        writable(site.address)
+        writable_remote(site.address)
 
 
 def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
@@ -136,7 +136,7 @@ def test_no_server_is_waited_for(server, monkeypatch):
 def test_patience_ends_with_a_sentence(monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE", 0.02)
     with pytest.raises(UserError, match=r"there could not be transferred .* \(it is broken\)"):
-        patiently("there", lambda: (_ for _ in ()).throw(BrokenError("it is broken")))
+        with_retries("there", lambda: (_ for _ in ()).throw(TransientError("it is broken")))
 
 
 def test_no_bucket_and_no_credentials_are_told(bucket, monkeypatch, tmp_path):

@@ -14,8 +14,8 @@ from denoise.data.shards import DamagedError, Shards
 from denoise.errors import UserError
 from pipelines.storage import base as storage
 from pipelines.storage import shard_cache as depot_module
-from pipelines.storage.base import BrokenError, NotThereError, remote
-from pipelines.storage.shard_cache import Depot
+from pipelines.storage.base import NotFoundError, TransientError, remote
+from pipelines.storage.shard_cache import ShardCache
 
 
 class Place:
@@ -30,7 +30,7 @@ class Place:
         self.asked.append((path, start))
         if self.broken:
             self.broken -= 1
-            raise BrokenError("connection reset")
+            raise TransientError("connection reset")
         self.inner.receive(path, file, start)
 
     def send(self, source, path):
@@ -61,11 +61,11 @@ def place(tmp_path, files):
 
 
 def make(place, tmp_path, files, budget=10_000):
-    return Depot(place, "set", tmp_path / "cache", budget, {name: len(data) for name, (_, data) in files.items()})
+    return ShardCache(place, "set", tmp_path / "cache", budget, {name: len(data) for name, (_, data) in files.items()})
 
 
-def read(depot, files, name):
-    with depot.open(name, files[name][0]) as file:
+def read(shard_cache, files, name):
+    with shard_cache.open(name, files[name][0]) as file:
         return file.read()
 
 
@@ -74,17 +74,17 @@ def held(tmp_path):
 
 
 def test_a_file_is_brought_once(place, tmp_path, files):
-    for depot in (make(place, tmp_path, files), make(place, tmp_path, files)):
+    for shard_cache in (make(place, tmp_path, files), make(place, tmp_path, files)):
         for name, (_, data) in files.items():
-            assert read(depot, files, name) == data
+            assert read(shard_cache, files, name) == data
     assert len(place.asked) == 10
 
 
 def test_the_least_recently_used_make_room(place, tmp_path, files, monkeypatch):
     monkeypatch.setattr(depot_module, "FRESH", 0.0)
-    depot = make(place, tmp_path, files, budget=3000)
+    shard_cache = make(place, tmp_path, files, budget=3000)
     for name in ("0.tar", "1.tar", "2.tar", "0.tar", "3.tar"):
-        assert read(depot, files, name) == files[name][1]
+        assert read(shard_cache, files, name) == files[name][1]
         assert held(tmp_path) <= 3000
         time.sleep(0.02)
     there = {path.name for path in (tmp_path / "cache").iterdir() if path.stat().st_size}
@@ -92,9 +92,9 @@ def test_the_least_recently_used_make_room(place, tmp_path, files, monkeypatch):
 
 
 def test_a_file_that_was_removed_while_it_is_read_stays_readable(place, tmp_path, files):
-    depot = make(place, tmp_path, files, budget=1000)
-    with depot.open("0.tar", files["0.tar"][0]) as file:
-        assert read(depot, files, "1.tar") == files["1.tar"][1]
+    shard_cache = make(place, tmp_path, files, budget=1000)
+    with shard_cache.open("0.tar", files["0.tar"][0]) as file:
+        assert read(shard_cache, files, "1.tar") == files["1.tar"][1]
         assert file.read() == files["0.tar"][1]
 
 
@@ -110,17 +110,17 @@ def test_what_breaks_is_tried_again(place, tmp_path, files, capsys):
 
 
 def test_what_arrived_is_not_brought_again(place, tmp_path, files):
-    depot = make(place, tmp_path, files)
+    shard_cache = make(place, tmp_path, files)
     part = tmp_path / "cache" / f"{files['0.tar'][0]}.1000.part"
     part.write_bytes(files["0.tar"][1][:400])
-    assert read(depot, files, "0.tar") == files["0.tar"][1]
+    assert read(shard_cache, files, "0.tar") == files["0.tar"][1]
     assert place.asked == [("set/0.tar", 400)]
 
 
 def test_a_part_of_something_else_is_found(place, tmp_path, files):
-    depot = make(place, tmp_path, files)
+    shard_cache = make(place, tmp_path, files)
     (tmp_path / "cache" / f"{files['0.tar'][0]}.1000.part").write_bytes(bytes(400))
-    assert read(depot, files, "0.tar") == files["0.tar"][1]
+    assert read(shard_cache, files, "0.tar") == files["0.tar"][1]
     assert place.asked == [("set/0.tar", 400), ("set/0.tar", 0)]
 
 
@@ -132,13 +132,13 @@ def test_patience_ends(place, tmp_path, files, monkeypatch):
 
 
 def test_a_wrong_file_and_a_missing_one_are_damage(place, tmp_path, files):
-    depot = make(place, tmp_path, files)
+    shard_cache = make(place, tmp_path, files)
     (tmp_path / "there" / "set" / "0.tar").write_bytes(bytes(1000))
     (tmp_path / "there" / "set" / "1.tar").unlink()
     with pytest.raises(DamagedError, match=r"set/0\.tar has another sha256"):
-        read(depot, files, "0.tar")
+        read(shard_cache, files, "0.tar")
     with pytest.raises(DamagedError, match=r"set/1\.tar does not exist"):
-        read(depot, files, "1.tar")
+        read(shard_cache, files, "1.tar")
     assert not list((tmp_path / "cache").glob(f"{files['0.tar'][0]}*"))
 
 
@@ -146,8 +146,8 @@ def test_a_copy_that_goes_bad_on_this_disk_is_brought_again(small_shards, tmp_pa
     place = Place(small_shards.parent)
     sound = Shards.open(small_shards)
     sizes = {path.name: path.stat().st_size for path in small_shards.iterdir()}
-    depot = Depot(place, small_shards.name, tmp_path / "cache", 1 << 30, sizes)
-    shards = Shards.read("s3://bucket/small", (small_shards / "index.json").read_bytes(), depot)
+    shard_cache = ShardCache(place, small_shards.name, tmp_path / "cache", 1 << 30, sizes)
+    shards = Shards.read("s3://bucket/small", (small_shards / "index.json").read_bytes(), shard_cache)
     assert shards.encoded(0) == sound.encoded(0)
     copy = tmp_path / "cache" / shards.entries[0]["sha256"]
     copy.write_bytes(bytes(copy.stat().st_size))
@@ -156,36 +156,38 @@ def test_a_copy_that_goes_bad_on_this_disk_is_brought_again(small_shards, tmp_pa
 
 
 def test_files_are_brought_ahead(place, tmp_path, files):
-    depot = make(place, tmp_path, files)
-    depot.expect([(name, files[name][0]) for name in ("3.tar", "4.tar")])
+    shard_cache = make(place, tmp_path, files)
+    shard_cache.expect([(name, files[name][0]) for name in ("3.tar", "4.tar")])
     deadline = time.monotonic() + 10
     while len(list((tmp_path / "cache").glob("?" * 64))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     asked = len(place.asked)
     assert asked == 2
-    assert read(depot, files, "4.tar") == files["4.tar"][1]
+    assert read(shard_cache, files, "4.tar") == files["4.tar"][1]
     assert len(place.asked) == asked
-    depot.close()
+    shard_cache.close()
 
 
 def test_a_cache_too_small_for_what_is_brought_ahead_is_told_once(place, tmp_path, files, capsys):
-    depot = make(place, tmp_path, files, budget=2000)
-    depot.expect([(name, sha256) for name, (sha256, _) in files.items()])
-    for coming in list(depot.coming.values()):
+    shard_cache = make(place, tmp_path, files, budget=2000)
+    shard_cache.expect([(name, sha256) for name, (sha256, _) in files.items()])
+    for coming in list(shard_cache.coming.values()):
         coming.result(10)
     for name in files:
-        assert read(depot, files, name) == files[name][1]
+        assert read(shard_cache, files, name) == files[name][1]
     told = capsys.readouterr().err
     assert told.count("data.disk_gb") == 1
-    depot.close()
+    shard_cache.close()
 
 
 def _read_at_random(folder, cache, files, budget, seed, seconds):
-    depot = Depot(Place(folder), "set", cache, budget, {name: len(data) for name, (_, data) in files.items()})
+    shard_cache = ShardCache(
+        Place(folder), "set", cache, budget, {name: len(data) for name, (_, data) in files.items()}
+    )
     rng, deadline = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < deadline:
         name = rng.choice(sorted(files))
-        with depot.open(name, files[name][0]) as file:
+        with shard_cache.open(name, files[name][0]) as file:
             assert file.read() == files[name][1]
 
 
@@ -228,10 +230,10 @@ def test_processes_that_are_killed_do_no_harm(tmp_path, files):
     watcher.join()
     assert [reader.exitcode for reader in readers] == [0] * 4
     assert 2000 < most.value <= budget  # it was used, and never held more than allowed
-    depot = make(Place(tmp_path / "there"), tmp_path, files, budget)
-    assert all(read(depot, files, name) == data for name, (_, data) in files.items())
+    shard_cache = make(Place(tmp_path / "there"), tmp_path, files, budget)
+    assert all(read(shard_cache, files, name) == data for name, (_, data) in files.items())
 
 
 def test_a_site_that_does_not_have_it(tmp_path):
-    with pytest.raises(NotThereError):
+    with pytest.raises(NotFoundError):
         storage.fetch_bytes(remote(str(tmp_path)), "set/index.json")

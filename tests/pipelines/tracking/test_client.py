@@ -12,8 +12,8 @@ import pytest
 import denoise
 from denoise.errors import UserError
 from pipelines.tracking import client as tracking
-from pipelines.tracking.owner import is_gone, this_driver, this_host
-from pipelines.tracking.runs import DRIVER_TAG, DataUse, Opening, open_run
+from pipelines.tracking.owner import has_died, this_host, this_process
+from pipelines.tracking.runs import DRIVER_TAG, DataUse, RunSpec, get_or_create_run
 from tests.pipelines.mlflow_helpers import shared_uri
 
 PROJECT = Path(denoise.__file__).parents[2]
@@ -45,10 +45,10 @@ def test_a_run_is_found_again_and_keeps_what_it_has(uri):
         "params": {"train.steps": 10, "data.train": ("a", "b"), "long": "x" * 7000},
         "datasets": (DataUse("samples", "train", digest, "data/shards/samples"),),
     }
-    run_id = open_run(Opening(uri, "again", "n2n", **first))
+    run_id = get_or_create_run(RunSpec(uri, "again", "n2n", **first))
     tracking.finish_run(uri, run_id, "FAILED")
     later = first | {"tags": {"method": "other", "new": 1}, "params": {"train.steps": 20, "late": None}}
-    assert open_run(Opening(uri, "again", "n2n", **later)) == run_id
+    assert get_or_create_run(RunSpec(uri, "again", "n2n", **later)) == run_id
 
     run = tracking.client(uri).get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -69,14 +69,14 @@ def test_a_run_is_found_again_and_keeps_what_it_has(uri):
 
 def test_another_name_or_experiment_is_another_run(uri):
     runs = [("one", "n2n"), ("one", "n2c"), ("two", "n2n"), ("one", "it's"), ("one", "n2n")]
-    ids = [open_run(Opening(uri, experiment, name)) for experiment, name in runs]
+    ids = [get_or_create_run(RunSpec(uri, experiment, name)) for experiment, name in runs]
     assert len(set(ids)) == 4
     assert ids[0] == ids[4]
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_a_run_ends_with_its_status(uri, status):
-    run_id = open_run(Opening(uri, "ends", status))
+    run_id = get_or_create_run(RunSpec(uri, "ends", status))
     tracking.finish_run(uri, run_id, status)
     info = tracking.client(uri).get_run(run_id).info
     assert info.status == status
@@ -93,23 +93,23 @@ def test_a_request_that_was_repeated_leaves_one_run(uri, monkeypatch):
         return create(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "create_run", twice)
-    run_id = open_run(Opening(uri, "ghosts", "n2n"))
+    run_id = get_or_create_run(RunSpec(uri, "ghosts", "n2n"))
     api = tracking.client(uri)
     experiment = api.get_experiment_by_name("ghosts")
     assert [run.info.run_id for run in api.search_runs([experiment.experiment_id])] == [run_id]
 
 
 def test_a_deleted_experiment_is_a_sentence(uri):
-    run_id = open_run(Opening(uri, "deleted", "n2n"))
+    run_id = get_or_create_run(RunSpec(uri, "deleted", "n2n"))
     api = tracking.client(uri)
     api.delete_experiment(api.get_run(run_id).info.experiment_id)
     with pytest.raises(UserError, match="experiment deleted has been deleted"):
-        open_run(Opening(uri, "deleted", "n2n"))
+        get_or_create_run(RunSpec(uri, "deleted", "n2n"))
 
 
 def test_a_server_that_does_not_answer_is_a_sentence():
     with pytest.raises(UserError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9 does not answer"):
-        open_run(Opening("http://me:secret@127.0.0.1:9", "any", "n2n"))
+        get_or_create_run(RunSpec("http://me:secret@127.0.0.1:9", "any", "n2n"))
 
 
 def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
@@ -123,7 +123,7 @@ import os, sys
 import mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store  # the slow imports, once
 import sqlalchemy
 from pipelines import tracking
-from pipelines.run_opening import Opening, open_run
+from pipelines.tracking.runs import RunSpec, get_or_create_run
 
 if os.fork() == 0:  # ends, as by a kill, when the first table is there
     sqlalchemy.event.listen(sqlalchemy.Engine, "commit", lambda *_: os._exit(9))
@@ -134,7 +134,7 @@ for number in range(16):
     if os.fork() == 0:
         os.close(go)
         os.read(ready, 1)  # returns for all of them at once, when the parent closes its end
-        run_id = open_run(Opening(sys.argv[1], "first", f"run{number % 8}", params={"a": number % 8}))
+        run_id = get_or_create_run(RunSpec(sys.argv[1], "first", f"run{number % 8}", params={"a": number % 8}))
         print(run_id, flush=True)
         os._exit(0)
 os.close(go)
@@ -154,19 +154,19 @@ def test_sixteen_processes_may_be_first_at_once_after_one_that_was_killed(tmp_pa
 
 def test_an_opening_is_plain_data():
     params = {"train.steps": 10, "data.train": ("a", "b"), "late": None, "long": "x" * 7000}
-    opening = Opening("sqlite:////m.db", "e", "n", {"a": 1}, params, (DataUse("s", "train", "d", "p"),), "h 1 2.0", 5)
-    assert pickle.loads(pickle.dumps(opening)) == opening
-    tree = json.loads(json.dumps(opening.as_dict()))
+    spec = RunSpec("sqlite:////m.db", "e", "n", {"a": 1}, params, (DataUse("s", "train", "d", "p"),), "h 1 2.0", 5)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    tree = json.loads(json.dumps(spec.as_dict()))
     assert tree["params"]["data.train"] == "a,b"
-    again = Opening.from_dict(tree)
+    again = RunSpec.from_dict(tree)
     assert again.as_dict() == tree
-    assert (again.datasets, again.driver, again.started) == (opening.datasets, "h 1 2.0", 5)
+    assert (again.datasets, again.driver, again.started) == (spec.datasets, "h 1 2.0", 5)
 
 
 DRIVER = """
 import sys, time
-from pipelines.run_opening import Opening, open_run
-print(open_run(Opening(sys.argv[1], "reaped", sys.argv[2])), flush=True)
+from pipelines.tracking.runs import RunSpec, get_or_create_run
+print(get_or_create_run(RunSpec(sys.argv[1], "reaped", sys.argv[2])), flush=True)
 time.sleep(600)
 """
 
@@ -181,22 +181,22 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(uri):
     killed, living = driving(uri, "killed"), driving(uri, "living")
     try:
         ids = {"killed": killed.stdout.readline().strip(), "living": living.stdout.readline().strip()}
-        ids["elsewhere"] = open_run(Opening(uri, "reaped", "elsewhere"))
+        ids["elsewhere"] = get_or_create_run(RunSpec(uri, "reaped", "elsewhere"))
         api.set_tag(ids["elsewhere"], DRIVER_TAG, f"other-host {killed.pid} {time.time():.2f}")
-        ids["no driver"] = open_run(Opening(uri, "reaped", "no driver"))
+        ids["no driver"] = get_or_create_run(RunSpec(uri, "reaped", "no driver"))
         api.delete_tag(ids["no driver"], DRIVER_TAG)
         os.kill(killed.pid, signal.SIGKILL)
         os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # dead, but still in the table of processes
-        open_run(Opening(uri, "reaped", "writer"), driving=False)
+        get_or_create_run(RunSpec(uri, "reaped", "writer"), driving=False)
         assert api.get_run(ids["killed"]).info.status == "RUNNING"
-        open_run(Opening(uri, "reaped", "next"))
+        get_or_create_run(RunSpec(uri, "reaped", "next"))
         found = {name: api.get_run(run_id).info.status for name, run_id in ids.items()}
         assert found == {"killed": "KILLED", "living": "RUNNING", "elsewhere": "RUNNING", "no driver": "RUNNING"}
 
-        assert open_run(Opening(uri, "reaped", "killed")) == ids["killed"]  # resumed, by this process
+        assert get_or_create_run(RunSpec(uri, "reaped", "killed")) == ids["killed"]  # resumed, by this process
         run = api.get_run(ids["killed"])
-        assert run.data.tags[DRIVER_TAG] == this_driver()
-        open_run(Opening(uri, "reaped", "next"))
+        assert run.data.tags[DRIVER_TAG] == this_process()
+        get_or_create_run(RunSpec(uri, "reaped", "next"))
         assert api.get_run(ids["killed"]).info.status == "RUNNING"
     finally:
         for process in (killed, living):
@@ -206,17 +206,17 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(uri):
 
 
 def test_only_a_process_of_this_host_can_be_seen_to_be_gone():
-    host, pid, created = this_driver().split()
-    assert not is_gone(this_driver())
-    assert is_gone(f"{host} {pid} {float(created) - 1000}")  # its number was given to another process
-    assert is_gone(f"{this_host()} 4194305 {created}")  # more than Linux gives out
-    assert not is_gone(f"{host}-x 4194305 {created}")
-    assert not any(is_gone(text) for text in ("", "nobody", f"{host} one two"))
+    host, pid, created = this_process().split()
+    assert not has_died(this_process())
+    assert has_died(f"{host} {pid} {float(created) - 1000}")  # its number was given to another process
+    assert has_died(f"{this_host()} 4194305 {created}")  # more than Linux gives out
+    assert not has_died(f"{host}-x 4194305 {created}")
+    assert not any(has_died(text) for text in ("", "nobody", f"{host} one two"))
 
 
 def test_rank_0_does_not_take_a_run_from_its_driver(uri):
     driver = f"far-away 12 {time.time():.2f}"
-    run_id = open_run(Opening(uri, "drivers", "n2n", driver=driver), driving=False)
+    run_id = get_or_create_run(RunSpec(uri, "drivers", "n2n", driver=driver), driving=False)
     assert tracking.client(uri).get_run(run_id).data.tags[DRIVER_TAG] == driver
-    assert open_run(Opening(uri, "drivers", "n2n"), driving=False) == run_id
+    assert get_or_create_run(RunSpec(uri, "drivers", "n2n"), driving=False) == run_id
     assert tracking.client(uri).get_run(run_id).data.tags[DRIVER_TAG] == driver

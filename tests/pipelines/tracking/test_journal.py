@@ -10,7 +10,7 @@ import pytest
 import denoise
 from denoise.errors import UserError
 from pipelines.tracking.journal import METRICS, RUN, Journal
-from pipelines.tracking.runs import Opening
+from pipelines.tracking.runs import RunSpec
 from tests.pipelines.mlflow_helpers import make_model
 
 PROJECT = Path(denoise.__file__).parents[2]
@@ -75,7 +75,7 @@ def test_after_a_full_disk_a_cut_line_is_closed(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from pipelines.journal import Journal
+from pipelines.tracking.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 for step in range(10**9):
     journal.add_metrics(step, {"loss": step, "lr": 0.1})
@@ -96,20 +96,20 @@ def test_a_kill_loses_nothing_that_was_added(tmp_path):
     assert len(steps) >= last + 1
 
 
-def test_pictures_keep_their_bytes_and_their_time(tmp_path):
+def test_images_keep_their_bytes_and_their_time(tmp_path):
     source = tmp_path / "step-5.png"
     source.write_bytes(b"any bytes")
     journal = Journal(tmp_path / "journal")
-    journal.add_picture("val/astronaut 1", source, 5)
-    journal.add_picture("val", np.full((2, 3, 3), 0.5, np.float32), 0)
-    (tmp_path / "journal" / "pictures" / "something else").write_bytes(b"")
-    found = {picture.key: picture for picture in Journal(tmp_path / "journal").pictures()}
+    journal.add_image("val/astronaut 1", source, 5)
+    journal.add_image("val", np.full((2, 3, 3), 0.5, np.float32), 0)
+    (tmp_path / "journal" / "images" / "something else").write_bytes(b"")
+    found = {image.key: image for image in Journal(tmp_path / "journal").images()}
     first, second = found["val/astronaut 1"], found["val"]
     assert len(found) == 2
     assert (first.key, first.step, first.file.read_bytes()) == ("val/astronaut 1", 5, b"any bytes")
     assert (second.key, second.step, np.load(second.file).mean()) == ("val", 0, 0.5)
     assert 1.7e12 < first.timestamp <= second.timestamp
-    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["pictures"]
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["images"]
 
 
 def test_a_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):
@@ -117,23 +117,23 @@ def test_a_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):
         with pytest.raises(UserError, match="cannot be logged to MLflow"):
             Journal(tmp_path).add_metrics(0, {key: 1.0})
         with pytest.raises(UserError, match="cannot be logged to MLflow"):
-            Journal(tmp_path).add_picture(key, np.zeros((2, 2, 3)), 0)
+            Journal(tmp_path).add_image(key, np.zeros((2, 2, 3)), 0)
 
 
 def test_the_newest_opening_counts_as_of_the_first_start(tmp_path):
     journal = Journal(tmp_path / "journal")
     with pytest.raises(UserError, match=r"is no journal of a run: it has no run\.json"):
-        journal.opening()
-    journal.begin(Opening("sqlite:////a.db", "e", "n", started=100, driver="h 1 2.0"))
+        journal.run_spec()
+    journal.begin(RunSpec("sqlite:////a.db", "e", "n", started=100, driver="h 1 2.0"))
     journal.set_status("FAILED")
     assert journal.ended().status == "FAILED"
-    begun = Journal(tmp_path / "journal").begin(Opening("http://b", "e", "n", started=200, driver="h 2 3.0"))
+    begun = Journal(tmp_path / "journal").begin(RunSpec("http://b", "e", "n", started=200, driver="h 2 3.0"))
     assert (begun.uri, begun.started, begun.driver) == ("http://b", 100, "h 2 3.0")
-    assert journal.opening() == begun
+    assert journal.run_spec() == begun
     assert journal.ended() is None
     (tmp_path / "journal" / RUN).write_text('{"uri": 1}')
     with pytest.raises(UserError, match="is no journal of a run"):
-        journal.opening()
+        journal.run_spec()
     assert journal.begin(begun) == begun  # a damaged one is replaced
 
 

@@ -16,14 +16,14 @@ import denoise
 from denoise.errors import UserError
 from pipelines.tracking import client as tracking
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.lifecycle import Missing, begin, driven, finish, journal_folder, journals, missing, sync
-from pipelines.tracking.logger import RunLog
-from pipelines.tracking.owner import this_driver
-from pipelines.tracking.runs import DRIVER_TAG, Opening, open_run
-from tests.pipelines.mlflow_helpers import Server, free_port, history, make_model, pictures, runs_named, shared_uri
+from pipelines.tracking.lifecycle import Missing, begin, finish, journal_folder, journals, missing, sync, tracked_run
+from pipelines.tracking.logger import MlflowLogger
+from pipelines.tracking.owner import this_process
+from pipelines.tracking.runs import DRIVER_TAG, RunSpec, get_or_create_run
+from tests.pipelines.mlflow_helpers import Server, free_port, history, images, make_model, runs_named, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[2]
-PICTURE = np.zeros((4, 6, 3), np.uint8)
+IMAGE = np.zeros((4, 6, 3), np.uint8)
 EXAMPLE = np.zeros((1, 3, 40, 40), np.float32)
 
 
@@ -39,13 +39,13 @@ def server(uri):
     server.stop()
 
 
-def train(opening: Opening, folder: Path, steps: range) -> None:
+def train(spec: RunSpec, folder: Path, steps: range) -> None:
     """Log what a short training run would."""
-    log = RunLog(opening, folder, system_metrics=False)
+    log = MlflowLogger(spec, folder, system_metrics=False)
     for step in steps:
         log.log_metrics(step, {"loss": step, "lr": 0.1})
         if step % 5 == 0:
-            log.log_picture("validation", PICTURE, step)
+            log.log_image("validation", IMAGE, step)
         log.flush()
     log.close()
 
@@ -61,14 +61,14 @@ def everything(uri: str, run_id: str) -> tuple[object, ...]:
     run = tracking.client(uri).get_run(run_id)
     outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     histories = {key: history(uri, run_id, key) for key in run.data.metrics}
-    return dict(run.info), run.data.tags, run.data.params, histories, pictures(uri, run_id), outputs
+    return dict(run.info), run.data.tags, run.data.params, histories, images(uri, run_id), outputs
 
 
 def test_a_run_without_mlflow_from_start_to_end_is_brought_afterwards(uri, server, tmp_path, capfd):
     folder = journal_folder(str(tmp_path / "runs/ray"), "offline")
     params, tags = {"train.steps": 12}, {"method": "n2n"}
-    opening = begin(Opening(server.address, "syncs over http", "offline", tags, params), folder)
-    train(opening, folder, range(12))
+    spec = begin(RunSpec(server.address, "syncs over http", "offline", tags, params), folder)
+    train(spec, folder, range(12))
     Journal(folder).set_model(make_model(tmp_path / "model", "gauss25"), {"loss": 11.0}, EXAMPLE)
     assert not finish(folder, "FINISHED")
     said = capfd.readouterr().err
@@ -86,27 +86,27 @@ def test_a_run_without_mlflow_from_start_to_end_is_brought_afterwards(uri, serve
     done = denoise_runs(tmp_path, "sync", "--json")
     assert done.returncode == 0, done.stderr
     (run_id,) = runs_named(uri, "syncs over http", "offline")
-    brought = {"name": "offline", "run_id": run_id, "metrics": 24, "pictures": 3, "status": "FINISHED"}
+    brought = {"name": "offline", "run_id": run_id, "metrics": 24, "images": 3, "status": "FINISHED"}
     assert json.loads(done.stdout) == [brought]
     run = tracking.client(uri).get_run(run_id)
     assert (run.info.status, run.data.params["train.steps"], run.data.tags["method"]) == ("FINISHED", "12", "n2n")
-    assert run.info.start_time == opening.started
+    assert run.info.start_time == spec.started
     assert run.info.start_time < run.info.end_time == Journal(folder).ended().time
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(12)]
-    assert pictures(server.address, run_id) == [f"validation+step+{step}" for step in (0, 10, 5)]
+    assert images(server.address, run_id) == [f"validation+step+{step}" for step in (0, 10, 5)]
     assert len(run.outputs.model_outputs) == 1
 
     before = everything(server.address, run_id)
     assert sync(folder)[2:] == (0, 0, "FINISHED")
     again = denoise_runs(tmp_path, "sync", "offline")
-    assert again.stdout == "offline  FINISHED  brought 0 metrics and 0 pictures\n"
+    assert again.stdout == "offline  FINISHED  brought 0 metrics and 0 images\n"
     assert everything(server.address, run_id) == before
     assert "MLflow lacks nothing" in denoise_runs(tmp_path, "list").stdout
 
 
 def test_a_run_that_mlflow_followed_lacks_nothing_at_its_end(uri, tmp_path, capfd):
-    opening = begin(Opening(uri, "syncs", "followed"), tmp_path)
-    train(opening, tmp_path, range(6))
+    spec = begin(RunSpec(uri, "syncs", "followed"), tmp_path)
+    train(spec, tmp_path, range(6))
     Journal(tmp_path).set_model(make_model(tmp_path / "model of this", "gauss25"), {"loss": 1.0}, EXAMPLE)
     assert finish(tmp_path, "FINISHED")
     assert missing(tmp_path) == Missing(0, 0, model=False, status=False)
@@ -118,7 +118,7 @@ def test_a_run_that_mlflow_followed_lacks_nothing_at_its_end(uri, tmp_path, capf
 
 
 def test_two_attempts_are_one_run_though_mlflow_saw_only_the_second(uri, tmp_path):
-    away = Opening(f"http://127.0.0.1:{free_port()}", "syncs", "twice", params={"a": 1})
+    away = RunSpec(f"http://127.0.0.1:{free_port()}", "syncs", "twice", params={"a": 1})
     train(begin(away, tmp_path), tmp_path, range(8))
     finish(tmp_path, "FAILED")
     second = begin(replace(away, uri=uri), tmp_path)
@@ -135,8 +135,8 @@ def test_two_attempts_are_one_run_though_mlflow_saw_only_the_second(uri, tmp_pat
 )
 def test_a_run_ends_as_its_block_does(uri, tmp_path, error, status):
     def block() -> None:
-        with driven(Opening(uri, "ends of blocks", status), tmp_path) as run:
-            assert run.opening.driver == this_driver()
+        with tracked_run(RunSpec(uri, "ends of blocks", status), tmp_path) as run:
+            assert run.spec.driver == this_process()
             if error:
                 raise error
 
@@ -152,11 +152,11 @@ def test_a_run_ends_as_its_block_does(uri, tmp_path, error, status):
 DRIVER = """
 import sys, time
 from pathlib import Path
-from pipelines.run_log import RunLog
-from pipelines.run_opening import Opening
-from pipelines.run_sync import driven
-with driven(Opening(*sys.argv[1:4]), Path(sys.argv[4])) as run:
-    log = RunLog(run.opening, Path(sys.argv[4]), system_metrics=False)
+from pipelines.tracking.logger import MlflowLogger
+from pipelines.tracking.runs import RunSpec
+from pipelines.tracking.lifecycle import tracked_run
+with tracked_run(RunSpec(*sys.argv[1:4]), Path(sys.argv[4])) as run:
+    log = MlflowLogger(run.spec, Path(sys.argv[4]), system_metrics=False)
     log.log_metrics(0, {"loss": 1.0})
     print(log.flush(60), flush=True)
     time.sleep(600)
@@ -186,7 +186,7 @@ def test_sigkill_is_killed_at_the_next_start_of_any_run(uri, tmp_path):
     assert signalled(signal.SIGKILL, uri, "shot", tmp_path / "shot") == -signal.SIGKILL
     run_id = runs_named(uri, "signals", "shot")[0]
     assert tracking.client(uri).get_run(run_id).info.status == "RUNNING"
-    begin(Opening(uri, "signals", "next"), tmp_path / "next")
+    begin(RunSpec(uri, "signals", "next"), tmp_path / "next")
     assert tracking.client(uri).get_run(run_id).info.status == "KILLED"
 
 
@@ -202,19 +202,19 @@ def test_sigkill_while_mlflow_is_down_is_killed_by_sync(uri, server, tmp_path):
 def test_a_run_that_mlflow_sees_late_knows_its_driver(uri, tmp_path):
     """Else nobody could close it after a kill."""
     away = f"http://127.0.0.1:{free_port()}"
-    opening = begin(Opening(away, "signals", "late"), tmp_path)
-    RunLog(replace(opening, uri=uri), tmp_path, system_metrics=False).close()
+    spec = begin(RunSpec(away, "signals", "late"), tmp_path)
+    MlflowLogger(replace(spec, uri=uri), tmp_path, system_metrics=False).close()
     run = tracking.client(uri).get_run(*runs_named(uri, "signals", "late"))
-    assert run.data.tags[DRIVER_TAG] == this_driver()
+    assert run.data.tags[DRIVER_TAG] == this_process()
     assert sync(tmp_path).status == "RUNNING"  # this process drives it still
 
 
 def test_what_mlflow_refuses_for_good_is_said_at_the_start(uri, tmp_path):
-    run_id = open_run(Opening(uri, "deleted for sync", "n2n"))
+    run_id = get_or_create_run(RunSpec(uri, "deleted for sync", "n2n"))
     api = tracking.client(uri)
     api.delete_experiment(api.get_run(run_id).info.experiment_id)
     with pytest.raises(UserError, match="experiment deleted for sync has been deleted"):
-        begin(Opening(uri, "deleted for sync", "n2n"), tmp_path)
+        begin(RunSpec(uri, "deleted for sync", "n2n"), tmp_path)
 
 
 @pytest.mark.parametrize(("code", "fatal"), [(503, False), (404, True)])
@@ -228,15 +228,15 @@ def test_a_server_that_is_not_up_yet_is_waited_for_and_another_one_is_said(tmp_p
 
     with HTTPServer(("127.0.0.1", 0), Answer) as answering:
         threading.Thread(target=answering.serve_forever, daemon=True).start()
-        opening = Opening(f"http://127.0.0.1:{answering.server_port}", "any", "n2n")
+        spec = RunSpec(f"http://127.0.0.1:{answering.server_port}", "any", "n2n")
         with pytest.raises(UserError, match="does not answer") if fatal else nullcontext():
-            begin(opening, tmp_path)
+            begin(spec, tmp_path)
         answering.shutdown()
 
 
 def test_journals_are_found_by_name(tmp_path):
     for name in ("b", "a"):
-        Journal(journal_folder(str(tmp_path), name)).begin(Opening("sqlite:////m.db", "e", name))
+        Journal(journal_folder(str(tmp_path), name)).begin(RunSpec("sqlite:////m.db", "e", name))
     (tmp_path / "no run").mkdir()
     assert list(journals(str(tmp_path))) == ["a", "b"]
     assert journals(str(tmp_path), ["b"]) == {"b": tmp_path / "b" / "journal"}
@@ -249,5 +249,5 @@ def test_the_journal_of_a_run_on_s3_is_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = journal_folder("s3://bucket/runs", "a")
     assert folder == tmp_path / "runs" / "a" / "journal"
-    Journal(folder).begin(Opening("sqlite:////m.db", "e", "a"))
+    Journal(folder).begin(RunSpec("sqlite:////m.db", "e", "a"))
     assert journals("s3://bucket/runs") == {"a": folder}

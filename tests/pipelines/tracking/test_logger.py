@@ -15,13 +15,13 @@ import denoise
 from pipelines.tracking import client as tracking
 from pipelines.tracking import logger as run_log
 from pipelines.tracking.journal import METRICS, Journal
-from pipelines.tracking.logger import RunLog
-from pipelines.tracking.replay import RunWriter
-from pipelines.tracking.runs import Opening, open_run
-from tests.pipelines.mlflow_helpers import Server, free_port, history, pictures, runs_named, shared_uri
+from pipelines.tracking.logger import MlflowLogger
+from pipelines.tracking.replay import JournalReplay
+from pipelines.tracking.runs import RunSpec, get_or_create_run
+from tests.pipelines.mlflow_helpers import Server, free_port, history, images, runs_named, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[2]
-PICTURE = np.zeros((4, 6, 3), np.uint8)
+IMAGE = np.zeros((4, 6, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -30,33 +30,33 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_resumed_run_holds_nothing_twice(uri, tmp_path):
-    opening = Opening(uri, "logs", "resumed")
-    run_id = open_run(opening)
-    Image.fromarray(PICTURE).save(tmp_path / "step-5.png")
-    log = RunLog(opening, tmp_path / "journal", system_metrics=False)
+    spec = RunSpec(uri, "logs", "resumed")
+    run_id = get_or_create_run(spec)
+    Image.fromarray(IMAGE).save(tmp_path / "step-5.png")
+    log = MlflowLogger(spec, tmp_path / "journal", system_metrics=False)
     for step in range(10):
         log.log_metrics(step, {"loss": step, "lr": 0.1})
     log.log_metrics(9, {"loss": 99.0})
-    log.log_picture("val/astronaut", tmp_path / "step-5.png", 5)
+    log.log_image("val/astronaut", tmp_path / "step-5.png", 5)
     (tmp_path / "step-5.png").unlink()
     assert log.close()
 
     for journal in (tmp_path / "journal", tmp_path / "journal of another machine"):
-        log = RunLog(opening, journal, system_metrics=False)
+        log = MlflowLogger(spec, journal, system_metrics=False)
         for step in range(5, 15):  # the checkpoint was at step 5
             log.log_metrics(step, {"loss": step + 0.5, "lr": 0.1})
-            log.log_picture("val/astronaut", PICTURE, step)
+            log.log_image("val/astronaut", IMAGE, step)
             assert step != 7 or log.flush()
         assert log.close()
     assert history(uri, run_id, "loss") == [(s, float(s)) for s in range(10)] + [(s, s + 0.5) for s in range(10, 15)]
     assert len(history(uri, run_id, "lr")) == 15
-    assert pictures(uri, run_id) == sorted(f"val~astronaut+step+{step}" for step in range(5, 15))
+    assert images(uri, run_id) == sorted(f"val~astronaut+step+{step}" for step in range(5, 15))
     assert runs_named(uri, "logs", "resumed") == [run_id]
 
 
 def test_thousands_of_metrics_nan_and_infinity(uri, tmp_path):
-    opening = Opening(uri, "logs", "odd values")
-    log = RunLog(opening, tmp_path, system_metrics=False)  # opens the run itself
+    spec = RunSpec(uri, "logs", "odd values")
+    log = MlflowLogger(spec, tmp_path, system_metrics=False)  # opens the run itself
     for step in range(2500):
         log.log_metrics(step, {"loss": step})
     log.log_metrics(0, {"nan": math.nan, "inf": math.inf, "minus": -math.inf})
@@ -72,10 +72,10 @@ def test_thousands_of_metrics_nan_and_infinity(uri, tmp_path):
 
 def test_the_load_of_the_machine_goes_on_where_it_stopped(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(run_log, "SYSTEM_SECONDS", 0.0)
-    opening = Opening(uri, "logs", "system")
-    run_id = open_run(opening)
+    spec = RunSpec(uri, "logs", "system")
+    run_id = get_or_create_run(spec)
     for journal in ("journal", "journal", "journal of another machine"):
-        log = RunLog(opening, tmp_path / journal)
+        log = MlflowLogger(spec, tmp_path / journal)
         for _ in range(3):  # a sample is taken after each turn
             assert log.flush(60)
         assert log.close()
@@ -86,11 +86,11 @@ def test_the_load_of_the_machine_goes_on_where_it_stopped(uri, tmp_path, monkeyp
 
 def test_the_load_of_the_machine_is_kept_while_mlflow_is_down(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(run_log, "SYSTEM_SECONDS", 0.0)
-    opening = Opening(uri, "logs", "system in an outage")
-    log = RunLog(opening, tmp_path, down=lambda: True)
+    spec = RunSpec(uri, "logs", "system in an outage")
+    log = MlflowLogger(spec, tmp_path, down=lambda: True)
     wait_for(lambda: log.flush() or len(Journal(tmp_path).points()[0]) > 30)  # several samples of a dozen values
     assert not log.close()
-    assert RunLog(opening, tmp_path, system_metrics=False).close()
+    assert MlflowLogger(spec, tmp_path, system_metrics=False).close()
     (run_id,) = runs_named(uri, "logs", "system in an outage")
     steps = [step for step, _ in history(uri, run_id, run_log.SYSTEM_KEY)]
     assert steps == list(range(len(steps)))
@@ -112,9 +112,9 @@ def server(uri):
 
 
 def test_a_server_that_is_missing_hangs_dies_and_comes_back_loses_nothing(uri, server, tmp_path, capfd):
-    log = RunLog(Opening(server.address, "outages", "outage"), tmp_path, system_metrics=False)
+    log = MlflowLogger(RunSpec(server.address, "outages", "outage"), tmp_path, system_metrics=False)
     log.log_metrics(0, {"loss": 0.0, "nan": math.nan, "inf": math.inf})
-    log.log_picture("val", PICTURE, 0)
+    log.log_image("val", IMAGE, 0)
     assert not log.flush()  # nobody listens
     log.log_metrics(1, {"loss": 1.0})
     assert not log.flush()
@@ -125,20 +125,20 @@ def test_a_server_that_is_missing_hangs_dies_and_comes_back_loses_nothing(uri, s
 
     server.signal(signal.SIGSTOP)  # it listens, but says nothing
     log.log_metrics(2, {"loss": 2.0})
-    log.log_picture("val", PICTURE, 2)
+    log.log_image("val", IMAGE, 2)
     assert not log.flush()
     server.signal(signal.SIGCONT)
     wait_for(log.flush)
 
     server.kill()
     log.log_metrics(3, {"loss": 3.0})
-    log.log_picture("val", PICTURE, 3)
+    log.log_image("val", IMAGE, 3)
     assert not log.flush()
     server.start()
     log.log_metrics(4, {"loss": 4.0})
     assert log.close()
     (run_id,) = runs_named(uri, "outages", "outage")
-    assert pictures(server.address, run_id) == ["val+step+0", "val+step+2", "val+step+3"]
+    assert images(server.address, run_id) == ["val+step+0", "val+step+2", "val+step+3"]
     tracking.finish_run(server.address, run_id, "FINISHED")
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(5)]
     assert math.isnan(history(uri, run_id, "nan")[0][1])
@@ -148,11 +148,11 @@ def test_a_server_that_is_missing_hangs_dies_and_comes_back_loses_nothing(uri, s
 def test_a_server_that_dies_under_load_gets_everything_once(uri, server, tmp_path):
     """It is killed wherever it happens to be, also between the parts of a request."""
     server.start()
-    log = RunLog(Opening(server.address, "outages", "load"), tmp_path, system_metrics=False)
+    log = MlflowLogger(RunSpec(server.address, "outages", "load"), tmp_path, system_metrics=False)
     assert log.flush(60)
     for step in range(60):
         log.log_metrics(step, {f"metric {number}": step for number in range(20)})
-        log.log_picture("val", PICTURE, step)
+        log.log_image("val", IMAGE, step)
         if step in (10, 40):
             threading.Thread(target=log.flush, daemon=True).start()
             wait_for(lambda reached=step: len(written(uri, "load")) > reached // 2)
@@ -163,7 +163,7 @@ def test_a_server_that_dies_under_load_gets_everything_once(uri, server, tmp_pat
     assert log.close()
     (run_id,) = runs_named(uri, "outages", "load")
     assert all(history(uri, run_id, f"metric {number}") == [(s, float(s)) for s in range(60)] for number in range(20))
-    assert pictures(server.address, run_id) == sorted(f"val+step+{step}" for step in range(60))
+    assert images(server.address, run_id) == sorted(f"val+step+{step}" for step in range(60))
 
 
 def written(uri: str, name: str) -> list[tuple[int, float]]:
@@ -174,7 +174,7 @@ def written(uri: str, name: str) -> list[tuple[int, float]]:
 def test_a_server_that_never_says_a_word_holds_nobody_up(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        log = RunLog(Opening(address, "logs", "silent"), tmp_path, system_metrics=False)
+        log = MlflowLogger(RunSpec(address, "logs", "silent"), tmp_path, system_metrics=False)
         log.log_metrics(0, {"loss": 1.0})
         assert not log.flush(timeout=10_000)  # longer than a test may last
         assert not log.flush(timeout=10_000)
@@ -182,21 +182,21 @@ def test_a_server_that_never_says_a_word_holds_nobody_up(tmp_path):
 
 
 def test_what_could_not_be_written_is_kept_and_said_at_the_end(tmp_path, capsys):
-    log = RunLog(Opening(f"http://127.0.0.1:{free_port()}", "logs", "some-run"), tmp_path)
+    log = MlflowLogger(RunSpec(f"http://127.0.0.1:{free_port()}", "logs", "some-run"), tmp_path)
     log.log_metrics(0, {"loss": 1.0, "lr": 0.1})
-    log.log_picture("val", PICTURE, 0)
+    log.log_image("val", IMAGE, 0)
     assert not log.flush()
     assert not log.close()
     said = capsys.readouterr().err
     assert said.count("cannot be written to") == 1
     assert f"kept in {tmp_path}, and `denoise runs sync some-run` brings it" in said
     assert {point.key for point in Journal(tmp_path).all_points()} >= {"loss", "lr"}
-    assert [picture.step for picture in Journal(tmp_path).pictures()] == [0]
+    assert [image.step for image in Journal(tmp_path).images()] == [0]
 
 
 def test_an_outage_can_be_made(uri, tmp_path, capsys):
     down = threading.Event()
-    log = RunLog(Opening(uri, "logs", "made"), tmp_path, system_metrics=False, down=down.is_set)
+    log = MlflowLogger(RunSpec(uri, "logs", "made"), tmp_path, system_metrics=False, down=down.is_set)
     log.log_metrics(0, {"loss": 0.0})
     assert log.flush(60)
     down.set()
@@ -215,13 +215,13 @@ ATTEMPT = """
 import sys
 import numpy as np
 from pathlib import Path
-from pipelines.run_log import RunLog
-from pipelines.run_opening import Opening
-log = RunLog(Opening(sys.argv[1], "logs", "killed"), Path(sys.argv[2]), system_metrics=False)
+from pipelines.tracking.logger import MlflowLogger
+from pipelines.tracking.runs import RunSpec
+log = MlflowLogger(RunSpec(sys.argv[1], "logs", "killed"), Path(sys.argv[2]), system_metrics=False)
 for step in range(10**9):
     log.log_metrics(step, {"loss": step})
     if step % 10 == 0:
-        log.log_picture("val", np.zeros((4, 6, 3), np.uint8), step)
+        log.log_image("val", np.zeros((4, 6, 3), np.uint8), step)
     print(step, flush=True)
 """
 
@@ -236,7 +236,7 @@ def test_what_a_killed_attempt_logged_is_written_by_the_next_one(uri, tmp_path):
         said = 200 + len(attempt.stdout.readlines())
     with (tmp_path / METRICS).open("ab") as file:  # a kill that cut a line
         file.write(b'{"step": 99999, "metr')
-    log = RunLog(Opening(uri, "logs", "killed"), tmp_path, system_metrics=False)
+    log = MlflowLogger(RunSpec(uri, "logs", "killed"), tmp_path, system_metrics=False)
     kept = max(point.step for point in Journal(tmp_path).all_points())
     assert kept >= said - 1  # the last line of its output may be cut
     log.log_metrics(100, {"loss": -1.0})  # a repeated step
@@ -244,12 +244,12 @@ def test_what_a_killed_attempt_logged_is_written_by_the_next_one(uri, tmp_path):
     assert log.close(120)
     (run_id,) = runs_named(uri, "logs", "killed")
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(kept + 2)]
-    assert set(pictures(uri, run_id)) >= {f"val+step+{step}" for step in range(0, 200, 10)}
+    assert set(images(uri, run_id)) >= {f"val+step+{step}" for step in range(0, 200, 10)}
 
 
 def test_a_full_disk_is_said_and_training_goes_on(uri, tmp_path, capsys):
     (tmp_path / METRICS).symlink_to("/dev/full")
-    log = RunLog(Opening(uri, "logs", "full"), tmp_path, system_metrics=False)
+    log = MlflowLogger(RunSpec(uri, "logs", "full"), tmp_path, system_metrics=False)
     for step in range(3):
         log.log_metrics(step, {"loss": step})
     (tmp_path / METRICS).unlink()
@@ -262,9 +262,9 @@ def test_a_full_disk_is_said_and_training_goes_on(uri, tmp_path, capsys):
 
 
 def test_a_run_that_is_deleted_meanwhile_is_made_again_whole(uri, tmp_path):
-    log = RunLog(Opening(uri, "logs", "deleted"), tmp_path, system_metrics=False)
+    log = MlflowLogger(RunSpec(uri, "logs", "deleted"), tmp_path, system_metrics=False)
     log.log_metrics(0, {"loss": 0.0})
-    log.log_picture("val", PICTURE, 0)
+    log.log_image("val", IMAGE, 0)
     assert log.flush(60)
     (first,) = runs_named(uri, "logs", "deleted")
     tracking.client(uri).delete_run(first)
@@ -275,25 +275,25 @@ def test_a_run_that_is_deleted_meanwhile_is_made_again_whole(uri, tmp_path):
     (second,) = runs_named(uri, "logs", "deleted")
     assert second != first
     assert history(uri, second, "loss") == [(0, 0.0), (1, 1.0)]
-    assert pictures(uri, second) == ["val+step+0"]
+    assert images(uri, second) == ["val+step+0"]
 
 
-def test_a_picture_that_cannot_be_read_keeps_no_other_back(uri, tmp_path, capsys):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    log = RunLog(Opening(uri, "logs", "broken"), tmp_path / "journal", system_metrics=False)
-    log.log_picture("val", tmp_path / "broken.png", 0)
-    log.log_picture("val", PICTURE, 1)
+def test_a_image_that_cannot_be_read_keeps_no_other_back(uri, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    log = MlflowLogger(RunSpec(uri, "logs", "broken"), tmp_path / "journal", system_metrics=False)
+    log.log_image("val", tmp_path / "broken.png", 0)
+    log.log_image("val", IMAGE, 1)
     assert log.close()
     (run_id,) = runs_named(uri, "logs", "broken")
-    assert pictures(uri, run_id) == ["val+step+1"]
+    assert images(uri, run_id) == ["val+step+1"]
     assert "cannot be logged" in capsys.readouterr().err
 
 
-def test_a_picture_whose_upload_was_cut_is_logged_once(uri, tmp_path, monkeypatch):
+def test_a_image_whose_upload_was_cut_is_logged_once(uri, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
-    journal, run_id = Journal(tmp_path), open_run(Opening(uri, "logs", "cut"))
-    journal.add_picture("val", PICTURE, 3)
+    journal, run_id = Journal(tmp_path), get_or_create_run(RunSpec(uri, "logs", "cut"))
+    journal.add_image("val", IMAGE, 3)
     upload = MlflowClient.log_artifact
 
     def fails_at_the_second(self, run_id, path, *rest):
@@ -303,7 +303,7 @@ def test_a_picture_whose_upload_was_cut_is_logged_once(uri, tmp_path, monkeypatc
 
     monkeypatch.setattr(MlflowClient, "log_artifact", fails_at_the_second)
     with pytest.raises(ConnectionError):
-        RunWriter(tracking.client(uri), run_id, journal).write()
+        JournalReplay(tracking.client(uri), run_id, journal).write()
     monkeypatch.undo()
-    RunWriter(tracking.client(uri), run_id, journal).write()
-    assert pictures(uri, run_id) == ["val+step+3"]
+    JournalReplay(tracking.client(uri), run_id, journal).write()
+    assert images(uri, run_id) == ["val+step+3"]

@@ -9,7 +9,7 @@ import denoise
 from denoise.errors import UserError
 from pipelines.tracking import client as tracking
 from pipelines.tracking import model as logged_model
-from pipelines.tracking.runs import Opening, open_run
+from pipelines.tracking.runs import RunSpec, get_or_create_run
 from tests.pipelines.mlflow_helpers import make_model, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[2]
@@ -45,7 +45,7 @@ assert denoise.__file__.startswith(sys.argv[1]), denoise.__file__
 
 
 def test_a_logged_model_predicts_without_this_project_and_without_pickle(uri, model, tmp_path, monkeypatch):
-    run_id = open_run(Opening(uri, "models", "n2n", params={"train.steps": 10}))
+    run_id = get_or_create_run(RunSpec(uri, "models", "n2n", params={"train.steps": 10}))
     example = np.random.default_rng(0).random((2, 3, 64, 64), dtype=np.float32)
     model_uri = logged_model.log_model(uri, run_id, model, example, {"psnr": 30.5})
     assert logged_model.log_model(uri, run_id, model, example, {"psnr": 30.5}) == model_uri
@@ -61,14 +61,14 @@ def test_a_logged_model_predicts_without_this_project_and_without_pickle(uri, mo
 
     shapes = {"odd": (1, 3, 33, 47), "flat": (2, 3, 1, 70), "even": (1, 3, 64, 32)}
     noisy = {name: np.random.default_rng(1).random(shape, dtype=np.float32) for name, shape in shapes.items()}
-    np.savez(tmp_path / "pictures.npz", **noisy)
-    arguments = [str(folder), str(tmp_path / "pictures.npz"), str(PROJECT)]
+    np.savez(tmp_path / "images.npz", **noisy)
+    arguments = [str(folder), str(tmp_path / "images.npz"), str(PROJECT)]
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     command = [sys.executable, "-I", "-c", PREDICT, *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    restored = dict(np.load(tmp_path / "pictures.npz"))
+    restored = dict(np.load(tmp_path / "images.npz"))
     assert {name: batch.shape for name, batch in restored.items()} == shapes
     np.testing.assert_allclose(restored["even"], _restored(model, noisy["even"]), atol=1e-5)
 
@@ -82,6 +82,6 @@ def _restored(model: Path, noisy: np.ndarray) -> np.ndarray:
 
 
 def test_what_is_no_model_folder_is_not_logged(uri, tmp_path):
-    run_id = open_run(Opening(uri, "models", "none"))
+    run_id = get_or_create_run(RunSpec(uri, "models", "none"))
     with pytest.raises(UserError, match=r"is no model folder: it has no model\.json"):
         logged_model.log_model(uri, run_id, tmp_path, np.zeros((1, 3, 8, 8), np.float32), {})

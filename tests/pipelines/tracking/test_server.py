@@ -15,8 +15,8 @@ from denoise.errors import UserError
 from pipelines.registry import promotion
 from pipelines.registry import versions as registry
 from pipelines.tracking import client as tracking
-from pipelines.tracking.logger import RunLog
-from pipelines.tracking.runs import Opening, open_run
+from pipelines.tracking.logger import MlflowLogger
+from pipelines.tracking.runs import RunSpec, get_or_create_run
 from pipelines.tracking.server import check_port, run_ui
 from tests.pipelines.mlflow_helpers import free_port, log_a_model, scores, shared_uri
 
@@ -63,16 +63,16 @@ def test_the_page_shows_what_is_in_the_database_and_ends_with_all_its_processes(
     code = f"{heard}; from pipelines.tracking.server import run_ui; run_ui({uri!r}, {port})"
     page = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
-        opening = Opening(uri, "page", "n2n")
-        run_id = open_run(opening)
-        log = RunLog(opening, tmp_path / "journal", system_metrics=False)
-        log.log_picture("val", np.full((4, 6, 3), 200, np.uint8), 5)
+        spec = RunSpec(uri, "page", "n2n")
+        run_id = get_or_create_run(spec)
+        log = MlflowLogger(spec, tmp_path / "journal", system_metrics=False)
+        log.log_image("val", np.full((4, 6, 3), 200, np.uint8), 5)
         assert log.close()
         assert f"http://127.0.0.1:{port}/#/experiments" in page.stdout.readline()
         address = f"http://127.0.0.1:{port}"
         assert "<html" in requests.get(address, timeout=30).text
-        picture = next(f for f in tracking.client(address).list_artifacts(run_id, "images") if f.path.endswith(".png"))
-        query = {"path": picture.path, "run_uuid": run_id}
+        image = next(f for f in tracking.client(address).list_artifacts(run_id, "images") if f.path.endswith(".png"))
+        query = {"path": image.path, "run_uuid": run_id}
         assert requests.get(f"{address}/get-artifact", query, timeout=30).content.startswith(b"\x89PNG")
         check_registry_over_http(uri, address, tmp_path)
     finally:
@@ -89,7 +89,7 @@ def check_registry_over_http(uri: str, address: str, folder: Path) -> None:
     """Log, register, promote and fetch a model through the server; the database holds the same."""
     run_id, model = log_a_model(address, folder, "http")
     with pytest.raises(UserError, match="was created through a server"):
-        open_run(Opening(uri, "helpers over http", "any"))
+        get_or_create_run(RunSpec(uri, "helpers over http", "any"))
     row = registry.register(address, model, scores(30.0), run_id)
     assert registry.register(address, model, scores(30.0), run_id) == row
     assert promotion.promote(address, row["name"], by="ada")["changed"] is True

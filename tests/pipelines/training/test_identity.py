@@ -22,7 +22,7 @@ def test_what_decides_the_weights_makes_another_run(override):
     assert name(override) != name()
 
 
-def test_other_pictures_make_another_run():
+def test_other_images_make_another_run():
     assert name(data="others") != name()
 
 

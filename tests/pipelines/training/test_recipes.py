@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from denoise.errors import UserError
-from pipelines.training.recipes import load_preset, names, presets
+from pipelines.training.recipes import load_recipe, names, recipes
 
 ROOT = Path(__file__).parents[3]
-PRESETS = presets()
+PRESETS = recipes()
 
 # What params.yaml sets for its demo must not leak into a recipe: each says all of this itself.
 COMPLETE = {
@@ -134,18 +134,18 @@ def test_a_published_figure_is_quoted_as_the_paper_has_it():
 
 def test_an_unknown_recipe_is_a_user_error_that_names_the_nearest():
     with pytest.raises(UserError, match=r"preset=n2v-bds68 is not known \(did you mean n2v-bsd68\?\)"):
-        load_preset("n2v-bds68")
+        load_recipe("n2v-bds68")
 
 
 @pytest.mark.parametrize("name", ["../presets/n2v-bsd68", "n2v-bsd68.yaml", ""])
 def test_a_recipe_is_found_by_its_name_alone(name):
     with pytest.raises(UserError, match="is not known"):
-        load_preset(name)
+        load_recipe(name)
 
 
 def test_a_recipe_is_loaded_as_it_is_listed():
     assert names() == sorted(PRESETS)
-    assert load_preset("n2v-bsd68") == PRESETS["n2v-bsd68"]
+    assert load_recipe("n2v-bsd68") == PRESETS["n2v-bsd68"]
 
 
 def test_listing_recipes_imports_nothing_heavy():

@@ -1,4 +1,4 @@
-"""What a sweep leaves for people: lines, a table, pictures, a correlation."""
+"""What a sweep leaves for people: lines, a table, images, a correlation."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from denoise.config import Config
-from pipelines.tuning.live_table import Board
+from pipelines.tuning.live_table import LiveTable
 from pipelines.tuning.plots import PAGE, PLOTS
 from pipelines.tuning.results import Results, rank_correlation
 from pipelines.tuning.space import Dimension, Sweep
@@ -17,42 +17,42 @@ SWEEP = Sweep("learning <rates>", SPACE, trials=6, evaluations=4, images=80)
 
 
 @pytest.fixture
-def board(tmp_path):
-    return Board(Study(f"sqlite:///{tmp_path}/optuna.db", "sweep", SWEEP, {"sweep": {"trials": 6}}))
+def live_table(tmp_path):
+    return LiveTable(Study(f"sqlite:///{tmp_path}/optuna.db", "sweep", SWEEP, {"sweep": {"trials": 6}}))
 
 
-def finish(board, quality):
-    """Run a trial by hand; the loss that needs no clean picture falls as the PSNR rises."""
-    asked = board.study.ask()
-    board.began(asked)
+def finish(live_table, quality):
+    """Run a trial by hand; the loss that needs no clean image falls as the PSNR rises."""
+    asked = live_table.study.ask()
+    live_table.trial_started(asked)
     for rung in range(1, 5):
-        board.moved(asked.number, rung, quality, 40.0)
-        board.study.note(asked.number, rung, quality, 40.0)
+        live_table.trial_validated(asked.number, rung, quality, 40.0)
+        live_table.study.record_validation(asked.number, rung, quality, 40.0)
     figures = {"0": {"val_psnr": quality, "val_loss": 1 / quality}}
-    board.study.complete(asked.number, figures, 80)
-    board.ended(asked.number)
+    live_table.study.complete(asked.number, figures, 80)
+    live_table.trial_ended(asked.number)
 
 
-def test_a_log_says_what_begins_and_how_it_ends(board, capfd):
-    finish(board, 30.25)
-    asked = board.study.ask()
-    board.began(asked)
-    board.study.fail(asked.number, "its loss is nan")
-    board.ended(asked.number)
+def test_a_log_says_what_begins_and_how_it_ends(live_table, capfd):
+    finish(live_table, 30.25)
+    asked = live_table.study.ask()
+    live_table.trial_started(asked)
+    live_table.study.fail(asked.number, "its loss is nan")
+    live_table.trial_ended(asked.number)
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("trial 0: train.lr=")
     assert "trial 0: COMPLETE 30.25; best val_psnr 30.25 (trial 0), 1 of 6 trials done" in lines[1]
     assert "trial 1: FAIL (its loss is nan); best val_psnr 30.25 (trial 0), 2 of 6 trials done" in lines[3]
 
 
-def test_the_table_shows_those_that_run_and_the_newest(board):
+def test_the_table_shows_those_that_run_and_the_newest(live_table):
     for quality in (20.0, 21.5):
-        finish(board, quality)
-    board.began(board.study.ask())
-    board.moved(2, 1, 19.75, 123.0)
+        finish(live_table, quality)
+    live_table.trial_started(live_table.study.ask())
+    live_table.trial_validated(2, 1, 19.75, 123.0)
     console = Console(width=140)
     with console.capture() as captured:
-        console.print(board.table())
+        console.print(live_table.table())
     shown = captured.get()
     assert "RUNNING" in shown
     assert "1/4" in shown
@@ -61,11 +61,11 @@ def test_the_table_shows_those_that_run_and_the_newest(board):
     assert "best val_psnr 21.5 (trial 1), 2 of 6 trials done" in shown
 
 
-def test_table_summary_and_pictures(board, tmp_path):
+def test_table_summary_and_images(live_table, tmp_path):
     for quality in (20.0, 23.0, 21.0, 22.0):
-        finish(board, quality)
+        finish(live_table, quality)
     plan = SimpleNamespace(name="sweep", sweep=SWEEP, base=Config())
-    results = Results.of(plan, board.study, "")
+    results = Results.of(plan, live_table.study, "")
     results.publish(tmp_path / "out")
     found = results.summary()
     assert found["trials"] == {"COMPLETE": 4, "PRUNED": 0, "FAIL": 0}

@@ -9,9 +9,9 @@ from denoise.noise import parse_noise
 from pipelines.tuning.space import (
     Dimension,
     Sweep,
+    boundary_configs,
     changed,
     checked,
-    corners,
     identity,
     load_sweep,
     names,
@@ -28,7 +28,7 @@ SWEEP = Sweep("a test", LR, images=640, evaluations=4)
 def test_every_installed_sweep_can_be_trained(name):
     sweep = load_sweep(name)
     base = load_config(None, [], sweep.config)
-    for params in corners(sweep):
+    for params in boundary_configs(sweep):
         config = trial_config(sweep, base, params, 0)
         assert config.train.steps == sweep.evaluations * config.train.eval_every
         build_method(config.method.name, config.method.fields, parse_noise(config.noise))
@@ -42,7 +42,7 @@ def with_fields():
 def test_a_methods_own_fields_are_a_sweep_whose_every_value_it_takes(name):
     sweep = load_sweep(name)
     assert all(key.startswith("method.") for key in sweep.space)
-    for params in corners(sweep):
+    for params in boundary_configs(sweep):
         config = trial_config(sweep, load_config(None, [f"method={name}"]), params, 0)
         build_method(name, config.method.fields, parse_noise(config.noise))
 
@@ -117,7 +117,7 @@ def test_what_decides_a_sweep_is_in_its_name_and_nothing_else():
     others = [
         sweep_name(changed(SWEEP, {"trials": 3}), Config(), "digest", "kind"),
         sweep_name(SWEEP, load_config(None, ["train.steps=7"]), "digest", "kind"),
-        sweep_name(SWEEP, Config(), "other pictures", "kind"),
+        sweep_name(SWEEP, Config(), "other images", "kind"),
     ]
     assert len({name, *others}) == 4
 

@@ -9,12 +9,12 @@ import optuna
 import pytest
 
 from denoise.errors import UserError
-from pipelines.tracking.owner import this_driver
+from pipelines.tracking.owner import this_process
 from pipelines.tuning import lease as tune_claim
 from pipelines.tuning.lease import DRIVER, SEEN, SILENT_SECONDS
 from pipelines.tuning.optuna_objects import open_storage
 from pipelines.tuning.space import Dimension, Sweep, changed
-from pipelines.tuning.study import REASON, Study, known_sweep, listed
+from pipelines.tuning.study import REASON, Study, known_sweep, list_sweeps
 from tests.pipelines.postgres_helpers import Postgres
 
 SPACE = {
@@ -58,7 +58,7 @@ def test_every_end_is_what_it_was(address):
     asked = [study.ask() for _ in range(5)]
     assert [one.number for one in asked] == [0, 1, 2, 3, 4]
     study.complete(0, FIGURES, 100)
-    study.note(1, 1, 12.5, 10.0)
+    study.record_validation(1, 1, 12.5, 10.0)
     study.prune(1)
     study.fail(2, "its loss is not finite")
     study.complete(3, {"0": {"val_psnr": math.nan}}, 100)
@@ -85,7 +85,7 @@ def test_two_objectives_with_the_seconds_of_a_training(tmp_path):
     study = study_of(f"sqlite:///{tmp_path}/optuna.db", sweep)
     study.ask()
     for rung, rate in ((1, 40.0), (2, 60.0)):
-        study.note(0, rung, 20.0, rate)
+        study.record_validation(0, rung, 20.0, rate)
     study.complete(0, FIGURES, 1000)
     assert study.trials()[0].values == [30.0, 20.0]
     assert [direction.name for direction in study.study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -140,7 +140,7 @@ def test_another_space_under_the_same_name_is_refused(address):
     with pytest.raises(UserError, match=r"config.train.steps \(3, now 4\).* --name"):
         study_of(address, config={"train": {"steps": 4}})
     study_of(address, name="other", config={"train": {"steps": 4}})
-    assert [row["name"] for row in listed(address)] == ["sweep", "other"]
+    assert [row["name"] for row in list_sweeps(address)] == ["sweep", "other"]
 
 
 def test_of_two_processes_at_the_same_moment_one_goes_on(address, monkeypatch):
@@ -148,7 +148,7 @@ def test_of_two_processes_at_the_same_moment_one_goes_on(address, monkeypatch):
     study = study_of(address)
     monkeypatch.setattr(tune_claim.time, "sleep", lambda _: study.study.set_user_attr(DRIVER, "other-host 7 1.0"))
     with pytest.raises(UserError, match="being run by another process .other-host 7"):
-        study.claim.take()
+        study.lease.take()
 
 
 def test_two_processes_at_one_sweep_are_refused(address):
@@ -177,7 +177,7 @@ def test_a_driver_on_another_machine_is_refused_until_it_has_been_silent(tmp_pat
         study_of(address)
     study.set_user_attr(SEEN, time.time() - SILENT_SECONDS * 2)
     study_of(address)
-    assert study.user_attrs[DRIVER] == this_driver()
+    assert study.user_attrs[DRIVER] == this_process()
     assert study.user_attrs[SEEN] == pytest.approx(time.time(), abs=SILENT_SECONDS / 2)
 
 
@@ -212,7 +212,7 @@ def test_every_pruner_stops_the_worst_and_spares_the_best(pruner, tmp_path):
     for quality in (30.0, 29.0, 28.0, 27.0, 26.0, 31.0, 10.0, 32.0):
         number = study.ask().number
         for rung in range(1, 9):
-            if study.note(number, rung, quality - 1 / rung, 1.0):
+            if study.record_validation(number, rung, quality - 1 / rung, 1.0):
                 study.prune(number)
                 stopped[quality] = rung
                 break
@@ -232,5 +232,5 @@ def test_nothing_is_said_by_optuna(tmp_path, capfd):
 
 def test_asking_for_sweeps_makes_no_storage(tmp_path):
     for address in (f"sqlite:///{tmp_path}/optuna.db", f"journal:{tmp_path}/sweeps.log"):
-        assert listed(address) == []
+        assert list_sweeps(address) == []
     assert list(tmp_path.iterdir()) == []
