@@ -154,7 +154,7 @@ def unchecked(images: ShardedDataset, crop: int, threads: int) -> Iterator[int]:
 
         __hash__ = int.__hash__
 
-    with patch("denoise.shards.zlib", SimpleNamespace(crc32=lambda data: Anything())):
+    with patch("denoise.data.shards.zlib", SimpleNamespace(crc32=lambda data: Anything())):
         yield from ours(images, crop, threads)
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from denoise.data.augment import Symmetry, symmetries
+from denoise.data.augment import Symmetry, symmetry_group
 from denoise.errors import UserError
 from denoise.files import write_folder, write_json
 from denoise.images.noise_level import estimate_sigma
@@ -35,7 +35,7 @@ class Denoiser:
     method: Method
     card: ModelCard
     passes: int | None = None  # averaged an image; None: as many as the method's paper averages
-    over: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
+    symmetries: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
     deviation: float = 0.0  # return the standard deviation of the restored values, times this, in their place
 
     @property
@@ -92,7 +92,7 @@ class Denoiser:
 
     def averaging(self) -> "Denoiser":
         """Return this denoiser, averaging over the flips and turns that its training was augmented with."""
-        return replace(self, over=tuple(symmetries(self.card["config"]["train"]["augment"])))
+        return replace(self, symmetries=tuple(symmetry_group(self.card["config"]["train"]["augment"])))
 
 
 def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> ModelCard:

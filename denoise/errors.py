@@ -19,3 +19,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean NAME?)" for the known name closest to ``name``, or nothing where none is close."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type, without the full stop."""
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".")

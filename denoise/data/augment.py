@@ -29,7 +29,7 @@ class Symmetry:
         return batch.transpose(-1, -2) if self.transpose else batch
 
 
-def symmetries(kinds: Iterable[str]) -> list[Symmetry]:
+def symmetry_group(kinds: Iterable[str]) -> list[Symmetry]:
     """Return the symmetries that "flip" (left-right), "rotate" (quarter turns) or both generate, the identity first."""
     chosen = set(kinds)
     if chosen == {"flip"}:

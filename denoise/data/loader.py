@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoise.data.augment import symmetries
+from denoise.data.augment import symmetry_group
 from denoise.data.crops import collate, random_crop
 from denoise.data.sampler import GlobalSampler, Integers
 from denoise.data.samples import Sample, SampleSource
@@ -186,7 +186,7 @@ class _BatchPlanner:
         step = torch.from_numpy(np.repeat(np.asarray(steps, np.int64), [len(share) for share in positions]))
         rng = batch_rng(self.spec.seed, step, torch.from_numpy(np.concatenate(positions)))
         places = rng.stream("crop").uniform(2).tolist()
-        turns = rng.stream("augment").integers(len(symmetries(self.spec.augment)), 1).flatten().tolist()
+        turns = rng.stream("augment").integers(len(symmetry_group(self.spec.augment)), 1).flatten().tolist()
         joined = np.concatenate(numbers)
         return _Job(joined.tolist(), self.order.samples(joined).tolist(), places, turns)
 
@@ -206,7 +206,7 @@ class _BatchPlanner:
 
     def crops(self, job: _Job) -> list[_Crop]:
         """Return the crops of a job, view by view cut, flipped and turned alike, each with its sample."""
-        group = symmetries(self.spec.augment)
+        group = symmetry_group(self.spec.augment)
         found = []
         for number, sample, place, turn in zip(job.numbers, job.samples, job.places, job.turns, strict=True):
             found_sample, scene = self.scene(number, sample)

@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection as Names
 from collections.abc import Mapping
-from collections.abc import ShardedDataset as Names
 from dataclasses import dataclass
 from typing import Protocol
 

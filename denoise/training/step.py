@@ -9,10 +9,10 @@ from torch.nn.parallel import DistributedDataParallel
 from denoise import distributed
 from denoise.config import Config
 from denoise.data.crops import as_floats
-from denoise.data.loader import CropBatch as Crops
+from denoise.data.loader import CropBatch
 from denoise.data.samples import make_views
 from denoise.errors import UserError
-from denoise.methods import CropBatch, Method
+from denoise.methods import Batch, Method
 from denoise.noise import Noise
 from denoise.rng import batch_rng
 from denoise.training.checkpoint import TrainState
@@ -28,7 +28,7 @@ class Objective(nn.Module):
         super().__init__()
         self.net, self.method = net, method
 
-    def forward(self, batch: CropBatch, progress: float) -> CropBatch:
+    def forward(self, batch: Batch, progress: float) -> Batch:
         """Return the terms of the loss."""
         return self.method.loss(self.net, batch, progress)
 
@@ -55,7 +55,7 @@ class TrainStep:
             for parameter in training.net.parameters():
                 parameter.grad = torch.zeros_like(parameter)
 
-    def __call__(self, step: int, ours: Crops, lr: float) -> Terms | None:
+    def __call__(self, step: int, ours: CropBatch, lr: float) -> Terms | None:
         """Learn from a batch and return this rank's part of the mean terms of the loss, None if the step was skipped.
 
         Raises:
@@ -75,7 +75,7 @@ class TrainStep:
             self.training.average.update_parameters(self.training.net)
         return terms if finite else None
 
-    def _with_gradients(self, step: int, ours: Crops) -> Terms:
+    def _with_gradients(self, step: int, ours: CropBatch) -> Terms:
         """Compute the gradients of a batch, in smaller parts where the memory is full and that is asked for."""
         while True:
             try:
@@ -89,7 +89,7 @@ class TrainStep:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _parts(self, step: int, ours: Crops) -> Terms:
+    def _parts(self, step: int, ours: CropBatch) -> Terms:
         parts = list(ours.parts(self.micro_batch))
         total: Terms = {}
         for number, part in enumerate(parts):
@@ -111,7 +111,7 @@ class TrainStep:
         """Drop the gradients; CUDA graphs write theirs to memory of their own, which must be added up elsewhere."""
         self.training.optimizer.zero_grad(set_to_none=not self.spec.cuda_graphs)
 
-    def _make_batch(self, step: int, part: Crops) -> CropBatch:
+    def _make_batch(self, step: int, part: CropBatch) -> Batch:
         """Return what the method sees of some crops: the views it needs and no other."""
         crops = {
             name: as_floats(view.to(self.device, non_blocking=True)).contiguous(memory_format=self.layout)

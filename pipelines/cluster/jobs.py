@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 from pipelines.cluster.auth import SHOW_IT, refuse_open_dashboard
-from pipelines.tracking.client import first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -8,7 +8,7 @@ from typing import Any
 
 from denoise.config import Config
 from denoise.errors import UserError
-from pipelines.cluster import auth as cluster_guard
+from pipelines.cluster import auth
 from pipelines.cluster.connect import ray_address, ray_cluster, room, use_gpu
 from pipelines.datasets.layout import data_place
 from pipelines.doctor.findings import (
@@ -55,9 +55,9 @@ def check_cluster(config: Config) -> list[Finding]:
 def check_token(address: str) -> Finding:
     """Say who is let in at the control service of a cluster, HOST:PORT."""
     try:
-        if not cluster_guard.lets_strangers_in(address):
+        if not auth.accepts_unauthenticated(address):
             return Finding("token", "ok", f"{address} answers nobody without the token")
-        cluster_guard.refuse_open(address)
+        auth.refuse_open(address)
     except UserError as error:
         return Finding("token", "problem", str(error).rstrip("."))
     return Finding("token", "ok", f"{address} asks for no token, and is reached from this machine alone")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 from pipelines.registry.versions import (
     AUDIT,
     CHALLENGER,
@@ -18,7 +18,7 @@ from pipelines.registry.versions import (
     moves_of,
     named,
 )
-from pipelines.tracking.client import client, first_line, locked, plain_errors, user
+from pipelines.tracking.client import client, locked, plain_errors, user
 from pipelines.tracking.model import DIGEST_TAG, denoiser_in, logged_folder, model_digest
 
 if TYPE_CHECKING:

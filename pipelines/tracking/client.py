@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -184,12 +184,6 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number without a name
         return str(os.getuid())
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type, without the full stop."""
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".")
 
 
 def finish_run(uri: str, run_id: str, status: Status, end_time: int | None = None) -> None:

@@ -1,8 +1,6 @@
 """The life of a run as its driver sees it, with MLflow there or not: begin, finish, and bring what MLflow lacks."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,17 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 from denoise.files import locked
-from pipelines.tracking.client import (
-    UnreachableError,
-    client,
-    finish_run,
-    first_line,
-    known_run,
-    plain_errors,
-    without_password,
-)
+from pipelines.signals import exit_on_sigterm, on_sigterm
+from pipelines.tracking.client import UnreachableError, client, finish_run, known_run, plain_errors, without_password
 from pipelines.tracking.journal import RUN, Ended, Journal
 from pipelines.tracking.owner import has_died, this_host, this_process
 from pipelines.tracking.runs import RunSpec, ensure_run, get_or_create_run
@@ -28,7 +19,8 @@ from pipelines.tracking.runs import RunSpec, ensure_run, get_or_create_run
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from pipelines.tracking.client import Status
+    from pipelines.signals import exit_on_sigterm, on_sigterm
+from pipelines.tracking.client import Status
 
 JOURNAL = "journal"  # the folder of a run's journal, in the run's folder in ray.storage
 
@@ -127,7 +119,7 @@ class TrackedRun:
 @contextmanager
 def tracked_run(spec: RunSpec, folder: Path) -> Iterator[TrackedRun]:
     """Begin a run, and finish it as the block ends: FINISHED, FAILED by an exception, KILLED by Ctrl-C or SIGTERM."""
-    with _sigterm_ends():
+    with on_sigterm(exit_on_sigterm):
         run = TrackedRun(begin(spec, folder))
         try:
             yield run
@@ -245,20 +237,3 @@ def _log_model(journal: Journal, spec: RunSpec, run_id: str) -> None:
         folder, figures, example = kept
         log_model(spec.uri, run_id, folder, example, figures)
         journal.forget_model()
-
-
-@contextmanager
-def _sigterm_ends() -> Iterator[None]:
-    """Let SIGTERM end the block by SystemExit, so that it is left as by Ctrl-C; only the main thread may say so."""
-
-    def leave(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

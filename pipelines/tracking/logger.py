@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.tracking.client import UnreachableError, check_answers, client, first_line, without_password
+from denoise.errors import first_line
+from pipelines.tracking.client import UnreachableError, check_answers, client, without_password
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.runs import RunSpec, get_or_create_run
 

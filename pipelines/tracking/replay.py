@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.tracking.client import first_line
+from denoise.errors import first_line
 from pipelines.tracking.journal import Journal, LoggedImage, Point
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 
 from denoise.errors import UserError
+from pipelines.signals import interrupt_on_sigterm, on_sigterm
 from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_answers, client, without_password
 
 LOOPBACK = "127.0.0.1"
@@ -46,7 +45,7 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
         )
     server = start_server(uri, port, host)
     try:
-        with _sigterm_as_interrupt():
+        with on_sigterm(interrupt_on_sigterm):
             wait_until_up(server, host, port)
             print(
                 f"MLflow shows {without_password(uri)} at http://{_reachable(host)}:{port}{PAGE} (Ctrl-C ends it)",
@@ -136,20 +135,3 @@ def _free_port(host: str, family: socket.AddressFamily) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end us as Ctrl-C does; only the main thread may say so."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

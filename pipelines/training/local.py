@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from denoise.config import Config
 from pipelines.console import Advance, progress, say
-from pipelines.training.common import PROFILE, Stopped, progress_note, terminated
+from pipelines.signals import stop_event_on_sigterm
+from pipelines.training.common import PROFILE, Stopped, progress_note
 from pipelines.training.inputs import export_model, open_collections, provenance, training_inputs
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def train_locally(
         store = FolderStore(run / "checkpoints")
         checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, _told(inputs.name), faults.wrap_writer)
         sets = open_collections(config, [part.as_dict() for part in inputs.parts])
-        with _progress(f"train {inputs.name}", config.train.steps) as advance, terminated() as leave:
+        with _progress(f"train {inputs.name}", config.train.steps) as advance, stop_event_on_sigterm() as stop:
             report = _reporter(run, advance)
             watched, where = sets.get("val"), provenance(inputs)
             folder = run / PROFILE if profile else None
-            done = train(config, sets["train"], watched, run, report, checkpoints, where, leave.is_set, faults, folder)
+            done = train(config, sets["train"], watched, run, report, checkpoints, where, stop.is_set, faults, folder)
         if done < config.train.steps:
             raise Stopped(done, config.train.steps)
         model = out or run / "model"

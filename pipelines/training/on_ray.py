@@ -1,11 +1,8 @@
 """The train stage on Ray Train: DDP workers anywhere, one MLflow run, resumed by the same command."""
 
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +12,14 @@ from denoise.errors import UserError
 from denoise.training.fault_injection import DRIVER, Fault, FaultInjector
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_needs
 from pipelines.console import say
+from pipelines.signals import plain_interrupt, stop_event_on_sigterm
 from pipelines.storage.checkpoints import absolute, open_store
 from pipelines.tracking import client as tracking
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import DataUse, RunSpec
 from pipelines.training.channel import RunChannel
-from pipelines.training.common import PROFILE, Stopped, terminated
+from pipelines.training.common import PROFILE, Stopped
 from pipelines.training.driver import CapacityNotice, DriverHooks, OnValidation, follow_workers
 from pipelines.training.inputs import TrainingInputs, export_model, provenance, training_inputs
 from pipelines.training.worker import train_worker
@@ -165,7 +163,7 @@ def _fit(
 
     Raises:
         UserError: bad input, or more failures than allowed.
-        Stopped: it was told to leave; a checkpoint has been saved.
+        Stopped: it was told to stop; a checkpoint has been saved.
     """
     import ray
 
@@ -186,9 +184,9 @@ def _fit(
     }
     trainer = _trainer(config, inputs.name, gpu, work)
     hear = DriverHooks(on_validation, CapacityNotice(inputs.name, config, gpu), FaultInjector(inject, DRIVER))
-    with terminated() as leave, follow_workers(channel, inputs.name, config, leave, hear):
+    with stop_event_on_sigterm() as stop, follow_workers(channel, inputs.name, config, stop, hear):
         try:
-            with _own_interrupt():
+            with plain_interrupt():
                 trainer.fit()
         except Exception as error:
             raise _told(channel, inputs.name, error) from error
@@ -223,21 +221,6 @@ def _trainer(config: Config, name: str, gpu: bool, work: dict[str, Any]) -> "Tor
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-
-
-@contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Make Ctrl-C a KeyboardInterrupt again: Ray Train ends the run, then leaves with SystemExit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _told(channel: Any, name: str, error: Exception) -> UserError:

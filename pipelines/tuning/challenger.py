@@ -28,10 +28,11 @@ def register_challenger(plan: "Plan", best: dict[str, Any], folder: Path) -> Cha
 
     Promotion is another matter: it needs a score, like that of every model.
     """
+    from denoise.errors import first_line
     from pipelines.registry.promotion import challenge
     from pipelines.registry.versions import register
     from pipelines.storage.checkpoints import open_store
-    from pipelines.tracking.client import first_line, run_of_model
+    from pipelines.tracking.client import run_of_model
     from pipelines.tracking.model import log_model
     from pipelines.training.inputs import export_model, training_inputs
     from pipelines.tuning.trial import run_names

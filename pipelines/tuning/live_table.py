@@ -36,7 +36,7 @@ class LiveTable:
         self.took: list[float] = []  # seconds of the trials that have ended here
 
     @contextmanager
-    def format_value(self) -> Iterator[None]:
+    def displayed(self) -> Iterator[None]:
         """Show the table while the block runs, if standard error is a terminal."""
         if not sys.stderr.isatty():
             yield

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 from denoise.files import write_json
 from pipelines.console import say
-from pipelines.tracking.client import client, finish_run, first_line, known_run, plain_errors
+from pipelines.tracking.client import client, finish_run, known_run, plain_errors
 from pipelines.tuning.plots import draw
 from pipelines.tuning.space import DIRECTIONS
 from pipelines.tuning.study import REASON, SEEDS, Study, rung_of

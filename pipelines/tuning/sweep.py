@@ -95,7 +95,7 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
             tune.with_parameters(run_trial, task=task),
             tune.PlacementGroupFactory([ON_HEAD]),
         )
-        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, live_table.shown():
+        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, live_table.displayed():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from denoise.config import load_config, to_dict
-from denoise.data.augment import symmetries
+from denoise.data.augment import symmetry_group
 from denoise.denoiser import Denoiser, make_card, untrained_denoiser
 from denoise.errors import UserError
 from denoise.methods import build_method, with_net
@@ -55,9 +55,9 @@ def test_averaging_follows_the_training_augmentation():
     averaging = denoiser(net, "n2n", "gauss25", "train.augment=[flip, rotate]").averaging()
     assert (len(plain.averaging().symmetries), len(averaging.symmetries)) == (1, 8)
     assert torch.equal(plain.averaging()(noisy), plain(noisy))
-    for symmetry in symmetries(("flip", "rotate")):
+    for symmetry in symmetry_group(("flip", "rotate")):
         torch.testing.assert_close(averaging(symmetry.apply(noisy)), symmetry.apply(averaging(noisy)))
-        assert symmetry == symmetries(())[0] or not torch.allclose(
+        assert symmetry == symmetry_group(())[0] or not torch.allclose(
             plain(symmetry.apply(noisy)), symmetry.apply(plain(noisy))
         )
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from denoise.data.augment import symmetries
+from denoise.data.augment import symmetry_group
 
 IMAGE = torch.arange(12.0).view(1, 1, 3, 4)
 
 
 @pytest.mark.parametrize(("kinds", "count"), [((), 1), (("flip",), 2), (("rotate",), 4), (("flip", "rotate"), 8)])
 def test_the_groups_are_closed_and_their_members_differ(kinds, count):
-    group = symmetries(kinds)
+    group = symmetry_group(kinds)
     square = torch.rand(1, 1, 4, 4)
     images = [symmetry.apply(square) for symmetry in group]
     assert len(group) == count
@@ -19,13 +19,13 @@ def test_the_groups_are_closed_and_their_members_differ(kinds, count):
             assert any(torch.equal(other.apply(one.apply(square)), image) for image in images)
 
 
-@pytest.mark.parametrize("symmetry", symmetries(("flip", "rotate")), ids=str)
+@pytest.mark.parametrize("symmetry", symmetry_group(("flip", "rotate")), ids=str)
 def test_undo_undoes(symmetry):
     assert torch.equal(symmetry.undo(symmetry.apply(IMAGE)), IMAGE)
 
 
 def test_turns_are_the_quarter_turns_and_flip_is_left_to_right():
-    turned = [symmetry.apply(IMAGE) for symmetry in symmetries(("rotate",))]
+    turned = [symmetry.apply(IMAGE) for symmetry in symmetry_group(("rotate",))]
     expected = [torch.rot90(IMAGE, times, (-2, -1)) for times in range(4)]
     assert all(any(torch.equal(one, other) for other in turned) for one in expected)
-    assert torch.equal(symmetries(("flip",))[1].apply(IMAGE), IMAGE.flip(-1))
+    assert torch.equal(symmetry_group(("flip",))[1].apply(IMAGE), IMAGE.flip(-1))

@@ -57,7 +57,7 @@ def test_the_budget_is_kept(place):
 
 
 def _read(place, queue):
-    image_cache.PLACES = (place,)
+    decoded_cache.PLACES = (place,)
     cache = DecodedCache("key", SHAPES, ALL)
     queue.put(cache.get(0))
     cache.put(3, image(3))
@@ -84,9 +84,9 @@ def test_processes_share_their_images(place):
 def test_a_killed_process_leaves_nothing_for_long(place):
     code = (
         "import sys, time, pathlib\n"
-        "from denoise import image_cache\n"
-        "image_cache.PLACES = (pathlib.Path(sys.argv[1]),)\n"
-        "cache = image_cache.ImageCache('killed', [(9, 9, 3, 'uint8')], 1000)\n"
+        "from denoise.data import decoded_cache\n"
+        "decoded_cache.PLACES = (pathlib.Path(sys.argv[1]),)\n"
+        "cache = decoded_cache.DecodedCache('killed', [(9, 9, 3, 'uint8')], 1000)\n"
         "print('here', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from denoise.data.augment import symmetries
+from denoise.data.augment import symmetry_group
 from denoise.data.crops import as_floats, collate, random_crop
 from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import Batching, Quarantine, batches
@@ -158,7 +158,7 @@ def test_crops_differ_between_steps_and_seeds(small_shards):
 def test_augmented_crops_are_the_same_crops_flipped_and_turned(small_shards):
     plain = torch.cat(crops_of(small_shards, count=16))
     turned = torch.cat(crops_of(small_shards, count=16, augment=("flip", "rotate")))
-    group = symmetries(("flip", "rotate"))
+    group = symmetry_group(("flip", "rotate"))
     which = [
         [number for number, symmetry in enumerate(group) if torch.equal(symmetry.apply(one), other)]
         for one, other in zip(plain, turned, strict=True)

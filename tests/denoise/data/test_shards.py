@@ -181,7 +181,7 @@ def test_no_shards_and_no_index_are_told(tmp_path):
 
 
 def test_few_files_stay_open_however_many_shards_there_are(small_images, tmp_path, monkeypatch):
-    monkeypatch.setattr("denoise.shards.FILES_OPEN", 2)
+    monkeypatch.setattr("denoise.data.shards.FILES_OPEN", 2)
     write_shards(tmp_path / "shards", find_sources(small_images), max_bytes=1)
     shards = Shards.open(tmp_path / "shards")
     assert len(shards.entries) == 5
@@ -192,7 +192,7 @@ def test_few_files_stay_open_however_many_shards_there_are(small_images, tmp_pat
 
 
 def test_a_list_that_changes_after_the_check_is_found(small_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("denoise.shards.LISTS_KEPT", 1)
+    monkeypatch.setattr("denoise.data.shards.LISTS_KEPT", 1)
     folder = copy(small_shards, tmp_path / "shards")
     shards = Shards.open(folder)
     shards.samples(0), shards.samples(1)
