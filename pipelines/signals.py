@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: what this process does when it is asked to end."""
+"""Handlers of SIGTERM and Ctrl-C: set an event, exit, or raise KeyboardInterrupt."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 @contextmanager
 def on_sigterm(handler: Handler) -> Iterator[None]:
-    """Call ``handler`` at SIGTERM while the block runs; outside the main thread, which alone may set it, do nothing."""
+    """Call ``handler`` at SIGTERM while the block runs; do nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -24,14 +24,14 @@ def on_sigterm(handler: Handler) -> Iterator[None]:
 
 @contextmanager
 def stop_event_on_sigterm() -> Iterator[threading.Event]:
-    """Set an event at SIGTERM instead of ending at once, for work that saves a checkpoint first."""
+    """Yield an event that SIGTERM sets, for work that saves a checkpoint before it ends."""
     event = threading.Event()
     with on_sigterm(lambda number, frame: event.set()):
         yield event
 
 
 def exit_on_sigterm(number: int, frame: FrameType | None) -> None:
-    """Raise SystemExit, so that a block is left, and its ``finally`` parts run, as after Ctrl-C."""
+    """Raise SystemExit, so that ``finally`` blocks run before the process ends, as after Ctrl-C."""
     raise SystemExit(128 + number)
 
 
@@ -42,7 +42,7 @@ def interrupt_on_sigterm(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def plain_interrupt() -> Iterator[None]:
-    """Make Ctrl-C a KeyboardInterrupt again: Ray Train sets a handler of its own, and leaves with SystemExit."""
+    """Turn SystemExit into KeyboardInterrupt, and restore the Ctrl-C handler: Ray Train installs one that exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

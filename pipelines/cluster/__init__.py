@@ -1,1 +1,1 @@
-"""Ray clusters: connecting, checking that they ask for a token, and sending commands to them."""
+"""Ray clusters: connecting to one, checking that it requires a token, and sending commands to it as jobs."""

@@ -1,6 +1,6 @@
-"""Whether a Ray cluster is open to strangers, found out by knocking as one.
+"""Check that a Ray cluster requires a token, by a call without one.
 
-Ray runs whatever it is sent. A driver's own token says nothing: a cluster that asks for none takes it all the same.
+Ray runs any code that it is sent. That this process has a token proves nothing: an open cluster accepts it as well.
 """
 
 import ipaddress
@@ -10,89 +10,95 @@ from urllib.parse import urlsplit
 
 from denoise.errors import UserError
 
-SECONDS = 10.0  # that an answer is waited for
-CLOSE_IT = (
-    "start it anew with RAY_AUTH_MODE=token on every host and here, and the token that `ray get-auth-token --generate` "
-    "makes in ~/.ray/auth_token"
+TIMEOUT_SECONDS = 10.0
+CLOSE_HINT = (
+    "restart it with RAY_AUTH_MODE=token on every host and here, and the token that `ray get-auth-token --generate` "
+    "writes to ~/.ray/auth_token"
 )
-SHOW_IT = "set RAY_AUTH_MODE=token and put its token in ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
+AUTH_HINT = "set RAY_AUTH_MODE=token and put its token in ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
 
 
 def accepts_unauthenticated(address: str) -> bool:
-    """Say whether a cluster answers somebody who shows no token.
+    """Return whether a cluster answers calls without a token.
 
     Args:
-        address: of its control service (GCS), HOST:PORT.
+        address: of its global control service (GCS), HOST:PORT.
 
     Raises:
-        UserError: it cannot be asked.
+        UserError: the cluster gives no clear answer.
     """
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return False  # Ray's TLS is mutual: who has no certificate does not come as far as the token
-    answer = _probe(address)
-    if answer not in ("OK", "UNAUTHENTICATED"):
+        return False  # Ray's TLS is mutual: without a certificate a caller does not get as far as the token
+    status = _probe(address)
+    if status not in ("OK", "UNAUTHENTICATED"):
         raise UserError(
-            f"the Ray cluster at {address} cannot be asked whether it wants a token ({answer}); give ray.address as "
+            f"the Ray cluster at {address} does not say whether it requires a token ({status}); give ray.address as "
             "HOST:PORT of its head, as this machine reaches it."
         )
-    return answer == "OK"
+    return status == "OK"
 
 
-def wants_a_token(address: str) -> bool:
-    """Say whether a cluster that could not be joined is there, and turns away who shows no token."""
+def requires_token(address: str) -> bool:
+    """Return whether a cluster at that address rejects calls without a token; False if nothing answers there."""
     return ":" in address and "//" not in address and _probe(address, seconds=2) == "UNAUTHENTICATED"
 
 
 def refuse_open(address: str) -> None:
-    """Refuse a cluster that anybody who reaches it can run code on.
+    """Refuse a cluster on which anyone who can reach it can run code.
+
+    Args:
+        address: of its global control service (GCS), HOST:PORT.
 
     Raises:
-        UserError: its control service is not on loopback, and answers without a token.
+        UserError: the service is not on loopback, and answers without a token.
     """
     if not on_loopback(address) and accepts_unauthenticated(address):
-        raise UserError(f"the Ray cluster at {address} lets in whoever reaches it, without a token; {CLOSE_IT}.")
+        raise UserError(f"the Ray cluster at {address} accepts anyone who reaches it, without a token; {CLOSE_HINT}.")
 
 
 def refuse_open_dashboard(url: str) -> None:
-    """Refuse a dashboard that takes jobs from anybody who reaches it.
+    """Refuse a dashboard that accepts jobs from anyone who can reach it.
 
     Raises:
-        UserError: it cannot be reached, or is not on loopback and answers without a token.
+        UserError: the dashboard cannot be reached, or is not on loopback and answers without a token.
     """
     import requests
 
     try:
-        answer = requests.get(f"{url}/api/version", timeout=SECONDS)
+        response = requests.get(f"{url}/api/version", timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         raise UserError(
             f"Ray's dashboard at {url} cannot be reached ({type(error).__name__}); check --address, or forward the "
             "head's port to this machine, for example with `ray dashboard ray_cluster.yaml`."
         ) from None
-    # On loopback it may be the end of a tunnel: the job itself looks at its cluster once more.
-    if answer.ok and not on_loopback(urlsplit(url).netloc.rpartition("@")[2]):
-        raise UserError(f"Ray's dashboard at {url} takes jobs from whoever reaches it, without a token; {CLOSE_IT}.")
+    # On loopback it may be the end of a tunnel; the job itself checks its cluster again.
+    if response.ok and not on_loopback(urlsplit(url).netloc.rpartition("@")[2]):
+        raise UserError(f"Ray's dashboard at {url} accepts jobs from anyone, without a token; {CLOSE_HINT}.")
 
 
 def on_loopback(address: str) -> bool:
-    """Say whether HOST:PORT is reached from this machine alone.
+    """Return whether HOST:PORT can be reached from this machine only.
 
-    Ray itself makes a head's address of 127.0.0.1 the machine's own in its network, and listens on all of them.
+    A head that is started with 127.0.0.1 is not on loopback: Ray replaces that by the machine's address in its
+    network, and listens on all addresses.
     """
     host = address.rpartition(":")[0] if address.rpartition(":")[2].isdigit() else address
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
     except OSError:
         return False
-    return all(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in found)
+    return all(ipaddress.ip_address(ip.partition("%")[0]).is_loopback for ip in addresses)
 
 
-def _probe(address: str, seconds: float = SECONDS) -> str:
-    """Return the name of gRPC's status for the question whether the cluster is alive, asked without a token."""
+def _probe(address: str, seconds: float = TIMEOUT_SECONDS) -> str:
+    """Return the name of the gRPC status of a CheckAlive call without a token: OK, UNAUTHENTICATED, UNAVAILABLE, ..."""
     import grpc
+
+    # Generated by Ray, undocumented: no public call tells whether a cluster requires a token.
     from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    # Ray connects without a proxy, whatever the environment says of those; so do we.
+    # Ray connects without a proxy, whatever the environment says; so do we.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=seconds)

@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that is asked for, or one on this machine."""
+"""Connect to Ray: to the cluster that is configured, or to one that is started on this machine."""
 
 import os
 import sys
@@ -8,47 +8,47 @@ from typing import Any
 
 from denoise.config import Config
 from denoise.errors import UserError
-from pipelines.cluster.auth import SHOW_IT, refuse_open, wants_a_token
+from pipelines.cluster.auth import AUTH_HINT, refuse_open, requires_token
 
-# Ray Train's controller looks for reports this often; at its default of 2 s it would hold up short runs.
+# Interval at which Ray Train's controller looks for reports; its default of 2 s would hold up short runs.
 POLL_SECONDS = "0.5"
 
 
 def ray_address(config: Config) -> str | None:
-    """Return the address of the cluster that is asked for, None where it is to be one on this machine."""
+    """Return the address of the configured cluster, None if one is to be started on this machine."""
     return config.ray.address or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
-def ray_cluster(config: Config, state_api: bool = False, guarded: bool = True) -> Iterator[str]:
-    """Connect to ``ray.address``, else to RAY_ADDRESS, else start Ray on this machine and stop it afterwards.
+def ray_cluster(config: Config, state_api: bool = False, check_token: bool = True) -> Iterator[str]:
+    """Connect to ``ray.address`` or RAY_ADDRESS; without either, start Ray on this machine and stop it afterwards.
 
     Args:
-        config: which cluster.
-        state_api: whether a cluster on this machine should answer questions about its actors, which takes its
-            dashboard: Ray asks them when it frees what a trial that was stopped had.
-        guarded: whether to refuse a cluster that others can reach and that asks for no token.
+        config: names the cluster.
+        state_api: whether a cluster on this machine gets a dashboard and with it Ray's state API, which Ray Tune
+            needs to free the resources of a stopped trial.
+        check_token: whether to refuse a cluster that others can reach and that requires no token.
 
     Yields:
-        The address of Ray's dashboard, HOST:PORT, empty where there is none.
+        The address of Ray's dashboard, HOST:PORT, empty if there is none.
 
     Raises:
-        UserError: the cluster cannot be reached, or is open to strangers.
+        UserError: the cluster cannot be reached, or requires no token.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     import ray
 
     address = ray_address(config)
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if ray.is_initialized():  # somebody else's connection: theirs to close
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if ray.is_initialized():  # the caller's connection, which the caller closes
         yield ""
         return
-    with redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; standard output is for answers
-        connected = _join(address, quiet) if address else _start(config, state_api, quiet)
+    with redirect_stdout(sys.stderr):  # Ray prints events of its workers; standard output is for results
+        context = _join(address, options) if address else _start(config, state_api, options)
         try:
-            if guarded and address not in (None, "local"):
+            if check_token and address not in (None, "local"):
                 refuse_open(ray.get_runtime_context().gcs_address)
-            yield connected.dashboard_url or ""
+            yield context.dashboard_url or ""
         finally:
             ray.shutdown()
 
@@ -57,21 +57,21 @@ def _start(config: Config, state_api: bool, options: Mapping[str, Any]) -> Any:
     """Start a cluster on this machine, for one run."""
     import ray
 
-    wanted = config.ray.workers * config.ray.cpus_per_worker
-    cpus = max(os.cpu_count() or 1, int(-(-wanted // 1)))
-    # Nobody preempts it, and nobody has the time to open its dashboard.
+    needed = config.ray.workers * config.ray.cpus_per_worker
+    cpus = max(os.cpu_count() or 1, int(-(-needed // 1)))
+    # This machine is not preempted.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A Ray worker trains in a thread; in an arena of its own denoise.training.malloc would not help it.
+    # A Ray worker trains in a thread; with more arenas, denoise.training.malloc would have no effect there.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-    # Ray lets its workers yield to its own processes, which wait for them: torchrun's are not held back either.
+    # By default Ray lowers the priority of workers below its own processes, which only wait for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # A trial is half a dozen processes, most of which only wait: Ray warns where there are many more than processors.
+    # A trial has about six processes, most of which only wait; by default Ray warns of more processes than CPUs.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * cpus))
     return ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **options)
 
 
 def _join(address: str, options: Mapping[str, Any]) -> Any:
-    """Connect to a cluster that runs."""
+    """Connect to a running cluster."""
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -79,18 +79,18 @@ def _join(address: str, options: Mapping[str, Any]) -> Any:
         return ray.init(address=address, **options)
     except AuthenticationError as error:
         reason = str(error).partition(". ")[0]
-        raise UserError(f"the Ray cluster at {address} cannot be joined ({reason}); {SHOW_IT}.") from None
+        raise UserError(f"the Ray cluster at {address} cannot be joined ({reason}); {AUTH_HINT}.") from None
     except (ConnectionError, RuntimeError) as error:
-        if wants_a_token(address):
+        if requires_token(address):
             raise UserError(
-                f"the Ray cluster at {address} asks for a token, and this process shows none or another; {SHOW_IT}."
+                f"the Ray cluster at {address} requires a token, and this process has none or another; {AUTH_HINT}."
             ) from None
         reason = str(error).splitlines()[0]
         raise UserError(f"the Ray cluster at {address} cannot be reached ({reason}); check ray.address.") from None
 
 
 def this_node() -> Any:
-    """Return the strategy that keeps an actor on this process's machine, where no worker's death takes it along."""
+    """Return the scheduling strategy that keeps an actor on this machine, where it survives the loss of a worker."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -98,7 +98,7 @@ def this_node() -> Any:
 
 
 def use_gpu(config: Config) -> bool:
-    """Say whether workers get a GPU: as asked, or where the connected cluster has one for each of them."""
+    """Return whether workers get GPUs: as ``ray.gpu`` says; for auto, if the connected cluster has enough."""
     import ray
 
     if config.ray.gpu == "auto":
@@ -107,14 +107,14 @@ def use_gpu(config: Config) -> bool:
 
 
 def worker_needs(config: Config, gpu: bool) -> dict[str, float]:
-    """Return the resources of one worker, as Ray names them."""
+    """Return the resources of one worker, by Ray's names."""
     return {"CPU": config.ray.cpus_per_worker, **({"GPU": config.ray.gpus_per_worker} if gpu else {})}
 
 
-def room(config: Config, gpu: bool) -> int:
-    """Return how many workers the connected cluster could run, were nothing else running on it."""
+def worker_capacity(config: Config, gpu: bool) -> int:
+    """Return how many workers the connected cluster could run if nothing else ran on it."""
     import ray
 
     needs = worker_needs(config, gpu)
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(int(has.get(kind, 0) // need) for kind, need in needs.items()) for has in alive)
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(host.get(kind, 0) // need) for kind, need in needs.items()) for host in hosts)

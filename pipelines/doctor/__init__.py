@@ -1,1 +1,1 @@
-"""Checks of a cluster before a long run."""
+"""Checks of a Ray cluster, host by host, before a long run."""

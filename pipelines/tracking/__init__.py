@@ -1,1 +1,1 @@
-"""MLflow runs: one for each training run, complete even when MLflow is away for a while."""
+"""MLflow runs: one for each training run, complete even if MLflow was unreachable for a while."""

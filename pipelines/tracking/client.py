@@ -1,10 +1,10 @@
-"""MLflow runs: plain functions that take the tracking uri and the run id, and keep no state of their own.
+"""Access to MLflow: tracking uris, the client, runs by name, and errors as one sentence.
 
-One training run is one MLflow run, however often its processes die: the driver opens it by name (run_opening.py),
-rank 0 writes to it (run_log.py), and the driver closes it (run_sync.py).
+These are plain functions that take the tracking uri and the run id, and keep no state. One training run is one MLflow
+run, however often its processes die: the driver finds or creates it by name (runs.py), rank 0 logs to it (logger.py),
+and the driver ends it (lifecycle.py).
 """
 
-import fcntl
 import getpass
 import os
 import re
@@ -14,35 +14,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from denoise.errors import UserError, first_line
+from denoise.files import atomic_file, exclusive_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RUN_TAG = "denoise.run"  # the logical name of a run: what open_run finds it by
-Status = Literal["FINISHED", "FAILED", "KILLED"]  # how a run can end
+RUN_TAG = "denoise.run"  # the logical name of a run, by which get_or_create_run finds it
+Status = Literal["FINISHED", "FAILED", "KILLED"]  # the final status of a run
 
-# MLflow reads its settings from the environment only, and some when it is imported. What the user has set wins.
+# MLflow reads its settings from the environment only, some of them at import. What the user has set wins.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # else every new database prints some fifty lines
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # otherwise every new database prints about fifty lines
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output belongs to --json
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 14 s; its own default of 7 blocks for 4 minutes
 }
-# What MLflow calls errors that a second try may not meet; a request that got no answer is an INTERNAL_ERROR.
-PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+# MLflow's codes of errors that may be gone at the next attempt; a request without an answer is an INTERNAL_ERROR.
+TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
 class UnreachableError(UserError):
-    """MLflow does not answer now, but may later: training goes on, and what it logs is brought afterwards."""
+    """MLflow does not answer now, but may later: training goes on, and what it logs is sent afterwards."""
 
 
 def resolve_uri(uri: str, root: Path) -> str:
     """Return an absolute tracking uri; the path of ``sqlite:///mlflow.db`` is taken relative to ``root``.
 
     Raises:
-        UserError: a file store, which MLflow 3 refuses, or no uri at all.
+        UserError: the uri names a file store, which MLflow 3 refuses, or is no tracking uri.
     """
     if re.match(r"(https?|postgresql|mysql|mssql)(\+\w+)?://\S", uri):
         return uri.rstrip("/")
@@ -50,90 +51,90 @@ def resolve_uri(uri: str, root: Path) -> str:
     if path != uri and path:
         return f"sqlite:///{(root.resolve() / path)}"
     raise UserError(
-        f"tracking.uri={uri} cannot be used: MLflow 3 keeps its runs in a database or behind a server; "
+        f"tracking.uri={uri} cannot be used: MLflow 3 stores runs in a database or behind a server; "
         "use sqlite:///mlflow.db, postgresql://... or http://HOST:PORT."
     )
 
 
-def database(uri: str) -> Path | None:
-    """Return the file of a sqlite uri, None for any other."""
+def sqlite_file(uri: str) -> Path | None:
+    """Return the database file of a sqlite uri, None for any other uri."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def artifact_root(uri: str) -> Path | None:
-    """Return the folder where an embedded (sqlite) MLflow keeps images and models, None for any other."""
-    file = database(uri)
+    """Return the folder of images and models beside a sqlite database, None for any other uri."""
+    file = sqlite_file(uri)
     return file.with_name("mlartifacts") if file else None
 
 
 @contextmanager
-def locked(uri: str) -> Iterator[None]:
-    """Hold the lock file beside a sqlite database; do nothing for a server. Must not be nested."""
-    file = database(uri)
+def database_lock(uri: str) -> Iterator[None]:
+    """Hold the lock file beside a sqlite database; do nothing for any other uri. Must not be nested."""
+    file = sqlite_file(uri)
     if file is None:
         yield
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(file.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
+    with exclusive_lock(file.with_name(file.name + ".lock")):
         yield
 
 
 def client(uri: str) -> "MlflowClient":
     """Return MLflow's client for an absolute uri, creating the database if it does not exist.
 
-    Processes that do this at the same time wait for each other: MLflow's own creation of the tables fails for all
-    but one of them.
+    Processes that do this at the same time wait for each other: MLflow itself would create the tables in one of them
+    and fail in the others.
 
     Raises:
-        UnreachableError: MLflow does not answer there.
+        UnreachableError: MLflow does not answer at the uri.
         UserError: the database cannot be opened.
     """
-    check_answers(uri)
+    check_reachable(uri)
     set_environment()
     import mlflow
 
     try:
-        with locked(uri):
+        with database_lock(uri):
             _create_database(uri)
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:  # whatever the database driver raises
-        kind = UserError if database(uri) else UnreachableError  # a file does not get better, a database server may
+        kind = UserError if sqlite_file(uri) else UnreachableError  # only a server may come back
         raise kind(f"MLflow cannot open {without_password(uri)}: {first_line(error)}.") from error
 
 
 def set_environment() -> None:
-    """Set what MLflow reads from the environment; call it before mlflow is imported."""
+    """Set the environment variables that MLflow reads, unless they are set; call this before mlflow is imported."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
 
 def _create_database(uri: str) -> None:
-    """Put a new sqlite database in place, whole: one left half-made by a kill could never be opened again."""
-    file = database(uri)
+    """Create a sqlite database under another name, then move it into place.
+
+    MLflow cannot open a database whose creation was interrupted.
+    """
+    file = sqlite_file(uri)
     if file is None or (file.exists() and file.stat().st_size):
         return
     from mlflow.store.db import utils
     from sqlalchemy import create_engine, event
 
-    partial = file.with_name(f".{file.name}.partial")
-    partial.unlink(missing_ok=True)
-    engine = create_engine(f"sqlite:///{partial}")
-    # Hundreds of small transactions, and a file that nobody reads before it is complete: one sync at the end will do.
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
-    utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
-    engine.dispose()
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(file)
+    with atomic_file(file, file.with_name(f".{file.name}.partial")) as partial:
+        engine = create_engine(f"sqlite:///{partial}")
+        # There are hundreds of small transactions, and nobody reads the file before it is complete: one sync is enough.
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+        # Private, but MLflow has no public function that creates the tables in an engine of ours.
+        utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
+        engine.dispose()
+        with partial.open("rb") as database:
+            os.fsync(database.fileno())
 
 
-def check_answers(uri: str) -> None:
-    """Raise UnreachableError, within 3 s, if an MLflow server does not answer; other uris always pass.
+def check_reachable(uri: str) -> None:
+    """Check, within 3 s, that an MLflow server answers; other uris always pass.
 
     Raises:
-        UnreachableError: nobody listens, or what listens is silent or has no MLflow behind it now.
-        UserError: something answers that is no MLflow, or that does not let us in.
+        UnreachableError: nothing listens there, or it does not answer, or answers with a server error (5xx).
+        UserError: the answer is a client error (4xx): it is no MLflow, or access is denied.
     """
     if not uri.startswith("http"):
         return
@@ -142,18 +143,18 @@ def check_answers(uri: str) -> None:
     try:
         requests.get(f"{uri}/health", timeout=3).raise_for_status()
     except requests.RequestException as error:
-        refused = error.response is not None and error.response.status_code < 500
-        raise (UserError if refused else UnreachableError)(
+        is_client_error = error.response is not None and error.response.status_code < 500
+        raise (UserError if is_client_error else UnreachableError)(
             f"MLflow at {without_password(uri)} does not answer ({type(error).__name__}): start it, or set "
             "tracking.uri=sqlite:///mlflow.db."
         ) from None
 
 
-def ask(uri: str) -> None:
-    """Ask MLflow for an experiment, which takes it, its database and the right to read.
+def check_access(uri: str) -> None:
+    """Check that MLflow and its database answer and may be read, by a query for experiments.
 
     Raises:
-        UserError: it does not answer, or does not let us in.
+        UserError: MLflow does not answer, or denies access.
     """
     api = client(uri)
     with plain_errors(uri):
@@ -162,52 +163,52 @@ def ask(uri: str) -> None:
 
 @contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into one sentence: UnreachableError where the reason may be gone later."""
+    """Turn MLflow's exceptions into one sentence: UnreachableError where the cause may be temporary."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
     try:
         yield
-    except (MlflowException, RequestException) as error:  # the latter from uploads of files
-        kind = UnreachableError if getattr(error, "error_code", PASSING[0]) in PASSING else UserError
+    except (MlflowException, RequestException) as error:  # the latter is raised by uploads of files
+        kind = UnreachableError if getattr(error, "error_code", TRANSIENT_CODES[0]) in TRANSIENT_CODES else UserError
         raise kind(f"MLflow at {without_password(uri)} failed: {first_line(error)}.") from error
 
 
 def without_password(uri: str) -> str:
-    """Return the uri without the password that it may hold."""
+    """Return the uri with user and password replaced by ***, for messages."""
     return re.sub(r"//[^@/]*@", "//***@", uri)
 
 
 def user() -> str:
-    """Return the name of who runs this process, for the records."""
+    """Return the name of the user who runs this process."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
+    except (KeyError, OSError):  # a container may run as a user id that has no name
         return str(os.getuid())
 
 
 def finish_run(uri: str, run_id: str, status: Status, end_time: int | None = None) -> None:
-    """Give the run its final status, as of ``end_time`` (milliseconds since the epoch) or of now."""
+    """Set the final status of a run, with its end time (milliseconds since the epoch; now if None)."""
     api = client(uri)
     with plain_errors(uri):
         api.set_terminated(run_id, status=status, end_time=end_time)
 
 
 def find_run(api: "MlflowClient", experiment_id: str, name: str) -> "Run | None":
-    """Return the run of that logical name, the oldest one, or None."""
+    """Return the oldest run with that logical name, or None."""
     quote = '"' if "'" in name else "'"
     query = f"tags.`{RUN_TAG}` = {quote}{name}{quote}"
-    found = api.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1)
-    return found[0] if found else None
+    runs = api.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1)
+    return runs[0] if runs else None
 
 
-def run_of_model(uri: str, experiment: str, name: str) -> str:
-    """Return the id of the run called ``name``, which a model's card says it comes from.
+def existing_run_id(uri: str, experiment: str, name: str) -> str:
+    """Return the id of the run with that logical name, which a model card names as the model's origin.
 
     Raises:
         UserError: this MLflow has no such run.
     """
-    run = known_run(uri, experiment, name)
+    run = existing_run(uri, experiment, name)
     if run is None:
         raise UserError(
             f"MLflow at {without_password(uri)} has no run {name}; train the model with this tracking.uri first."
@@ -216,9 +217,9 @@ def run_of_model(uri: str, experiment: str, name: str) -> str:
     return run_id
 
 
-def known_run(uri: str, experiment: str, name: str) -> "Run | None":
-    """Return the run called ``name`` if this MLflow has it; nothing is created."""
+def existing_run(uri: str, experiment: str, name: str) -> "Run | None":
+    """Return the run with that logical name, or None; nothing is created."""
     api = client(uri)
     with plain_errors(uri):
-        found = api.get_experiment_by_name(experiment)
-        return find_run(api, found.experiment_id, name) if found else None
+        entity = api.get_experiment_by_name(experiment)
+        return find_run(api, entity.experiment_id, name) if entity else None

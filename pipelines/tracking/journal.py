@@ -1,7 +1,6 @@
-"""What a run logs, on the local disk: written there first, so that no state of MLflow can lose any of it."""
+"""The journal of a run: all that it logs, on the local disk first, so that no outage of MLflow loses any of it."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError
-from denoise.files import write_folder, write_json
+from denoise.files import atomic_file, exclusive_lock, write_folder, write_json
 from pipelines.tracking.model import MODEL_FILES
 from pipelines.tracking.runs import RunSpec
 
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
 
     from pipelines.tracking.client import Status
 
+# Names on disk. Images are in "pictures", as journals that already exist have them there and are still read.
 RUN, METRICS, IMAGES, STATUS, MODEL = "run.json", "metrics.jsonl", "pictures", "status.json", "model"
-KEY = re.compile(r"[a-zA-Z0-9_\-. /]{1,250}")  # what MLflow takes as the name of a metric or image
-NAME = re.compile(r"(.+)\+step\+(-?\d+)\+timestamp\+(\d+)(\.\w+)?")  # of the file of an image
+KEY_PATTERN = re.compile(r"[a-zA-Z0-9_\-. /]{1,250}")  # what MLflow takes as the name of a metric or image
+IMAGE_NAME = re.compile(r"(.+)\+step\+(-?\d+)\+timestamp\+(\d+)(\.\w+)?")  # file name: key, step, timestamp, suffix
 
 
 class Point(NamedTuple):
-    """A value of a metric."""
+    """The value of a metric at a step."""
 
     key: str
     value: float
@@ -41,51 +41,51 @@ class Point(NamedTuple):
 
 
 class LoggedImage(NamedTuple):
-    """An image, in a file of its own."""
+    """An image in the journal, one file each."""
 
     key: str
     step: int
     timestamp: int
-    file: Path  # of an image format, or .npy
+    file: Path  # an image format, or .npy
 
 
-class Ended(NamedTuple):
-    """How and when a run ended."""
+class FinalStatus(NamedTuple):
+    """The status with which a run ended, and its end time."""
 
     status: "Status"
     time: int  # milliseconds since the epoch
 
 
 class Journal:
-    """A folder that holds all of a run that MLflow has to be told: plain files, readable without MLflow.
+    """A folder of plain files with all that MLflow is to hold of a run.
 
-    run.json opens the MLflow run, a line of metrics.jsonl is one call of ``add_metrics``, ``images/`` holds
-    images as given, status.json says how the run ended, ``model/`` is there while the model has to be logged. A
-    kill loses nothing that was added, since every addition is one write or one rename. A later attempt of the run
-    goes on in the same folder: what it repeats stays, and the first value of a step counts.
+    run.json defines the MLflow run, a line of metrics.jsonl is one call of ``append_metrics``, ``pictures/`` holds the
+    images, status.json the final status, and ``model/`` exists until MLflow has the model. A kill loses nothing
+    that was appended, since every append is one write or one rename. A later attempt of the run appends to the same
+    folder; where it repeats a step, both values stay in the file and the first one counts.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: io.FileIO | None = None
-        self._lock = threading.Lock()  # training and the thread that samples the machine's load both add metrics
+        self._lock = threading.Lock()  # training and the thread of MlflowLogger both append metrics
 
-    def begin(self, spec: RunSpec) -> RunSpec:
-        """Note what opens the run, and that it goes on; return it with the time at which its first attempt began."""
-        spec = self.note(spec)
+    def start_attempt(self, spec: RunSpec) -> RunSpec:
+        """Write the run's definition and clear its final status; return it with the first attempt's start time."""
+        spec = self.write_spec(spec)
         (self.folder / STATUS).unlink(missing_ok=True)
         return spec
 
-    def note(self, spec: RunSpec) -> RunSpec:
-        """Write down what opens the run (the newest counts), and return it as of its first attempt."""
-        with suppress(UserError):  # there may be none yet, or a damaged one
+    def write_spec(self, spec: RunSpec) -> RunSpec:
+        """Write the run's definition, replacing any earlier one; return it with the first attempt's start time."""
+        with suppress(UserError):  # there is none yet, or it is damaged
             earlier = self.run_spec()
             spec = replace(spec, started=earlier.started or spec.started)
         write_json(self.folder / RUN, spec.as_dict())
         return spec
 
     def run_spec(self) -> RunSpec:
-        """Return what opens the run.
+        """Return the run's definition.
 
         Raises:
             UserError: the folder is no journal.
@@ -97,11 +97,11 @@ class Journal:
                 f"{self.folder} is no journal of a run: it has no {RUN} that can be read; start the run again."
             ) from None
 
-    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of a step; NaN and infinities are allowed.
+    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of a step; NaN and infinities are allowed.
 
         Raises:
-            OSError: the disk is full, or the folder may not be written.
+            OSError: the disk is full, or the folder is not writable.
         """
         for key in metrics:
             _check_key(key)
@@ -110,44 +110,43 @@ class Journal:
         with self._lock:
             self._append(line.encode() + b"\n")
 
-    def add_image(self, key: str, image: "Path | np.ndarray[Any, Any]", step: int) -> None:
-        """Add an image: the bytes of a file, or an array.
+    def append_image(self, key: str, image: "Path | np.ndarray[Any, Any]", step: int) -> None:
+        """Append an image: a copy of a file, or an array.
 
         Raises:
-            OSError: the disk is full, or a folder may not be written or read.
+            OSError: the disk is full, the folder is not writable, or the file cannot be read.
         """
         import numpy as np
 
         _check_key(key)
         suffix = image.suffix if isinstance(image, Path) else ".npy"
         file = self.folder / IMAGES / f"{key.replace('/', '~')}+step+{step}+timestamp+{_now()}{suffix}"
-        work = self.folder / f".{file.name}.partial"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(image, Path):
-            shutil.copyfile(image, work)
-        else:
-            with work.open("wb") as written:
-                np.save(written, image, allow_pickle=False)
-        work.replace(file)
+        with atomic_file(file) as partial:
+            if isinstance(image, Path):
+                shutil.copyfile(image, partial)
+            else:
+                with partial.open("wb") as stream:
+                    np.save(stream, image, allow_pickle=False)
 
     def set_status(self, status: "Status") -> None:
-        """Note how the run ended."""
+        """Write the final status, with the time."""
         write_json(self.folder / STATUS, {"status": status, "time": _now()})
 
-    def ended(self) -> Ended | None:
-        """Return how and when the run ended, None while that is not known."""
+    def final_status(self) -> FinalStatus | None:
+        """Return the final status, None while there is none."""
         try:
             tree = json.loads((self.folder / STATUS).read_text(encoding="utf-8"))
-            return Ended(tree["status"], int(tree["time"]))
+            return FinalStatus(tree["status"], int(tree["time"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def set_model(self, model_folder: Path, figures: Mapping[str, float], example: "np.ndarray[Any, Any]") -> None:
-        """Keep a copy of the run's model until MLflow has it: the folder may hold another one by then.
+    def set_model(self, model_folder: Path, metrics: Mapping[str, float], example: "np.ndarray[Any, Any]") -> None:
+        """Copy the run's model, for when MLflow answers: the model folder may hold another model by then.
 
         Args:
             model_folder: holds model.json and net.safetensors.
-            figures: of the model, logged with it.
+            metrics: of the model, logged with it.
             example: noisy batch (B, C, H, W), float32 in [0, 1].
         """
         import numpy as np
@@ -155,79 +154,77 @@ class Journal:
         def write(work: Path) -> None:
             for name in MODEL_FILES:
                 shutil.copyfile(model_folder / name, work / name)
-            write_json(work / "figures.json", dict(figures))
+            write_json(work / "figures.json", dict(metrics))
             np.save(work / "example.npy", example, allow_pickle=False)
 
         write_folder(self.folder / MODEL, write)
 
-    def model(self) -> "tuple[Path, dict[str, float], np.ndarray[Any, Any]] | None":
-        """Return (folder, figures, example) of a model that MLflow does not have yet, None where there is none."""
+    def pending_model(self) -> "tuple[Path, dict[str, float], np.ndarray[Any, Any]] | None":
+        """Return (model folder, metrics, example) of a model that MLflow does not have yet, None if there is none."""
         import numpy as np
 
         folder = self.folder / MODEL
         if not folder.is_dir():
             return None
-        figures: dict[str, float] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-        return folder, figures, np.load(folder / "example.npy")
+        metrics: dict[str, float] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+        return folder, metrics, np.load(folder / "example.npy")
 
-    def forget_model(self) -> None:
-        """Remove the copy of the model: MLflow has it."""
+    def remove_model(self) -> None:
+        """Remove the copy of the model, once MLflow has it."""
         shutil.rmtree(self.folder / MODEL, ignore_errors=True)
 
     def points(self, position: int = 0, limit: int = 1000) -> tuple[list[Point], int]:
-        """Return the values from a position of metrics.jsonl on, some ``limit`` of them, and the position after them.
+        """Return about ``limit`` values from a byte position of metrics.jsonl on, and the position after them.
 
-        A line that a kill cut is skipped; one that has no end yet is left for the next call.
+        A line that a kill cut short is skipped; a last line without a line end is left for the next call.
         """
-        found: list[Point] = []
+        points: list[Point] = []
         with suppress(FileNotFoundError), (self.folder / METRICS).open("rb") as file:
             file.seek(position)
             for line in file:
-                if not line.endswith(b"\n") or len(found) >= limit:
+                if not line.endswith(b"\n") or len(points) >= limit:
                     break
-                found += _points_of(line)
+                points += _parse_line(line)
                 position += len(line)
-        return found, position
+        return points, position
 
     def all_points(self) -> Iterator[Point]:
-        """Yield every value."""
-        before, position = -1, 0
-        while position != before:
-            before = position
-            points, position = self.points(before)
+        """Yield all values, in the order of the file."""
+        previous, position = -1, 0
+        while position != previous:
+            previous = position
+            points, position = self.points(previous)
             yield from points
 
     def images(self) -> list[LoggedImage]:
-        """Return all images, the oldest first."""
+        """Return all images, oldest first."""
         folder = self.folder / IMAGES
-        parts = [(NAME.fullmatch(file.name), file) for file in (folder.iterdir() if folder.is_dir() else ())]
-        found = [
+        matches = [(IMAGE_NAME.fullmatch(file.name), file) for file in (folder.iterdir() if folder.is_dir() else ())]
+        images = [
             LoggedImage(match[1].replace("~", "/"), int(match[2]), int(match[3]), file)
-            for match, file in parts
+            for match, file in matches
             if match
         ]
-        return sorted(found, key=lambda image: (image.timestamp, image.step, image.key))
+        return sorted(images, key=lambda image: (image.timestamp, image.step, image.key))
 
     @contextmanager
-    def opening_run(self) -> Iterator[None]:
-        """Hold the journal while its MLflow run is opened: two processes that do so at once would make two runs."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".opening.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def run_lock(self) -> Iterator[None]:
+        """Hold a lock while the MLflow run is created: two processes at the same time would create two runs."""
+        with exclusive_lock(self.folder / ".opening.lock"):
             yield
 
     def _append(self, line: bytes) -> None:
-        """Add a line in one write without a buffer: what was written survives the process."""
+        """Append a line in one unbuffered write, so that it survives a kill of the process."""
         try:
-            self._file = self._file or self._opened()
+            self._file = self._file or self._open_for_append()
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            self._file = None  # the next one looks whether this line was cut
+            self._file = None  # opened again at the next append, which then ends a line that was cut
             raise
 
-    def _opened(self) -> "io.FileIO":
-        """Open metrics.jsonl for appending, after a line end if an earlier attempt was cut in a line."""
+    def _open_for_append(self) -> "io.FileIO":
+        """Open metrics.jsonl for appending; add a line end if the last line was cut."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = (self.folder / METRICS).open("ab+", buffering=0)
         end = file.seek(0, os.SEEK_END)
@@ -238,7 +235,7 @@ class Journal:
         return file
 
 
-def _points_of(line: bytes) -> list[Point]:
+def _parse_line(line: bytes) -> list[Point]:
     try:
         entry = json.loads(line)
         step, timestamp = int(entry["step"]), int(entry["time"])
@@ -248,7 +245,7 @@ def _points_of(line: bytes) -> list[Point]:
 
 
 def _check_key(key: str) -> None:
-    if not KEY.fullmatch(key):
+    if not KEY_PATTERN.fullmatch(key):
         raise UserError(
             f"{key!r} cannot be logged to MLflow: use a name of at most 250 letters, digits, spaces and _ - . / only."
         )

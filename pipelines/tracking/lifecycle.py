@@ -1,4 +1,4 @@
-"""The life of a run as its driver sees it, with MLflow there or not: begin, finish, and bring what MLflow lacks."""
+"""Begin and end of a run, whether MLflow answers or not, and sync: sending afterwards what MLflow lacks."""
 
 import sys
 import time
@@ -9,34 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, first_line
-from denoise.files import locked
+from denoise.files import lock_folder
 from pipelines.signals import exit_on_sigterm, on_sigterm
-from pipelines.tracking.client import UnreachableError, client, finish_run, known_run, plain_errors, without_password
-from pipelines.tracking.journal import RUN, Ended, Journal
+from pipelines.tracking.client import UnreachableError, client, existing_run, finish_run, plain_errors, without_password
+from pipelines.tracking.journal import RUN, FinalStatus, Journal
 from pipelines.tracking.owner import has_died, this_host, this_process
 from pipelines.tracking.runs import RunSpec, ensure_run, get_or_create_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from pipelines.signals import exit_on_sigterm, on_sigterm
-from pipelines.tracking.client import Status
+    from pipelines.tracking.client import Status
 
-JOURNAL = "journal"  # the folder of a run's journal, in the run's folder in ray.storage
+JOURNAL = "journal"  # the folder of the journal, in the run's folder in ray.storage
 
 
-class Synced(NamedTuple):
-    """What a run has in MLflow after ``sync``."""
+class SyncResult(NamedTuple):
+    """What ``sync`` sent of a run, and the status that the run has in MLflow."""
 
     name: str
     run_id: str
-    metrics: int  # values brought now
-    images: int  # brought now
+    metrics: int  # values sent now
+    images: int  # sent now
     status: str  # in MLflow
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingData:
     """What MLflow lacks of a run."""
 
     metrics: int
@@ -45,38 +44,38 @@ class Missing:
     status: bool
 
     def __str__(self) -> str:
-        counted = [f"{self.metrics} metrics"] * bool(self.metrics) + [f"{self.images} images"] * bool(self.images)
-        others = ["the model"] * self.model + ["its end"] * self.status
-        return ", ".join(counted + others) or "nothing"
+        counts = [f"{self.metrics} metrics"] * bool(self.metrics) + [f"{self.images} images"] * bool(self.images)
+        flags = ["the model"] * self.model + ["the final status"] * self.status
+        return ", ".join(counts + flags) or "nothing"
 
 
 def journal_folder(storage: str, name: str) -> Path:
-    """Return the folder of a run's journal: in ``ray.storage``, or in runs/ where that is on S3."""
-    return (_base(storage) / name / JOURNAL).absolute()
+    """Return the folder of a run's journal: in ``ray.storage``, or in runs/ if that is on S3."""
+    return (_runs_folder(storage) / name / JOURNAL).absolute()
 
 
-def _base(storage: str) -> Path:
+def _runs_folder(storage: str) -> Path:
     return Path("runs" if "://" in storage else storage)
 
 
 def begin(spec: RunSpec, folder: Path) -> RunSpec:
-    """Note that this process drives the run from now on, and open it in MLflow if that answers.
+    """Make this process the owner of the run, in the journal, and in MLflow if that answers.
 
     Args:
-        spec: what opens the run.
+        spec: definition of the run.
         folder: of its journal.
 
     Returns:
-        ``spec`` with its driver: what rank 0's MlflowLogger needs.
+        ``spec`` with its owner and start time, for rank 0's MlflowLogger.
 
     Raises:
         UserError: MLflow refuses the run for good, or the journal cannot be written.
     """
     now = int(time.time() * 1000)
     journal = Journal(folder)
-    spec = journal.begin(replace(spec, driver=this_process(), started=spec.started or now))
+    spec = journal.start_attempt(replace(spec, owner=this_process(), started=spec.started or now))
     try:
-        with journal.opening_run():
+        with journal.run_lock():
             get_or_create_run(spec)
     except UnreachableError as error:
         print(
@@ -87,10 +86,10 @@ def begin(spec: RunSpec, folder: Path) -> RunSpec:
     return spec
 
 
-def finish(folder: Path, status: "Status") -> Synced | None:
-    """Note how the run ended, bring to MLflow what it lacks, and return what it has then.
+def finish(folder: Path, status: "Status") -> SyncResult | None:
+    """Write the final status, send to MLflow what it lacks, and return what was sent.
 
-    If that fails, one warning says what brings it later, and None is returned: the run has ended all the same.
+    If that fails, a warning names the command that sends it later, and None is returned.
     """
     journal = Journal(folder)
     try:
@@ -102,7 +101,7 @@ def finish(folder: Path, status: "Status") -> Synced | None:
             name = journal.run_spec().name
         print(
             f"warning: MLflow does not know yet that run {name} is {status} ({first_line(error)}); "
-            f"`denoise runs sync {name}` brings that and all else it lacks.",
+            f"`denoise runs sync {name}` sends that and all else it lacks.",
             file=sys.stderr,
         )
         return None
@@ -110,15 +109,15 @@ def finish(folder: Path, status: "Status") -> Synced | None:
 
 @dataclass
 class TrackedRun:
-    """A run that is driven by this process."""
+    """A run whose owner is this process."""
 
     spec: RunSpec
-    synced: Synced | None = None  # what MLflow has of it, once it has ended
+    synced: SyncResult | None = None  # set once the run has ended
 
 
 @contextmanager
 def tracked_run(spec: RunSpec, folder: Path) -> Iterator[TrackedRun]:
-    """Begin a run, and finish it as the block ends: FINISHED, FAILED by an exception, KILLED by Ctrl-C or SIGTERM."""
+    """Begin a run, and finish it as the block ends: FINISHED, FAILED (an exception), KILLED (Ctrl-C or SIGTERM)."""
     with on_sigterm(exit_on_sigterm):
         run = TrackedRun(begin(spec, folder))
         try:
@@ -132,108 +131,108 @@ def tracked_run(spec: RunSpec, folder: Path) -> Iterator[TrackedRun]:
         run.synced = finish(folder, "FINISHED")
 
 
-def sync(folder: Path) -> Synced:
-    """Bring to MLflow what a journal holds and its run lacks; a second time changes nothing.
+def sync(folder: Path) -> SyncResult:
+    """Send to MLflow what its run lacks of a journal; a second call changes nothing.
 
     Raises:
         UserError: MLflow does not answer, or the folder is no journal.
     """
-    from pipelines.tracking.replay import JournalReplay
+    from pipelines.tracking.logger import JournalReplay
 
     journal = Journal(folder)
     spec = journal.run_spec()
-    with locked(folder, "syncing"):
-        with journal.opening_run():
+    with lock_folder(folder, "syncing"):
+        with journal.run_lock():
             run = ensure_run(spec)
         run_id: str = run.info.run_id
-        writer = JournalReplay(client(spec.uri), run_id, journal)
+        replay = JournalReplay(client(spec.uri), run_id, journal)
         with plain_errors(spec.uri):
-            writer.write()
-        _log_model(journal, spec, run_id)
-        status = _settle(journal, spec, run)
-    return Synced(spec.name, run_id, writer.metrics, writer.images, status)
+            replay.send()
+        _send_model(journal, spec, run_id)
+        status = _send_status(journal, spec, run)
+    return SyncResult(spec.name, run_id, replay.metrics, replay.images, status)
 
 
-def missing(folder: Path) -> Missing:
+def find_missing(folder: Path) -> MissingData:
     """Return what MLflow lacks of a run, without changing anything.
 
     Raises:
         UserError: MLflow does not answer, or the folder is no journal.
     """
-    from pipelines.tracking.replay import JournalReplay
+    from pipelines.tracking.logger import JournalReplay
 
     journal = Journal(folder)
     spec = journal.run_spec()
-    run = known_run(spec.uri, spec.experiment, spec.name)
-    model, ended = journal.model() is not None, _ended(journal, spec)
+    run = existing_run(spec.uri, spec.experiment, spec.name)
+    model, final = journal.pending_model() is not None, _final_status(journal, spec)
     if run is None:
         points = {(point.key, point.step) for point in journal.all_points()}
         images = {(image.key, image.step) for image in journal.images()}
-        return Missing(len(points), len(images), model, ended is not None)
+        return MissingData(len(points), len(images), model, final is not None)
     with plain_errors(spec.uri):
-        writer = JournalReplay(client(spec.uri), run.info.run_id, journal, dry=True)
-        writer.write()
-    return Missing(writer.metrics, writer.images, model, ended is not None and ended.status != run.info.status)
+        replay = JournalReplay(client(spec.uri), run.info.run_id, journal, dry_run=True)
+        replay.send()
+    return MissingData(replay.metrics, replay.images, model, final is not None and final.status != run.info.status)
 
 
-def journals(storage: str, names: Sequence[str] = ()) -> dict[str, Path]:
-    """Return the journals of this machine by the name of their run: those named, or all.
+def find_journals(storage: str, names: Sequence[str] = ()) -> dict[str, Path]:
+    """Return the journal folders on this machine by run name: of the named runs, or of all.
 
     Raises:
-        UserError: a run that has no journal here.
+        UserError: a named run has no journal here.
     """
-    base = _base(storage)
-    found = {path.parents[1].name: path.parent.absolute() for path in base.glob(f"*/{JOURNAL}/{RUN}")}
-    unknown = [name for name in names if name not in found]
+    base = _runs_folder(storage)
+    folders = {path.parents[1].name: path.parent.absolute() for path in base.glob(f"*/{JOURNAL}/{RUN}")}
+    unknown = [name for name in names if name not in folders]
     if unknown:
-        raise UserError(f"there is no journal of {unknown[0]} in {base}; `denoise runs list` names those there are.")
-    return {name: found[name] for name in names or sorted(found)}
+        raise UserError(f"there is no journal of {unknown[0]} in {base}; `denoise runs list` lists them.")
+    return {name: folders[name] for name in names or sorted(folders)}
 
 
-def listed(folder: Path) -> dict[str, Any]:
-    """Return a run as ``denoise runs list`` shows it: name, last step in the journal, status, what MLflow lacks."""
+def list_row(folder: Path) -> dict[str, Any]:
+    """Return a run's row of ``denoise runs list``: name, last step in the journal, status, what MLflow lacks."""
     journal = Journal(folder)
     spec = journal.run_spec()
     steps = (point.step for point in journal.all_points() if not point.key.startswith("system/"))
-    ended = _ended(journal, spec)
-    running = spec.driver.startswith(f"{this_host()} ")
+    final = _final_status(journal, spec)
+    is_local = spec.owner.startswith(f"{this_host()} ")
     row = {
         "name": spec.name,
         "steps": max(steps, default=0),
-        "status": ended.status if ended else "RUNNING" if running else "UNKNOWN",
+        "status": final.status if final else "RUNNING" if is_local else "UNKNOWN",
         "uri": without_password(spec.uri),
     }
     try:
-        return {**row, "missing": asdict(missing(folder))}
+        return {**row, "missing": asdict(find_missing(folder))}
     except UserError as error:
         return {**row, "missing": None, "error": str(error)}
 
 
-def _ended(journal: Journal, spec: RunSpec) -> Ended | None:
-    """Return how the run ended; a driver of this host that is gone without a word was killed."""
-    if ended := journal.ended():
-        return ended
-    if has_died(spec.driver):
+def _final_status(journal: Journal, spec: RunSpec) -> FinalStatus | None:
+    """Return the final status, KILLED if the owner died without writing one; None while the run may go on."""
+    if final := journal.final_status():
+        return final
+    if has_died(spec.owner):
         last = max((point.timestamp for point in journal.all_points()), default=spec.started)
-        return Ended("KILLED", last)
+        return FinalStatus("KILLED", last)
     return None
 
 
-def _settle(journal: Journal, spec: RunSpec, run: "Run") -> str:
-    """Give the run its final status if there is one and it has another, and return what it has then."""
+def _send_status(journal: Journal, spec: RunSpec, run: "Run") -> str:
+    """Set the final status in MLflow if it is known and differs, and return the status that MLflow has then."""
     status: str = run.info.status
-    ended = _ended(journal, spec)
-    if ended is None or ended.status == status:
+    final = _final_status(journal, spec)
+    if final is None or final.status == status:
         return status
-    finish_run(spec.uri, run.info.run_id, ended.status, ended.time)
-    return ended.status
+    finish_run(spec.uri, run.info.run_id, final.status, final.time)
+    return final.status
 
 
-def _log_model(journal: Journal, spec: RunSpec, run_id: str) -> None:
+def _send_model(journal: Journal, spec: RunSpec, run_id: str) -> None:
     from pipelines.tracking.model import log_model
 
-    kept = journal.model()
-    if kept is not None:
-        folder, figures, example = kept
-        log_model(spec.uri, run_id, folder, example, figures)
-        journal.forget_model()
+    model = journal.pending_model()
+    if model is not None:
+        folder, metrics, example = model
+        log_model(spec.uri, run_id, folder, example, metrics)
+        journal.remove_model()

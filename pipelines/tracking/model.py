@@ -1,4 +1,4 @@
-"""A denoiser inside an MLflow run: a pyfunc model made of code, JSON and safetensors, with no pickle in it."""
+"""A denoiser as the MLflow model of a run: pyfunc from code, JSON and safetensors, without pickle."""
 
 import hashlib
 import shutil
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 DIGEST_TAG = "model_sha256"
-MODEL_FILES = ("model.json", "net.safetensors")  # what a model folder is made of
-# What the copy of the package denoise inside a logged model imports.
+MODEL_FILES = ("model.json", "net.safetensors")  # the files of a model folder
+# Packages that the copy of denoise inside a logged model imports.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "pyyaml", "pillow")
 EXAMPLE_SIDE = 32  # pixels of the input example that is stored with a model
 
 
 def model_digest(folder: Path) -> str:
-    """Return the sha256 (hex) of a model folder: of its model.json and its net.safetensors."""
+    """Return the sha256 (hex) of a model folder, over the digests of its model.json and net.safetensors.
+
+    Raises:
+        UserError: a file is missing.
+    """
     digest = hashlib.sha256()
     for name in MODEL_FILES:
         try:
@@ -42,15 +46,15 @@ def log_model(
 ) -> str:
     """Log a model folder as the run's MLflow model and return its uri ``models:/m-...``.
 
-    The model is pyfunc from code (served_model.py and a copy of the package ``denoise``): nothing in it is a pickle,
+    The model is pyfunc from code (pyfunc_model.py and a copy of the package ``denoise``): nothing in it is a pickle,
     and it loads where this project is not installed. A folder that the run has already logged is not logged again.
 
     Args:
         uri: absolute tracking uri.
         run_id: the run that trained the model.
         model_folder: holds model.json and net.safetensors.
-        input_example: noisy batch (B, C, H, W), float32 in [0, 1]; a 32x32 corner of the first image is kept.
-        metrics: figures of this model, logged as ``model/KEY``.
+        input_example: noisy batch (B, C, H, W), float32 in [0, 1]; a 32x32 corner of the first image is stored.
+        metrics: of this model, logged as ``model/KEY``.
     """
     digest = model_digest(model_folder)
     api = client(uri)
@@ -68,7 +72,7 @@ def log_model(
 
 
 def find_logged_model(api: "MlflowClient", run: "Run", digest: str) -> "LoggedModel | None":
-    """Return the complete model of that digest which the run has logged, or None."""
+    """Return the complete (READY) model with that digest that the run has logged, or None."""
     outputs = run.outputs.model_outputs if run.outputs else []
     for output in outputs:
         logged = api.get_logged_model(output.model_id)
@@ -77,13 +81,17 @@ def find_logged_model(api: "MlflowClient", run: "Run", digest: str) -> "LoggedMo
     return None
 
 
-def denoiser_in(root: Path) -> Path:
+def denoiser_folder(root: Path) -> Path:
     """Return the model folder (model.json, net.safetensors) inside a logged model."""
     return root / "artifacts" / "denoiser"
 
 
-def logged_folder(uri: str, logged: "LoggedModel", work: Path) -> Path:
-    """Return the folder of a logged model: its own where that is on this machine, else a download into ``work``."""
+def logged_model_folder(uri: str, logged: "LoggedModel", work: Path) -> Path:
+    """Return the folder of a logged model: in place if it is on this machine, otherwise downloaded into ``work``.
+
+    Raises:
+        UserError: the folder should be on this machine and is not there.
+    """
     import mlflow.artifacts
 
     parts = urlsplit(logged.artifact_location)
@@ -105,7 +113,7 @@ def _upload_model(
     status = LoggedModelStatus.FAILED
     try:
         with tempfile.TemporaryDirectory() as work:
-            staged = Path(work) / "denoiser"  # MLflow keeps the folder's name
+            staged = Path(work) / "denoiser"  # MLflow keeps this name
             staged.mkdir()
             for name in MODEL_FILES:
                 shutil.copyfile(model_folder / name, staged / name)

@@ -1,4 +1,4 @@
-"""Who drives a run: host, process and its creation time, so that a later start can tell whether it still lives."""
+"""The process that owns a run: host, process id and creation time, by which others can tell whether it has died."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-CLOCK = 60.0  # seconds by which a process's creation time may seem to move when the clock is set
+CLOCK_TOLERANCE = 60.0  # seconds by which a process's creation time may appear to change when the clock is set
 
 
 def this_process() -> str:
@@ -17,9 +17,9 @@ def this_process() -> str:
 
 
 def this_host() -> str:
-    """Return a name that only processes share which see each other: of the machine, and of its container if any.
+    """Return a name shared only by processes that can see each other: of the machine, and of its container if any.
 
-    The host's name alone will not do: machines that share an MLflow server may have the same one.
+    The host name is not enough: machines that share an MLflow server may have the same one.
     """
     parts = []
     with suppress(OSError):
@@ -29,24 +29,28 @@ def this_host() -> str:
     return f"{socket.gethostname()}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:8]}"
 
 
-def has_died(driver: str) -> bool:
-    """Return whether that process ran on this host and does so no longer; False wherever that cannot be told."""
+def has_died(owner: str) -> bool:
+    """Return whether that process ran on this host and has ended; False wherever that is unknown.
+
+    Args:
+        owner: what ``this_process`` returned there.
+    """
     try:
-        host, pid, created = driver.split()
-        return host == this_host() and not _lives(int(pid), float(created))
+        host, pid, created = owner.split()
+        return host == this_host() and not _is_alive(int(pid), float(created))
     except ValueError:
         return False
 
 
-def _lives(pid: int, created: float) -> bool:
+def _is_alive(pid: int, created: float) -> bool:
     import psutil
 
     try:
-        os.kill(pid, 0)  # sends nothing; also finds processes of others where /proc hides them
+        os.kill(pid, 0)  # sends no signal; also finds processes of other users where /proc hides them
         process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < CLOCK  # else the number was given to another process
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - created) < CLOCK_TOLERANCE  # otherwise the process id was reused
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except ProcessLookupError:
         return False
     except (OSError, OverflowError, psutil.Error):
-        return True  # it is there, but may not be looked at
+        return True  # it exists, but this user may not inspect it

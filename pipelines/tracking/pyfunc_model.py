@@ -1,6 +1,6 @@
-"""The code of a logged model: MLflow runs this file where the model is loaded, beside a copy of the package denoise.
+"""The code of a logged model: MLflow runs this file to load the model, beside a copy of the package denoise.
 
-It is the one module that does something at import (it hands its model to MLflow), and nothing else imports it.
+It is the only module that acts at import (it passes the model to MLflow), and no other module imports it.
 """
 
 from pathlib import Path
@@ -11,11 +11,11 @@ import numpy as np
 from mlflow.pyfunc.model import PythonModel
 
 
-class ServedDenoiser(PythonModel):
-    """A denoiser of images of any size."""
+class PyfuncDenoiser(PythonModel):
+    """A denoiser for images of any size, as an MLflow pyfunc model."""
 
     def load_context(self, context: Any) -> None:
-        """Read the weights, onto the GPU where there is one."""
+        """Load the weights, onto the GPU if there is one."""
         import torch
 
         from denoise.denoiser import load_denoiser
@@ -26,7 +26,7 @@ class ServedDenoiser(PythonModel):
     def predict(
         self,
         context: Any,
-        model_input: np.ndarray,  # MLflow knows the bare name only
+        model_input: np.ndarray,  # MLflow reads this annotation and knows the bare name only
         params: dict[str, Any] | None = None,
     ) -> Any:
         """Map noisy images (B, C, H, W), float32 in [0, 1], to restored ones of the same shape, not clipped."""
@@ -40,4 +40,4 @@ class ServedDenoiser(PythonModel):
         return restored.cpu().numpy()
 
 
-mlflow.models.set_model(ServedDenoiser())
+mlflow.models.set_model(PyfuncDenoiser())

@@ -1,4 +1,4 @@
-"""The MLflow page: runs with their curves and images, models with their alias, served from the tracking database."""
+"""The MLflow web page: starts MLflow's server on the tracking database, and stops it with all its processes."""
 
 import contextlib
 import errno
@@ -12,31 +12,31 @@ import time
 
 from denoise.errors import UserError
 from pipelines.signals import interrupt_on_sigterm, on_sigterm
-from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_answers, client, without_password
+from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_reachable, client, without_password
 
 LOOPBACK = "127.0.0.1"
-PAGE = "/#/experiments?workflowType=machine_learning"  # MLflow 3 opens its pages for language models otherwise
-START_SECONDS = 120.0  # MLflow's server takes 5 to 15 s to answer
-STOP_SECONDS = 10.0
+PAGE = "/#/experiments?workflowType=machine_learning"  # otherwise MLflow 3 opens its pages for language models
+START_SECONDS = 120.0  # MLflow's server normally answers after 5 to 15 s
+STOP_SECONDS = 10.0  # after which the server is killed
 
 
 def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
-    """Serve the MLflow page in the foreground until Ctrl-C (or SIGTERM) ends it and everything it started.
+    """Serve the MLflow page in the foreground until Ctrl-C or SIGTERM; then stop the server and its processes.
 
     Args:
-        uri: absolute tracking uri of a database; a server that runs already needs no second one.
+        uri: absolute tracking uri of a database.
         port: TCP port.
-        host: address to listen on. Only this machine can reach the default; MLflow has no login.
+        host: address to listen on; only this machine can reach the default. MLflow has no login.
 
     Raises:
-        UserError: the port is in use, the uri is a server, or the server did not start.
+        UserError: the port cannot be used, the uri is that of a server, or the server did not start.
     """
     if uri.startswith("http"):
         raise UserError(
             f"tracking.uri={without_password(uri)} is an MLflow server already: open that address in a browser."
         )
     check_port(host, port)
-    client(uri)  # creates the database, one process at a time
+    client(uri)  # creates the database if need be, one process at a time
     if not _is_loopback(host):
         print(
             f"warning: MLflow has no login: everyone who can reach {host}:{port} can read, change and delete runs "
@@ -48,7 +48,7 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
         with on_sigterm(interrupt_on_sigterm):
             wait_until_up(server, host, port)
             print(
-                f"MLflow shows {without_password(uri)} at http://{_reachable(host)}:{port}{PAGE} (Ctrl-C ends it)",
+                f"MLflow shows {without_password(uri)} at http://{_connect_host(host)}:{port}{PAGE} (Ctrl-C ends it)",
                 flush=True,
             )
             server.wait()
@@ -61,7 +61,7 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise a UserError if nothing can listen on that port, naming a free one."""
+    """Raise a UserError if the port cannot be listened on; where it is in use, the error names a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -81,26 +81,26 @@ def check_port(host: str, port: int) -> None:
 
 
 def start_server(uri: str, port: int, host: str = LOOPBACK) -> "subprocess.Popen[bytes]":
-    """Start a server of a database with its images and models; it and its children are a session of their own."""
+    """Start MLflow's server on a database, in a session of its own, so that ``stop_server`` ends its children too."""
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     root = artifact_root(uri)
-    if root:  # what other programs log through this server lands beside what our runs write directly
+    if root:  # files that other programs log through this server go where our runs write theirs directly
         command += ["--serve-artifacts", "--artifacts-destination", root.as_uri()]
-    # The job runner serves language-model features only and would be three more processes.
+    # The job runner serves only features for language models, and is three more processes.
     defaults = {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     environment = {**defaults, **os.environ}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line: it may hold a password
-    quiet = subprocess.DEVNULL  # its greetings go to standard output, its errors to standard error
-    return subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, start_new_session=True)
+    null = subprocess.DEVNULL  # standard output is greetings; errors go to standard error
+    return subprocess.Popen(command, env=environment, stdin=null, stdout=null, start_new_session=True)
 
 
 def wait_until_up(server: "subprocess.Popen[bytes]", host: str, port: int) -> None:
-    """Return when the server answers; raise a UserError when it has ended or does not answer in two minutes."""
+    """Wait until the server answers; raise a UserError if it ends or does not answer within two minutes."""
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None:
         with contextlib.suppress(UserError):
-            check_answers(f"http://{_reachable(host)}:{port}")
+            check_reachable(f"http://{_connect_host(host)}:{port}")
             return
         if time.monotonic() > deadline:
             raise UserError(f"the MLflow server did not answer within {START_SECONDS:.0f} s; its messages are above.")
@@ -109,7 +109,7 @@ def wait_until_up(server: "subprocess.Popen[bytes]", host: str, port: int) -> No
 
 
 def stop_server(server: "subprocess.Popen[bytes]") -> None:
-    """End the server and its children, by force if it takes too long."""
+    """Terminate the server and its children; kill them if that takes too long."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, sign)
@@ -124,9 +124,10 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _reachable(host: str) -> str:
+def _connect_host(host: str) -> str:
+    """Return the host part of a URL under which this machine reaches a server that listens on ``host``."""
     with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_unspecified:  # 0.0.0.0: every address of this machine
+        if ipaddress.ip_address(host).is_unspecified:  # 0.0.0.0 or ::, all addresses of this machine
             return LOOPBACK
     return f"[{host}]" if ":" in host else host
 

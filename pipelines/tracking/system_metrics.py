@@ -1,4 +1,4 @@
-"""The load of this machine, as MLflow's own probes measure it: CPU, memory, disk, network, GPU."""
+"""System metrics of this machine, by MLflow's monitors: CPU, memory, disk, network, GPU."""
 
 from contextlib import suppress
 from typing import Any
@@ -7,7 +7,7 @@ from pipelines.tracking.client import set_environment
 
 
 class SystemMetrics:
-    """MLflow's probes without its thread, which gives up at the first request that fails and needs a run to start."""
+    """MLflow's monitors without its thread, which needs an open run and gives up at the first failed request."""
 
     def __init__(self) -> None:
         set_environment()
@@ -17,19 +17,19 @@ class SystemMetrics:
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
         from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
 
-        machine: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]  # Any: MLflow's have no types
-        gpus: list[Any] = [GPUMonitor, ROCMMonitor]
-        self._probes = [probe() for probe in machine]
-        for gpu in gpus:
+        host_monitors: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]  # Any: MLflow does not type them
+        gpu_monitors: list[Any] = [GPUMonitor, ROCMMonitor]
+        self._monitors = [monitor() for monitor in host_monitors]
+        for monitor in gpu_monitors:
             with suppress(Exception):  # whatever a missing GPU or driver raises
-                self._probes.append(gpu())
+                self._monitors.append(monitor())
                 break
 
     def sample(self) -> dict[str, float]:
-        """Return the load by the names that MLflow shows on a page of its own."""
-        found: dict[str, float] = {}
-        for probe in self._probes:
-            probe.collect_metrics()
-            found |= {f"system/{key}": value for key, value in probe.aggregate_metrics().items()}
-            probe.clear_metrics()
-        return found
+        """Return the current values by MLflow's names for system metrics (``system/...``)."""
+        metrics: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            metrics |= {f"system/{key}": value for key, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        return metrics

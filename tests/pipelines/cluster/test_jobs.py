@@ -10,16 +10,16 @@ import pytest
 import yaml
 
 from pipelines.cli.common import configuration
-from pipelines.cluster.jobs import ADDRESS, EXCLUDED, dashboard_address, job_name, lost
-from tests.pipelines.cli.test_app import sentence
+from pipelines.cluster.jobs import ADDRESS, EXCLUDED, dashboard_address, job_local_settings, job_name
+from tests.pipelines.cli_helpers import sentence
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def submit(one_host, denoise, project):
+def submit(one_host, denoise_fork, project):
     def run(*words, code=0, **environment):
-        return one_host.run(*denoise, "submit", "--address", one_host.url, *words, code=code, **environment)
+        return one_host.run(*denoise_fork, "submit", "--address", one_host.url, *words, code=code, **environment)
 
     return run
 
@@ -28,9 +28,9 @@ def test_a_command_is_followed_to_its_end_with_the_parameters_of_this_folder(sub
     (project / "params.yaml").write_text("data: {train: [two words]}\n")
     done = submit("--", "train", code=1)
     assert "the train split of two words is not in data/shards" in done.stdout  # and not the shards: data/ stays here
-    told = sentence(done.stderr)
-    assert "ended FAILED" in told
-    assert "ray job logs" in told
+    message = sentence(done.stderr)
+    assert "ended FAILED" in message
+    assert "ray job logs" in message
     assert "ray.storage=runs/ray, tracking.uri=sqlite:///mlflow.db" in done.stderr
     done = submit("--json", "--", "presets", "r2r-bsd68-sigma25", "--json")
     document = json.loads(done.stdout)
@@ -39,15 +39,15 @@ def test_a_command_is_followed_to_its_end_with_the_parameters_of_this_folder(sub
     assert "93125" in done.stderr
 
 
-def test_a_name_is_given_once(submit):
+def test_a_name_can_be_used_once(submit):
     assert submit("--no-wait", "--name", "mine", "--", "presets").stdout == "mine\n"
-    assert "there is a job mine" in sentence(submit("--no-wait", "--name", "mine", "presets", code=1).stderr)
+    assert "a job mine already exists" in sentence(submit("--no-wait", "--name", "mine", "presets", code=1).stderr)
 
 
-def test_a_folder_that_is_too_large_is_told(submit, project):
+def test_a_folder_that_is_too_large_is_an_error(submit, project):
     with (project / "images.bin").open("wb") as file:
         file.truncate(150 << 20)
-    assert "100 MiB at most" in sentence(submit("--", "presets", code=1).stderr)
+    assert "at most 100 MiB" in sentence(submit("--", "presets", code=1).stderr)
 
 
 def test_ctrl_c_leaves_the_job_running(one_host, denoise_at_a_terminal, project):
@@ -59,30 +59,30 @@ def test_ctrl_c_leaves_the_job_running(one_host, denoise_at_a_terminal, project)
         with subprocess.Popen(command, env=one_host.environment, **pipes) as process:
             silent.accept()
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=100)
+            _, messages = process.communicate(timeout=100)
         assert process.returncode == 130
-        assert "left running; to see it: ray job logs --follow" in told
+        assert "left running; to see it: ray job logs --follow" in messages
         status = one_host.run("ray", "job", "status", "--address", one_host.url, "long")
         assert "RUNNING" in status.stdout + status.stderr
         one_host.run("ray", "job", "stop", "--address", one_host.url, "long")
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "code", "told"),
+    ("words", "environment", "code", "message"),
     [
         (["--", "trian"], {}, 2, "did you mean train"),
         (["--", "models", "lst"], {}, 2, "did you mean list"),
         (["--", "submit", "--", "train"], {}, 2, "submit is not a command"),
         (["--address", "http://127.0.0.1:9", "--", "presets"], {}, 1, "cannot be reached"),
         (["--address", "127.0.0.1:9", "--", "presets"], {}, 1, "write http://HOST:8265"),
-        (["--", "presets"], {"RAY_AUTH_MODE": "disabled"}, 1, "asks for a token"),
+        (["--", "presets"], {"RAY_AUTH_MODE": "disabled"}, 1, "requires a token"),
     ],
 )
-def test_a_mistake_is_one_sentence(submit, words, environment, code, told):
-    assert told in sentence(submit(*words, code=code, **environment).stderr)
+def test_a_mistake_is_one_sentence(submit, words, environment, code, message):
+    assert message in sentence(submit(*words, code=code, **environment).stderr)
 
 
-def test_the_address_is_the_given_one_else_that_of_rays_variable(monkeypatch):
+def test_the_address_is_the_given_one_or_that_of_rays_variable(monkeypatch):
     monkeypatch.delenv(ADDRESS, raising=False)
     assert dashboard_address(None) == "http://127.0.0.1:8265"
     monkeypatch.setenv(ADDRESS, "http://head:8265/")
@@ -96,20 +96,21 @@ def test_names_say_what_runs_and_differ():
     assert first != second
 
 
-def test_what_a_job_would_lose_is_known(project):
-    assert lost(["train", "--inject", "kill:rank=1,step=3"], configuration) == [
+def test_settings_that_name_files_in_the_jobs_folder_are_found(project):
+    assert job_local_settings(["train", "--inject", "kill:rank=1,step=3"], configuration) == [
         "ray.storage=runs/ray",
         "tracking.uri=sqlite:///mlflow.db",
     ]
     there = ["ray.storage=s3://bucket/runs", "tracking.uri=http://mlflow:5000"]
-    assert lost(["train", *there], configuration) == []
-    assert lost(["tune", "n2v", *there, "tune.storage=journal:sweeps.log"], configuration) == [
+    assert job_local_settings(["train", *there], configuration) == []
+    assert job_local_settings(["tune", "n2v", *there, "tune.storage=journal:sweeps.log"], configuration) == [
         "tune.storage=journal:sweeps.log"
     ]
-    assert lost(["train", "ray.storage=/shared/runs", "tracking.uri=sqlite:////shared/mlflow.db"], configuration) == []
-    assert lost(["presets"], configuration) == []
+    shared = ["ray.storage=/shared/runs", "tracking.uri=sqlite:////shared/mlflow.db"]
+    assert job_local_settings(["train", *shared], configuration) == []
+    assert job_local_settings(["presets"], configuration) == []
 
 
-def test_what_is_not_sent_is_what_ray_up_does_not_copy():
+def test_submit_and_ray_up_exclude_the_same_files():
     cluster = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text(encoding="utf-8"))
     assert list(EXCLUDED) == cluster["rsync_exclude"]

@@ -1,4 +1,4 @@
-"""ray_cluster.yaml fits the schema of the pinned Ray, and is closed to strangers."""
+"""ray_cluster.yaml fits the schema of the pinned Ray, and requires a token."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_it_fits_the_schema_of_ray(cluster):
     assert filled["available_node_types"].keys() == cluster["available_node_types"].keys()
 
 
-def test_the_schema_tells_a_mistake(cluster):
+def test_the_schema_rejects_an_unknown_key(cluster):
     from jsonschema import ValidationError
 
     cluster["head_node_typ"] = cluster.pop("head_node_type")
@@ -35,11 +35,11 @@ def test_every_host_has_the_ray_that_is_pinned(cluster):
     assert any("--constraint constraints.txt" in command for command in cluster["setup_commands"])
 
 
-def test_nobody_comes_in_without_the_token(cluster):
+def test_ray_requires_the_token_on_every_host(cluster):
     for kind in ("head", "worker"):
-        (start,) = [one for one in cluster[f"{kind}_start_ray_commands"] if "ray start" in one]
+        (start,) = [command for command in cluster[f"{kind}_start_ray_commands"] if "ray start" in command]
         assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.ray/auth_token" in start
-    (head,) = [one for one in cluster["head_start_ray_commands"] if "ray start" in one]
+    (head,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in head
     assert "/home/ray/.ray/auth_token" in cluster["file_mounts"]
 

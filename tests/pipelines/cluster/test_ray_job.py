@@ -1,4 +1,4 @@
-"""ray_job.yaml is closed to strangers, holds no password, and asks for what the rest of the project pins."""
+"""ray_job.yaml requires a token, holds no password, and uses the versions that the project pins."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ def containers(spec):
 
 
 def test_its_keys_are_those_of_kuberay(spec):
-    """The used ones of its types RayJobSpec and RayClusterSpec: Kubernetes drops what it does not know."""
+    """The fields that we use of its types RayJobSpec and RayClusterSpec; Kubernetes drops unknown ones silently."""
     assert spec.keys() <= {
         "entrypoint",
         "submissionMode",
@@ -62,22 +62,22 @@ def test_it_runs_the_ray_that_is_pinned_in_the_image_of_ray_cluster_yaml(spec, c
 def test_its_command_is_one_of_ours(spec, tmp_path, monkeypatch):
     from pipelines.cli.app import app
     from pipelines.cli.common import configuration
-    from pipelines.cluster.jobs import ENTRYPOINT, lost
+    from pipelines.cluster.jobs import ENTRYPOINT, job_local_settings
     from pipelines.tuning.space import load_sweep
 
     words = shlex.split(spec["entrypoint"])
     assert tuple(words[:3]) == ENTRYPOINT
     command, sweep, *rest = words[3:]
     settings = [word for word in rest if "=" in word]
-    assert "--concurrency" in rest  # what a cluster without workers should grow for
+    assert "--concurrency" in rest  # how many trials the cluster, which starts without workers, is to grow for
     assert command in typer.main.get_command(app).commands
     monkeypatch.chdir(tmp_path)
     config = configuration(settings, load_sweep(sweep).config)
     assert config.ray.storage.startswith("s3://")
-    assert lost(words[3:], configuration) == []
+    assert job_local_settings(words[3:], configuration) == []
 
 
-def test_nobody_comes_in_without_the_token_and_passwords_come_from_the_secret(spec, containers):
+def test_ray_requires_the_token_and_passwords_come_from_the_secret(spec, containers):
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert not re.search(r"//[^/@]*:[^/@]*@", spec["entrypoint"])
     for container in containers:

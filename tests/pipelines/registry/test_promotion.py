@@ -1,3 +1,5 @@
+"""Promotion to @champion: its gates, its audit records, and the way back."""
+
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,11 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return shared_uri(tmp_path_factory)
 
 
-def versions(uri: str, folder: Path, noise: str, *figures: dict[str, object] | None) -> str:
+def register_versions(uri: str, folder: Path, noise: str, *evaluations: dict[str, object] | None) -> str:
     """Register one version for each evaluation and return the model's name."""
-    for seed, figure in enumerate(figures):
+    for seed, evaluation in enumerate(evaluations):
         run_id, model = log_a_model(uri, folder, noise, seed)
-        registry.register(uri, model, figure, run_id)
+        registry.register(uri, model, evaluation, run_id)
     return f"denoise-{noise}"
 
 
@@ -28,7 +30,7 @@ def champion(uri: str, name: str) -> str | None:
 
 
 def test_the_best_version_is_promoted_and_stays(uri, tmp_path):
-    name = versions(uri, tmp_path, "best", scores(30.0), scores(30.5), scores(29.0), None)
+    name = register_versions(uri, tmp_path, "best", scores(30.0), scores(30.5), scores(29.0), None)
     result = promote(uri, name, by="ada")
     assert (result["version"], result["previous"], result["changed"], result["psnr"]) == ("2", None, True, 30.5)
     assert champion(uri, name) == "2"
@@ -38,7 +40,7 @@ def test_the_best_version_is_promoted_and_stays(uri, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("noise", "figures", "sentences"),
+    ("noise", "evaluation", "reasons"),
     [
         ("worse", scores(29.9), ["it is not better: 29.900 dB on samples under float, champion version 1 30.000 dB"]),
         ("tie", scores(30.0), ["it is not better"]),
@@ -52,42 +54,42 @@ def test_the_best_version_is_promoted_and_stays(uri, tmp_path):
         ),
     ],
 )
-def test_a_version_that_is_not_better_is_refused(uri, tmp_path, noise, figures, sentences):
-    name = versions(uri, tmp_path, noise, scores(30.0), figures)
+def test_a_version_that_is_not_better_is_refused(uri, tmp_path, noise, evaluation, reasons):
+    name = register_versions(uri, tmp_path, noise, scores(30.0), evaluation)
     promote(uri, name, 1)
     with pytest.raises(UserError) as refusal:
         promote(uri, name, 2)
-    for sentence in sentences:
-        assert sentence in str(refusal.value)
+    for reason in reasons:
+        assert reason in str(refusal.value)
     assert promote(uri, name)["changed"] is False  # nothing comparable is better
     assert champion(uri, name) == "1"
 
 
 def test_a_model_without_signature_example_or_its_own_files_is_refused(uri, tmp_path):
-    name = versions(uri, tmp_path, "format", scores(30.0))
+    name = register_versions(uri, tmp_path, "format", scores(30.0))
     api = tracking.client(uri)
     row = registry.show(uri, name)["versions"][0]
     folder = Path(api.get_logged_model(row["model_id"]).artifact_location.removeprefix("file://"))
-    described = yaml.safe_load((folder / "MLmodel").read_text())
-    del described["signature"], described["saved_input_example_info"]
-    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    metadata = yaml.safe_load((folder / "MLmodel").read_text())
+    del metadata["signature"], metadata["saved_input_example_info"]
+    (folder / "MLmodel").write_text(yaml.safe_dump(metadata))
     (folder / "artifacts" / "denoiser" / "model.json").write_text("{}")
     with pytest.raises(UserError) as refusal:
         promote(uri, name)
-    for sentence in ("it has no signature", "it has no input example", "the sha256 of its files is not the registered"):
-        assert sentence in str(refusal.value)
+    for reason in ("it has no signature", "it has no input example", "the sha256 of its files is not the registered"):
+        assert reason in str(refusal.value)
     assert champion(uri, name) is None
 
 
 def test_versions_that_were_not_scored_alike_must_be_named(uri, tmp_path):
-    name = versions(uri, tmp_path, "mixed", scores(30.0), scores(33.0, protocol="laine2019"))
+    name = register_versions(uri, tmp_path, "mixed", scores(30.0), scores(33.0, protocol="laine2019"))
     with pytest.raises(UserError, match=r"not scored alike, so name the one to promote: 1 \(30\.000 dB.*2 \(33\.000"):
         promote(uri, name)
     assert promote(uri, name, "2")["changed"] is True
 
 
-def test_no_score_and_no_model_are_sentences(uri, tmp_path):
-    name = versions(uri, tmp_path, "unscored", None)
+def test_no_score_no_version_and_no_model_are_errors(uri, tmp_path):
+    name = register_versions(uri, tmp_path, "unscored", None)
     with pytest.raises(UserError, match="no version of denoise-unscored has a score"):
         promote(uri, name)
     with pytest.raises(UserError, match="has no version 3: it has 1"):
@@ -98,8 +100,8 @@ def test_no_score_and_no_model_are_sentences(uri, tmp_path):
         rollback(uri, name)
 
 
-def test_every_move_is_recorded_and_can_be_taken_back(uri, tmp_path):
-    name = versions(uri, tmp_path, "moves", scores(30.0), scores(30.5), scores(31.0))
+def test_every_move_is_recorded_and_can_be_rolled_back(uri, tmp_path):
+    name = register_versions(uri, tmp_path, "moves", scores(30.0), scores(30.5), scores(31.0))
     for version in (1, 2, 3):
         promote(uri, name, version, by="ada")
     assert rollback(uri, name, by="bob")["version"] == "2"
@@ -119,15 +121,15 @@ def test_every_move_is_recorded_and_can_be_taken_back(uri, tmp_path):
     assert all(move["when"].endswith("+00:00") for move in moves)
 
 
-def test_a_champion_set_by_hand_can_be_taken_back(uri, tmp_path):
-    name = versions(uri, tmp_path, "hand", scores(30.0), scores(20.0))
+def test_a_champion_set_by_hand_can_be_rolled_back(uri, tmp_path):
+    name = register_versions(uri, tmp_path, "hand", scores(30.0), scores(20.0))
     promote(uri, name, 1)
     tracking.client(uri).set_registered_model_alias(name, "champion", "2")
     assert rollback(uri, name)["version"] == "1"
 
 
-def test_a_champion_without_a_score_is_not_compared_with(uri, tmp_path):
-    name = versions(uri, tmp_path, "blank", None, scores(30.0))
+def test_no_version_is_compared_with_a_champion_without_a_score(uri, tmp_path):
+    name = register_versions(uri, tmp_path, "blank", None, scores(30.0))
     tracking.client(uri).set_registered_model_alias(name, "champion", "1")
     with pytest.raises(UserError, match="champion version 1 has no score to compare with"):
         promote(uri, name)

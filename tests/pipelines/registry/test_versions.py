@@ -1,3 +1,5 @@
+"""The model registry: versions with their scores, and models by reference."""
+
 import json
 from pathlib import Path
 
@@ -59,19 +61,19 @@ def test_only_what_its_run_has_logged_is_registered(uri, tmp_path):
         registry.register(uri, tmp_path, scores(30.0), run_id)
 
 
-def test_a_model_is_found_by_path_version_and_alias(uri, tmp_path):
-    run_id, model = log_a_model(uri, tmp_path, "found")
+def test_a_model_is_fetched_by_path_version_and_alias(uri, tmp_path):
+    run_id, model = log_a_model(uri, tmp_path, "fetched")
     registry.register(uri, model, scores(30.0), run_id)
-    tracking.client(uri).set_registered_model_alias("denoise-found", "champion", "1")
+    tracking.client(uri).set_registered_model_alias("denoise-fetched", "champion", "1")
     assert registry.model_folder(uri, str(model)) == model
-    for reference in ("models:/denoise-found/1", "models:/denoise-found@champion"):
+    for reference in ("models:/denoise-fetched/1", "models:/denoise-fetched@champion"):
         folder = registry.model_folder(uri, reference, tmp_path / "cache")
         for name in ("model.json", "net.safetensors"):
             assert (folder / name).read_bytes() == (model / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("reference", "sentence"),
+    ("reference", "message"),
     [
         ("models:/denoise-mssing/1", r"no model denoise-mssing \(did you mean denoise-missing\?\).*denoise-missing"),
         ("models:/denoise-missing/7", "has no version 7: it has 1"),
@@ -80,15 +82,15 @@ def test_a_model_is_found_by_path_version_and_alias(uri, tmp_path):
         ("models:/denoise-missing@champion/x", "is no model: write models:/NAME@ALIAS"),
     ],
 )
-def test_what_does_not_exist_is_a_sentence(uri, tmp_path, reference, sentence):
+def test_a_reference_to_nothing_is_an_error(uri, tmp_path, reference, message):
     run_id, model = log_a_model(uri, tmp_path, "missing")
     registry.register(uri, model, None, run_id)
     tracking.client(uri).set_registered_model_alias("denoise-missing", "champion", "1")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         registry.model_folder(uri, reference)
 
 
-def test_a_folder_that_is_no_model_is_a_sentence(uri, tmp_path):
+def test_a_folder_without_a_model_is_an_error(uri, tmp_path):
     make_model(tmp_path / "n2n" / "model", "path")
     with pytest.raises(UserError, match=r"no model folder .*; did you mean .*n2n/model\?"):
         registry.model_folder(uri, str(tmp_path / "n2n"))
@@ -96,7 +98,7 @@ def test_a_folder_that_is_no_model_is_a_sentence(uri, tmp_path):
         registry.model_folder(uri, str(tmp_path / "nothing"))
 
 
-def test_changed_and_lost_files_are_noticed(uri, tmp_path):
+def test_changed_and_missing_files_are_errors(uri, tmp_path):
     run_id, model = log_a_model(uri, tmp_path, "changed")
     row = registry.register(uri, model, scores(30.0), run_id)
     location = tracking.client(uri).get_logged_model(row["model_id"]).artifact_location

@@ -1,3 +1,5 @@
+"""Access to MLflow, and runs that are found, created, owned and closed."""
+
 import json
 import os
 import pickle
@@ -13,10 +15,10 @@ import denoise
 from denoise.errors import UserError
 from pipelines.tracking import client as tracking
 from pipelines.tracking.owner import has_died, this_host, this_process
-from pipelines.tracking.runs import DRIVER_TAG, DataUse, RunSpec, get_or_create_run
+from pipelines.tracking.runs import OWNER_TAG, DataUse, RunSpec, get_or_create_run
 from tests.pipelines.mlflow_helpers import shared_uri
 
-PROJECT = Path(denoise.__file__).parents[2]
+PROJECT = Path(denoise.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_anything_but_a_database_or_a_server_is_refused(uri, tmp_path):
         tracking.resolve_uri(uri, tmp_path)
 
 
-def test_a_run_is_found_again_and_keeps_what_it_has(uri):
+def test_a_run_is_found_again_and_keeps_its_first_values(uri):
     digest = "0123456789abcdef" * 4
     first = {
         "tags": {"method": "n2n", "mlflow.source.git.commit": "abc"},
@@ -83,7 +85,7 @@ def test_a_run_ends_with_its_status(uri, status):
     assert info.end_time >= info.start_time
 
 
-def test_a_request_that_was_repeated_leaves_one_run(uri, monkeypatch):
+def test_a_repeated_request_creates_one_run(uri, monkeypatch):
     from mlflow import MlflowClient
 
     create = MlflowClient.create_run
@@ -93,13 +95,13 @@ def test_a_request_that_was_repeated_leaves_one_run(uri, monkeypatch):
         return create(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "create_run", twice)
-    run_id = get_or_create_run(RunSpec(uri, "ghosts", "n2n"))
+    run_id = get_or_create_run(RunSpec(uri, "duplicates", "n2n"))
     api = tracking.client(uri)
-    experiment = api.get_experiment_by_name("ghosts")
+    experiment = api.get_experiment_by_name("duplicates")
     assert [run.info.run_id for run in api.search_runs([experiment.experiment_id])] == [run_id]
 
 
-def test_a_deleted_experiment_is_a_sentence(uri):
+def test_a_deleted_experiment_is_an_error(uri):
     run_id = get_or_create_run(RunSpec(uri, "deleted", "n2n"))
     api = tracking.client(uri)
     api.delete_experiment(api.get_run(run_id).info.experiment_id)
@@ -107,22 +109,22 @@ def test_a_deleted_experiment_is_a_sentence(uri):
         get_or_create_run(RunSpec(uri, "deleted", "n2n"))
 
 
-def test_a_server_that_does_not_answer_is_a_sentence():
+def test_a_server_that_does_not_answer_is_an_error_without_the_password():
     with pytest.raises(UserError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9 does not answer"):
         get_or_create_run(RunSpec("http://me:secret@127.0.0.1:9", "any", "n2n"))
 
 
-def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
+def test_a_file_that_is_no_database_is_an_error(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database at all, but more than a hundred bytes" * 9)
     with pytest.raises(UserError, match=r"MLflow cannot open sqlite:///.*mlflow\.db"):
         tracking.client(tracking.resolve_uri("sqlite:///mlflow.db", tmp_path))
 
 
-FIRST = """
+CREATE_AT_ONCE = """
 import os, sys
 import mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store  # the slow imports, once
 import sqlalchemy
-from pipelines import tracking
+from pipelines.tracking import client as tracking
 from pipelines.tracking.runs import RunSpec, get_or_create_run
 
 if os.fork() == 0:  # ends, as by a kill, when the first table is there
@@ -142,9 +144,9 @@ sys.exit(sum(os.wait()[1] != 0 for _ in range(16)))
 """
 
 
-def test_sixteen_processes_may_be_first_at_once_after_one_that_was_killed(tmp_path):
+def test_sixteen_processes_create_the_database_at_once_after_one_that_was_killed(tmp_path):
     uri = tracking.resolve_uri("sqlite:///new folder/mlflow.db", tmp_path)
-    done = subprocess.run([sys.executable, "-c", FIRST, uri], cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CREATE_AT_ONCE, uri], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ids = done.stdout.split()
     assert len(ids) == 16
@@ -152,51 +154,52 @@ def test_sixteen_processes_may_be_first_at_once_after_one_that_was_killed(tmp_pa
     assert sorted(path.name for path in (tmp_path / "new folder").iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
-def test_an_opening_is_plain_data():
+def test_a_run_spec_is_plain_data():
     params = {"train.steps": 10, "data.train": ("a", "b"), "late": None, "long": "x" * 7000}
     spec = RunSpec("sqlite:////m.db", "e", "n", {"a": 1}, params, (DataUse("s", "train", "d", "p"),), "h 1 2.0", 5)
     assert pickle.loads(pickle.dumps(spec)) == spec
     tree = json.loads(json.dumps(spec.as_dict()))
     assert tree["params"]["data.train"] == "a,b"
+    assert tree["driver"] == "h 1 2.0"  # the key of journals that already exist
     again = RunSpec.from_dict(tree)
     assert again.as_dict() == tree
-    assert (again.datasets, again.driver, again.started) == (spec.datasets, "h 1 2.0", 5)
+    assert (again.datasets, again.owner, again.started) == (spec.datasets, "h 1 2.0", 5)
 
 
-DRIVER = """
+OWNER = """
 import sys, time
 from pipelines.tracking.runs import RunSpec, get_or_create_run
-print(get_or_create_run(RunSpec(sys.argv[1], "reaped", sys.argv[2])), flush=True)
+print(get_or_create_run(RunSpec(sys.argv[1], "abandoned", sys.argv[2])), flush=True)
 time.sleep(600)
 """
 
 
-def driving(uri: str, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, uri, name]
+def start_owner(uri: str, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OWNER, uri, name]
     return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(uri):
+def test_a_run_whose_owner_was_killed_is_closed_by_the_next_run(uri):
     api = tracking.client(uri)
-    killed, living = driving(uri, "killed"), driving(uri, "living")
+    killed, living = start_owner(uri, "killed"), start_owner(uri, "living")
     try:
         ids = {"killed": killed.stdout.readline().strip(), "living": living.stdout.readline().strip()}
-        ids["elsewhere"] = get_or_create_run(RunSpec(uri, "reaped", "elsewhere"))
-        api.set_tag(ids["elsewhere"], DRIVER_TAG, f"other-host {killed.pid} {time.time():.2f}")
-        ids["no driver"] = get_or_create_run(RunSpec(uri, "reaped", "no driver"))
-        api.delete_tag(ids["no driver"], DRIVER_TAG)
+        ids["elsewhere"] = get_or_create_run(RunSpec(uri, "abandoned", "elsewhere"))
+        api.set_tag(ids["elsewhere"], OWNER_TAG, f"other-host {killed.pid} {time.time():.2f}")
+        ids["no owner"] = get_or_create_run(RunSpec(uri, "abandoned", "no owner"))
+        api.delete_tag(ids["no owner"], OWNER_TAG)
         os.kill(killed.pid, signal.SIGKILL)
         os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # dead, but still in the table of processes
-        get_or_create_run(RunSpec(uri, "reaped", "writer"), driving=False)
+        get_or_create_run(RunSpec(uri, "abandoned", "writer"), as_owner=False)
         assert api.get_run(ids["killed"]).info.status == "RUNNING"
-        get_or_create_run(RunSpec(uri, "reaped", "next"))
-        found = {name: api.get_run(run_id).info.status for name, run_id in ids.items()}
-        assert found == {"killed": "KILLED", "living": "RUNNING", "elsewhere": "RUNNING", "no driver": "RUNNING"}
+        get_or_create_run(RunSpec(uri, "abandoned", "next"))
+        statuses = {name: api.get_run(run_id).info.status for name, run_id in ids.items()}
+        assert statuses == {"killed": "KILLED", "living": "RUNNING", "elsewhere": "RUNNING", "no owner": "RUNNING"}
 
-        assert get_or_create_run(RunSpec(uri, "reaped", "killed")) == ids["killed"]  # resumed, by this process
+        assert get_or_create_run(RunSpec(uri, "abandoned", "killed")) == ids["killed"]  # resumed, by this process
         run = api.get_run(ids["killed"])
-        assert run.data.tags[DRIVER_TAG] == this_process()
-        get_or_create_run(RunSpec(uri, "reaped", "next"))
+        assert run.data.tags[OWNER_TAG] == this_process()
+        get_or_create_run(RunSpec(uri, "abandoned", "next"))
         assert api.get_run(ids["killed"]).info.status == "RUNNING"
     finally:
         for process in (killed, living):
@@ -205,18 +208,18 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(uri):
             process.stdout.close()
 
 
-def test_only_a_process_of_this_host_can_be_seen_to_be_gone():
+def test_only_a_process_of_this_host_is_known_to_have_died():
     host, pid, created = this_process().split()
     assert not has_died(this_process())
-    assert has_died(f"{host} {pid} {float(created) - 1000}")  # its number was given to another process
-    assert has_died(f"{this_host()} 4194305 {created}")  # more than Linux gives out
+    assert has_died(f"{host} {pid} {float(created) - 1000}")  # its process id was reused
+    assert has_died(f"{this_host()} 4194305 {created}")  # above the largest process id of Linux
     assert not has_died(f"{host}-x 4194305 {created}")
     assert not any(has_died(text) for text in ("", "nobody", f"{host} one two"))
 
 
-def test_rank_0_does_not_take_a_run_from_its_driver(uri):
-    driver = f"far-away 12 {time.time():.2f}"
-    run_id = get_or_create_run(RunSpec(uri, "drivers", "n2n", driver=driver), driving=False)
-    assert tracking.client(uri).get_run(run_id).data.tags[DRIVER_TAG] == driver
-    assert get_or_create_run(RunSpec(uri, "drivers", "n2n"), driving=False) == run_id
-    assert tracking.client(uri).get_run(run_id).data.tags[DRIVER_TAG] == driver
+def test_rank_0_does_not_take_a_run_from_its_owner(uri):
+    owner = f"far-away 12 {time.time():.2f}"
+    run_id = get_or_create_run(RunSpec(uri, "owners", "n2n", owner=owner), as_owner=False)
+    assert tracking.client(uri).get_run(run_id).data.tags[OWNER_TAG] == owner
+    assert get_or_create_run(RunSpec(uri, "owners", "n2n"), as_owner=False) == run_id
+    assert tracking.client(uri).get_run(run_id).data.tags[OWNER_TAG] == owner

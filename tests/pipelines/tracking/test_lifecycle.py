@@ -1,5 +1,6 @@
+"""Begin, end and sync of runs, with MLflow there, away, or back later."""
+
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,13 +17,22 @@ import denoise
 from denoise.errors import UserError
 from pipelines.tracking import client as tracking
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.lifecycle import Missing, begin, finish, journal_folder, journals, missing, sync, tracked_run
+from pipelines.tracking.lifecycle import (
+    MissingData,
+    begin,
+    find_journals,
+    find_missing,
+    finish,
+    journal_folder,
+    sync,
+    tracked_run,
+)
 from pipelines.tracking.logger import MlflowLogger
 from pipelines.tracking.owner import this_process
-from pipelines.tracking.runs import DRIVER_TAG, RunSpec, get_or_create_run
-from tests.pipelines.mlflow_helpers import Server, free_port, history, images, make_model, runs_named, shared_uri
+from pipelines.tracking.runs import OWNER_TAG, RunSpec, get_or_create_run
+from tests.pipelines.mlflow_helpers import free_port, history, images, make_model, runs_named, shared_uri
 
-PROJECT = Path(denoise.__file__).parents[2]
+PROJECT = Path(denoise.__file__).parents[1]
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 EXAMPLE = np.zeros((1, 3, 40, 40), np.float32)
 
@@ -30,13 +40,6 @@ EXAMPLE = np.zeros((1, 3, 40, 40), np.float32)
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return shared_uri(tmp_path_factory)
-
-
-@pytest.fixture
-def server(uri):
-    server = Server(uri)
-    yield server
-    server.stop()
 
 
 def train(spec: RunSpec, folder: Path, steps: range) -> None:
@@ -50,10 +53,12 @@ def train(spec: RunSpec, folder: Path, steps: range) -> None:
     log.close()
 
 
-def denoise_runs(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines.cli", "runs", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def denoise_runs(denoise_fork, tmp_path):
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*denoise_fork, "runs", *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    return run
 
 
 def everything(uri: str, run_id: str) -> tuple[object, ...]:
@@ -64,52 +69,52 @@ def everything(uri: str, run_id: str) -> tuple[object, ...]:
     return dict(run.info), run.data.tags, run.data.params, histories, images(uri, run_id), outputs
 
 
-def test_a_run_without_mlflow_from_start_to_end_is_brought_afterwards(uri, server, tmp_path, capfd):
+def test_a_run_without_mlflow_from_start_to_end_is_sent_by_sync(uri, server, denoise_runs, tmp_path, capfd):
     folder = journal_folder(str(tmp_path / "runs/ray"), "offline")
     params, tags = {"train.steps": 12}, {"method": "n2n"}
     spec = begin(RunSpec(server.address, "syncs over http", "offline", tags, params), folder)
     train(spec, folder, range(12))
     Journal(folder).set_model(make_model(tmp_path / "model", "gauss25"), {"loss": 11.0}, EXAMPLE)
     assert not finish(folder, "FINISHED")
-    said = capfd.readouterr().err
-    assert "run offline goes on without it" in said
-    assert said.count("`denoise runs sync offline` brings") == 2  # at the end of the log, and of the run
-    refused = denoise_runs(tmp_path, "sync")
+    warnings = capfd.readouterr().err
+    assert "run offline goes on without it" in warnings
+    assert warnings.count("`denoise runs sync offline` sends") == 2  # at the end of the log, and of the run
+    refused = denoise_runs("sync")
     assert refused.returncode == 1
     assert "error: offline is not synced: MLflow at http://127.0.0.1" in refused.stderr
-    (row,) = json.loads(denoise_runs(tmp_path, "list", "--json").stdout)
+    (row,) = json.loads(denoise_runs("list", "--json").stdout)
     assert (row["name"], row["steps"], row["status"], row["missing"]) == ("offline", 11, "FINISHED", None)
-    assert "not compared: MLflow at" in denoise_runs(tmp_path, "list").stdout
+    assert "not compared: MLflow at" in denoise_runs("list").stdout
 
     server.start()
-    assert missing(folder) == Missing(24, 3, model=True, status=True)
-    done = denoise_runs(tmp_path, "sync", "--json")
+    assert find_missing(folder) == MissingData(24, 3, model=True, status=True)
+    done = denoise_runs("sync", "--json")
     assert done.returncode == 0, done.stderr
     (run_id,) = runs_named(uri, "syncs over http", "offline")
-    brought = {"name": "offline", "run_id": run_id, "metrics": 24, "images": 3, "status": "FINISHED"}
-    assert json.loads(done.stdout) == [brought]
+    sent = {"name": "offline", "run_id": run_id, "metrics": 24, "images": 3, "status": "FINISHED"}
+    assert json.loads(done.stdout) == [sent]
     run = tracking.client(uri).get_run(run_id)
     assert (run.info.status, run.data.params["train.steps"], run.data.tags["method"]) == ("FINISHED", "12", "n2n")
     assert run.info.start_time == spec.started
-    assert run.info.start_time < run.info.end_time == Journal(folder).ended().time
+    assert run.info.start_time < run.info.end_time == Journal(folder).final_status().time
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(12)]
     assert images(server.address, run_id) == [f"validation+step+{step}" for step in (0, 10, 5)]
     assert len(run.outputs.model_outputs) == 1
 
     before = everything(server.address, run_id)
     assert sync(folder)[2:] == (0, 0, "FINISHED")
-    again = denoise_runs(tmp_path, "sync", "offline")
-    assert again.stdout == "offline  FINISHED  brought 0 metrics and 0 images\n"
+    again = denoise_runs("sync", "offline")
+    assert again.stdout == "offline  FINISHED  sent 0 metrics and 0 images\n"
     assert everything(server.address, run_id) == before
-    assert "MLflow lacks nothing" in denoise_runs(tmp_path, "list").stdout
+    assert "MLflow lacks nothing" in denoise_runs("list").stdout
 
 
-def test_a_run_that_mlflow_followed_lacks_nothing_at_its_end(uri, tmp_path, capfd):
+def test_mlflow_lacks_nothing_of_a_run_that_it_followed(uri, tmp_path, capfd):
     spec = begin(RunSpec(uri, "syncs", "followed"), tmp_path)
     train(spec, tmp_path, range(6))
     Journal(tmp_path).set_model(make_model(tmp_path / "model of this", "gauss25"), {"loss": 1.0}, EXAMPLE)
     assert finish(tmp_path, "FINISHED")
-    assert missing(tmp_path) == Missing(0, 0, model=False, status=False)
+    assert find_missing(tmp_path) == MissingData(0, 0, model=False, status=False)
     run = tracking.client(uri).get_run(*runs_named(uri, "syncs", "followed"))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["model/loss"] == 1.0
@@ -117,12 +122,12 @@ def test_a_run_that_mlflow_followed_lacks_nothing_at_its_end(uri, tmp_path, capf
     assert capfd.readouterr().err == ""
 
 
-def test_two_attempts_are_one_run_though_mlflow_saw_only_the_second(uri, tmp_path):
+def test_two_attempts_are_one_run_although_mlflow_answered_only_the_second(uri, tmp_path):
     away = RunSpec(f"http://127.0.0.1:{free_port()}", "syncs", "twice", params={"a": 1})
     train(begin(away, tmp_path), tmp_path, range(8))
     finish(tmp_path, "FAILED")
     second = begin(replace(away, uri=uri), tmp_path)
-    assert Journal(tmp_path).ended() is None
+    assert Journal(tmp_path).final_status() is None
     train(second, tmp_path, range(5, 15))
     assert finish(tmp_path, "FINISHED")
     (run_id,) = runs_named(uri, "syncs", "twice")
@@ -136,7 +141,7 @@ def test_two_attempts_are_one_run_though_mlflow_saw_only_the_second(uri, tmp_pat
 def test_a_run_ends_as_its_block_does(uri, tmp_path, error, status):
     def block() -> None:
         with tracked_run(RunSpec(uri, "ends of blocks", status), tmp_path) as run:
-            assert run.spec.driver == this_process()
+            assert run.spec.owner == this_process()
             if error:
                 raise error
 
@@ -146,10 +151,10 @@ def test_a_run_ends_as_its_block_does(uri, tmp_path, error, status):
     else:
         block()
     run = tracking.client(uri).get_run(*runs_named(uri, "ends of blocks", status))
-    assert run.info.status == status == Journal(tmp_path).ended().status
+    assert run.info.status == status == Journal(tmp_path).final_status().status
 
 
-DRIVER = """
+OWNER = """
 import sys, time
 from pathlib import Path
 from pipelines.tracking.logger import MlflowLogger
@@ -167,31 +172,31 @@ def experiment_of(uri: str) -> str:
     return "signals over http" if uri.startswith("http") else "signals"  # a server keeps files in its own way
 
 
-def signalled(sign: signal.Signals, uri: str, name: str, folder: Path) -> int:
-    """Start a process that drives a run, send it a signal when it has logged, and return its exit code."""
-    command = [sys.executable, "-c", DRIVER, uri, experiment_of(uri), name, str(folder)]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as driver:
-        driver.stdout.readline()
-        driver.send_signal(sign)
-        return driver.wait(120)
+def exit_code_after(sign: signal.Signals, uri: str, name: str, folder: Path) -> int:
+    """Start a process that owns a run, send it a signal once it has logged, and return its exit code."""
+    command = [sys.executable, "-c", OWNER, uri, experiment_of(uri), name, str(folder)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as owner:
+        owner.stdout.readline()
+        owner.send_signal(sign)
+        return owner.wait(120)
 
 
-def test_sigterm_is_killed(uri, tmp_path):
-    assert signalled(signal.SIGTERM, uri, "terminated", tmp_path) == 143
+def test_a_run_ended_by_sigterm_is_killed(uri, tmp_path):
+    assert exit_code_after(signal.SIGTERM, uri, "terminated", tmp_path) == 143
     run = tracking.client(uri).get_run(*runs_named(uri, "signals", "terminated"))
-    assert run.info.status == "KILLED" == Journal(tmp_path).ended().status
+    assert run.info.status == "KILLED" == Journal(tmp_path).final_status().status
 
 
-def test_sigkill_is_killed_at_the_next_start_of_any_run(uri, tmp_path):
-    assert signalled(signal.SIGKILL, uri, "shot", tmp_path / "shot") == -signal.SIGKILL
+def test_a_run_ended_by_sigkill_is_killed_when_another_run_begins(uri, tmp_path):
+    assert exit_code_after(signal.SIGKILL, uri, "shot", tmp_path / "shot") == -signal.SIGKILL
     run_id = runs_named(uri, "signals", "shot")[0]
     assert tracking.client(uri).get_run(run_id).info.status == "RUNNING"
     begin(RunSpec(uri, "signals", "next"), tmp_path / "next")
     assert tracking.client(uri).get_run(run_id).info.status == "KILLED"
 
 
-def test_sigkill_while_mlflow_is_down_is_killed_by_sync(uri, server, tmp_path):
-    assert signalled(signal.SIGKILL, server.address, "shot offline", tmp_path) == -signal.SIGKILL
+def test_a_run_ended_by_sigkill_during_an_outage_is_killed_by_sync(uri, server, tmp_path):
+    assert exit_code_after(signal.SIGKILL, server.address, "shot offline", tmp_path) == -signal.SIGKILL
     server.start()
     assert sync(tmp_path)[2:] == (1, 0, "KILLED")
     info = tracking.client(uri).get_run(*runs_named(uri, "signals over http", "shot offline")).info
@@ -199,17 +204,17 @@ def test_sigkill_while_mlflow_is_down_is_killed_by_sync(uri, server, tmp_path):
     assert sync(tmp_path)[2:] == (0, 0, "KILLED")
 
 
-def test_a_run_that_mlflow_sees_late_knows_its_driver(uri, tmp_path):
-    """Else nobody could close it after a kill."""
+def test_a_run_created_late_in_mlflow_has_its_owner(uri, tmp_path):
+    """Otherwise no process could close it after a kill."""
     away = f"http://127.0.0.1:{free_port()}"
     spec = begin(RunSpec(away, "signals", "late"), tmp_path)
     MlflowLogger(replace(spec, uri=uri), tmp_path, system_metrics=False).close()
     run = tracking.client(uri).get_run(*runs_named(uri, "signals", "late"))
-    assert run.data.tags[DRIVER_TAG] == this_process()
-    assert sync(tmp_path).status == "RUNNING"  # this process drives it still
+    assert run.data.tags[OWNER_TAG] == this_process()
+    assert sync(tmp_path).status == "RUNNING"  # this process still owns it
 
 
-def test_what_mlflow_refuses_for_good_is_said_at_the_start(uri, tmp_path):
+def test_a_permanent_refusal_of_mlflow_is_an_error_at_the_start(uri, tmp_path):
     run_id = get_or_create_run(RunSpec(uri, "deleted for sync", "n2n"))
     api = tracking.client(uri)
     api.delete_experiment(api.get_run(run_id).info.experiment_id)
@@ -218,7 +223,7 @@ def test_what_mlflow_refuses_for_good_is_said_at_the_start(uri, tmp_path):
 
 
 @pytest.mark.parametrize(("code", "fatal"), [(503, False), (404, True)])
-def test_a_server_that_is_not_up_yet_is_waited_for_and_another_one_is_said(tmp_path, code, fatal):
+def test_a_server_error_is_temporary_and_a_client_error_is_fatal(tmp_path, code, fatal):
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_error(code)
@@ -236,18 +241,18 @@ def test_a_server_that_is_not_up_yet_is_waited_for_and_another_one_is_said(tmp_p
 
 def test_journals_are_found_by_name(tmp_path):
     for name in ("b", "a"):
-        Journal(journal_folder(str(tmp_path), name)).begin(RunSpec("sqlite:////m.db", "e", name))
+        Journal(journal_folder(str(tmp_path), name)).start_attempt(RunSpec("sqlite:////m.db", "e", name))
     (tmp_path / "no run").mkdir()
-    assert list(journals(str(tmp_path))) == ["a", "b"]
-    assert journals(str(tmp_path), ["b"]) == {"b": tmp_path / "b" / "journal"}
-    with pytest.raises(UserError, match="there is no journal of c in .*; `denoise runs list` names"):
-        journals(str(tmp_path), ["c"])
-    assert journals(str(tmp_path / "nothing")) == {}
+    assert list(find_journals(str(tmp_path))) == ["a", "b"]
+    assert find_journals(str(tmp_path), ["b"]) == {"b": tmp_path / "b" / "journal"}
+    with pytest.raises(UserError, match="there is no journal of c in .*; `denoise runs list` lists them"):
+        find_journals(str(tmp_path), ["c"])
+    assert find_journals(str(tmp_path / "nothing")) == {}
 
 
 def test_the_journal_of_a_run_on_s3_is_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = journal_folder("s3://bucket/runs", "a")
     assert folder == tmp_path / "runs" / "a" / "journal"
-    Journal(folder).begin(RunSpec("sqlite:////m.db", "e", "a"))
-    assert journals("s3://bucket/runs") == {"a": folder}
+    Journal(folder).start_attempt(RunSpec("sqlite:////m.db", "e", "a"))
+    assert find_journals("s3://bucket/runs") == {"a": folder}

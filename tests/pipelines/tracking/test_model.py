@@ -1,3 +1,5 @@
+"""The MLflow model of a run: it predicts without this project, and holds no pickle."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from pipelines.tracking import model as logged_model
 from pipelines.tracking.runs import RunSpec, get_or_create_run
 from tests.pipelines.mlflow_helpers import make_model, shared_uri
 
-PROJECT = Path(denoise.__file__).parents[2]
+PROJECT = Path(denoise.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def _restored(model: Path, noisy: np.ndarray) -> np.ndarray:
     return load_denoiser(model)(torch.tensor(noisy)).numpy()
 
 
-def test_what_is_no_model_folder_is_not_logged(uri, tmp_path):
+def test_a_folder_without_a_model_is_refused(uri, tmp_path):
     run_id = get_or_create_run(RunSpec(uri, "models", "none"))
     with pytest.raises(UserError, match=r"is no model folder: it has no model\.json"):
         logged_model.log_model(uri, run_id, tmp_path, np.zeros((1, 3, 8, 8), np.float32), {})

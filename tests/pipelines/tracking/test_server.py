@@ -1,3 +1,5 @@
+"""The MLflow page: its server, its port, and its end with all processes."""
+
 import os
 import signal
 import socket
@@ -20,7 +22,7 @@ from pipelines.tracking.runs import RunSpec, get_or_create_run
 from pipelines.tracking.server import check_port, run_ui
 from tests.pipelines.mlflow_helpers import free_port, log_a_model, scores, shared_uri
 
-PROJECT = Path(denoise.__file__).parents[2]
+PROJECT = Path(denoise.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return shared_uri(tmp_path_factory)
 
 
-def test_a_port_in_use_is_a_sentence_that_names_a_free_one(uri):
+def test_the_error_for_a_port_in_use_names_a_free_one(uri):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -46,12 +48,12 @@ def test_a_port_in_use_is_a_sentence_that_names_a_free_one(uri):
         ("192.0.2.1", 5000, r"cannot listen on 192\.0\.2\.1:5000"),
     ],
 )
-def test_an_address_that_cannot_be_used_is_a_sentence(uri, host, port, sentence):
+def test_an_address_that_cannot_be_used_is_an_error(uri, host, port, sentence):
     with pytest.raises(UserError, match=sentence):
         run_ui(uri, port, host)
 
 
-def test_a_server_needs_no_second_one():
+def test_a_uri_of_a_server_is_refused():
     with pytest.raises(UserError, match="is an MLflow server already"):
         run_ui("http://me:secret@localhost:5000", 5001)
 
@@ -59,8 +61,8 @@ def test_a_server_needs_no_second_one():
 def test_the_page_shows_what_is_in_the_database_and_ends_with_all_its_processes(uri, tmp_path):
     port = free_port()
     # A test run in the background of a script inherits that Ctrl-C is ignored; a terminal's programs do not.
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{heard}; from pipelines.tracking.server import run_ui; run_ui({uri!r}, {port})"
+    restore_ctrl_c = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{restore_ctrl_c}; from pipelines.tracking.server import run_ui; run_ui({uri!r}, {port})"
     page = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         spec = RunSpec(uri, "page", "n2n")

@@ -1,0 +1,25 @@
+"""What we use of MLflow and Ray beside their public interfaces: when a new version drops it, a test says so by name."""
+
+import importlib
+from importlib import metadata
+from operator import attrgetter
+
+import pytest
+
+USES = [
+    ("mlflow", "mlflow.store.db.utils", "_initialize_tables", "tracking/client.py"),
+    ("mlflow", "mlflow.tracking.multimedia", "compress_image_size", "tracking/run_images.py"),
+    ("mlflow", "mlflow.tracking.multimedia", "convert_to_pil_image", "tracking/run_images.py"),
+    ("mlflow", "mlflow.system_metrics.metrics.cpu_monitor", "CPUMonitor.collect_metrics", "tracking/system_metrics.py"),
+    ("ray", "ray.core.generated.gcs_service_pb2", "CheckAliveRequest", "cluster/auth.py"),
+    ("ray", "ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub", "cluster/auth.py"),
+    ("ray", "ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceServicer.CheckAlive", "cluster/auth.py"),
+]
+
+
+@pytest.mark.parametrize(("package", "module", "name", "user"), USES)
+def test_the_installed_version_has_what_we_use(package, module, name, user):
+    try:
+        attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{package} {metadata.version(package)} has no {module}.{name}, which {user} uses ({error})")
