@@ -12,58 +12,12 @@ from denoise.files import file_digest
 DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_image", "small")
 # How a batch is computed, and what is done about trouble: the same run may go on with another answer.
 NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
-# Modules of the core that no training step depends on.
-NOT_TRAINING = (
-    "allocator.py",
-    "evaluate.py",
-    "faults.py",
-    "fingerprints.py",
-    "leakage.py",
-    "profile.py",
-    "restore.py",
-    "shard_writer.py",
-)
 
-
-def code_digest(config: Config) -> str:
-    """Return the sha256 of the code that this training runs, so that a resumed run never mixes two versions of it."""
-    return digest({f"{path.parent.name}/{path.name}": file_digest(path) for path in code_files(config)})
-
-
-def code_files(config: Config) -> list[Path]:
-    """Return the files of the core that this training runs.
-
-    Of the methods, nets and noise models only the chosen one counts (with the files it imports from beside it):
-    adding another leaves finished runs what they are.
-    """
-    import denoise
-    from denoise.methods import METHODS, with_net
-    from denoise.nets import net_class
-    from denoise.noise import parse_noise
-
-    root = Path(denoise.__file__).parent
-    files = {path for path in root.glob("*.py") if path.name not in NOT_TRAINING}
-    chosen = (
-        METHODS[config.method.name],
-        net_class(with_net(config).net.name),
-        type(parse_noise(config.noise)),
-    )
-    for cls in chosen:
-        files |= _with_siblings(Path(inspect.getfile(cls)))
-    return sorted(files)
-
-
-def _with_siblings(path: Path) -> set[Path]:
-    """Return a file of a package with all that it imports from the same package, directly or not."""
-    found, waiting = set(), {path}
-    while waiting:
-        path = waiting.pop()
-        found.add(path)
-        package = ".".join(("denoise", path.parent.name))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{package}."):
-                waiting |= {path.with_name(f"{node.module.rpartition('.')[2]}.py")} - found
-    return found
+# The part of the core that every training step runs. Of methods, nets and noise only what is chosen is added.
+PACKAGES = ("images", "data", "training")
+MODULES = ("__init__", "config", "denoiser", "distributed", "errors", "files", "rng")
+# In the package training, and without influence on the weights: where memory comes from, faults on purpose, timings.
+NOT_DECISIVE_MODULES = ("training/malloc.py", "training/fault_injection.py", "training/profiler.py")
 
 
 def run_name(config: Config, data_digest: str) -> str:
@@ -77,6 +31,56 @@ def run_name(config: Config, data_digest: str) -> str:
 
 
 def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: tree[key] for key in ("seed", "noise", "method", "net")}
-    kept["train"] = {key: value for key, value in tree["train"].items() if key not in NOT_DECISIVE}
-    return {**kept, **{key: tree["data"][key] for key in DECISIVE_DATA}}
+    """Return the keys of a configuration that decide the weights."""
+    decisive = {key: tree[key] for key in ("seed", "noise", "method", "net")}
+    decisive["train"] = {key: value for key, value in tree["train"].items() if key not in NOT_DECISIVE}
+    return {**decisive, **{key: tree["data"][key] for key in DECISIVE_DATA}}
+
+
+def code_digest(config: Config) -> str:
+    """Return the sha256 of the code that this training runs, so that a resumed run never mixes two versions of it."""
+    return digest({f"{path.parent.name}/{path.name}": file_digest(path) for path in code_files(config)})
+
+
+def code_files(config: Config) -> list[Path]:
+    """Return the files of the core that this training runs.
+
+    Of the methods, nets and noise models only the chosen one counts, with the files that it imports from beside it, and
+    not the list of all of them in ``__init__.py``: adding another leaves finished runs what they are.
+    """
+    import denoise
+    from denoise.methods import METHODS, with_net
+    from denoise.nets import net_class
+    from denoise.noise import parse_noise
+
+    root = Path(denoise.__file__).parent
+    files = {root / f"{name}.py" for name in MODULES}
+    for package in PACKAGES:
+        files |= set((root / package).glob("*.py"))
+    files -= {root / name for name in NOT_DECISIVE_MODULES}
+    for cls in (METHODS[config.method.name], net_class(with_net(config).net.name), type(parse_noise(config.noise))):
+        files |= _with_siblings(Path(inspect.getfile(cls)))
+    return sorted(files)
+
+
+def _with_siblings(path: Path) -> set[Path]:
+    """Return a file of a package with all that it imports from the same package, directly or not."""
+    files, waiting = set(), {path}
+    while waiting:
+        file = waiting.pop()
+        files.add(file)
+        waiting |= _imported_siblings(file) - files
+    return files
+
+
+def _imported_siblings(file: Path) -> set[Path]:
+    """Return the files beside ``file`` that it imports, in whichever form."""
+    package = f"denoise.{file.parent.name}."
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    siblings = {file.with_name(f"{name.removeprefix(package)}.py") for name in names if name.startswith(package)}
+    return {sibling for sibling in siblings if sibling.is_file()}

@@ -1,9 +1,9 @@
-"""What goes into a training run and what comes out of it, wherever it runs."""
+"""Inputs and outputs of a training run, wherever it runs: its shards, its versions, the model it leaves."""
 
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from denoise.data.shards import Shards
     from denoise.training.checkpoint_manager import CheckpointStore
 
+PROFILE = "profile"  # folder of a run, below runs/NAME
+
 
 @dataclass(frozen=True)
 class Part:
@@ -29,10 +31,6 @@ class Part:
     split: str
     digest: str
     place: str  # the absolute data.url that the shards are read from, or the absolute data.root
-
-    def as_dict(self) -> dict[str, str]:
-        """Return it as plain data."""
-        return {key: str(value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,23 @@ class TrainingInputs:
         from denoise.noise import parse_noise
         from denoise.rng import batch_rng
 
-        images = open_collections(config, [part.as_dict() for part in self.parts])["train"]
+        images = open_datasets(config, self.parts)["train"]
         key = batch_rng(config.seed, 0, torch.tensor([0]))
         noisy = evaluation_pair(images, 0, parse_noise(config.noise), config.data.channels, key).noisy[0]
         return random_crop(noisy, 64, (0.5, 0.5))[None].numpy()
 
 
 def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
-    """Open the shards that ``config`` names, refuse test images among them, and name the run.
+    """Open the shards that ``config`` names, refuse training images that are test images, and name the run.
 
     Raises:
         UserError: shards that are missing or damaged, or images shared with a test set.
     """
     from denoise.data.dataset import ShardedDataset
     from denoise.sharding.leakage import refuse_overlap
-    from denoise.training.loop import check
+    from denoise.training.setup import build_components
 
-    check(config)  # a typing mistake should not cost the start of a cluster
+    build_components(config)  # before a cluster is started
     train = open_sets(config, "train")
     refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap)
     place = data_place(config)
@@ -81,25 +79,25 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
     return TrainingInputs(name or run_name(config, digest), parts, {"data_digest": digest, **versions(config)})
 
 
-def open_collections(config: Config, parts: Sequence[Mapping[str, str]]) -> "dict[str, ShardedDataset]":
-    """Open the parts of a run by split, and check that they are what the driver saw.
+def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDataset]":
+    """Open the parts of a run, joined by split, and check that they are those the driver opened.
 
     Raises:
-        UserError: shards are missing, damaged, or others than those the run was started on.
+        UserError: shards are missing, damaged, or not those the run was started on.
     """
     from denoise.data.dataset import ShardedDataset
 
     splits: dict[str, list[Shards]] = {}
     for part in parts:
-        shards = open_set(with_place(config, part["place"]), part["split"], part["name"])
-        if shards.digest != part["digest"]:
+        shards = open_set(with_place(config, part.place), part.split, part.name)
+        if shards.digest != part.digest:
             raise UserError(f"the shards at {shards.name} are not those this run was started on; shard them again.")
-        splits.setdefault(part["split"], []).append(shards)
+        splits.setdefault(part.split, []).append(shards)
     return {split: ShardedDataset(sets) for split, sets in splits.items()}
 
 
 def versions(config: Config) -> dict[str, str]:
-    """Return what identifies the code: the git commit, whether files differ from it, and the digest of the core."""
+    """Return what identifies the code: git's commit, whether files differ from it, and the digest of the core."""
     commit, edited = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     git = {"mlflow.source.git.commit": commit, "git_dirty": str(bool(edited)).lower()} if commit else {}
     return {**git, "code_digest": code_digest(config)}
@@ -140,9 +138,9 @@ def export_model(config: Config, store: "CheckpointStore", folder: Path) -> Mapp
 
 
 def _git(*arguments: str) -> str:
-    """Return what git prints, nothing where there is no repository."""
+    """Return what git prints, the empty string where there is no repository."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""

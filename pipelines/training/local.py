@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise.config import Config
-from pipelines.console import Advance, progress, say
+from pipelines.console import say
 from pipelines.signals import stop_event_on_sigterm
-from pipelines.training.common import PROFILE, Stopped, progress_note
-from pipelines.training.inputs import export_model, open_collections, provenance, training_inputs
+from pipelines.training.inputs import PROFILE, export_model, open_datasets, provenance, training_inputs
+from pipelines.training.progress import ShowMetrics, Stopped, step_progress
 
 if TYPE_CHECKING:
     from denoise.training.fault_injection import Fault
@@ -20,12 +20,12 @@ def train_locally(
     config: Config,
     name: str | None = None,
     out: Path | None = None,
-    inject: "Sequence[Fault]" = (),
+    faults: "Sequence[Fault]" = (),
     profile: bool = False,
 ) -> Path:
     """Train in this process (or as one rank of ``torchrun``) and return the model folder.
 
-    Checkpoints and metrics.jsonl are kept in runs/NAME; the same command goes on from the newest sound checkpoint.
+    Checkpoints and metrics.jsonl are in runs/NAME; the same command resumes from the newest intact checkpoint.
 
     Raises:
         UserError: bad input.
@@ -42,58 +42,63 @@ def train_locally(
     run = Path("runs") / inputs.name
     distributed.start_from_environment(config.ray.timeout)
     try:
-        faults = FaultInjector(inject, distributed.rank())
+        rank = distributed.rank()
+        injector = FaultInjector(faults, rank)
         store = FolderStore(run / "checkpoints")
-        checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, _told(inputs.name), faults.wrap_writer)
-        sets = open_collections(config, [part.as_dict() for part in inputs.parts])
-        with _progress(f"train {inputs.name}", config.train.steps) as advance, stop_event_on_sigterm() as stop:
-            report = _reporter(run, advance)
-            watched, where = sets.get("val"), provenance(inputs)
-            folder = run / PROFILE if profile else None
-            done = train(config, sets["train"], watched, run, report, checkpoints, where, stop.is_set, faults, folder)
-        if done < config.train.steps:
-            raise Stopped(done, config.train.steps)
+        datasets = open_datasets(config, inputs.parts)
+        with _progress(inputs.name, config.train.steps, rank) as show, stop_event_on_sigterm() as stop:
+            steps = train(
+                config,
+                train_set=datasets["train"],
+                val_set=datasets.get("val"),
+                folder=run,
+                report=_reporter(run, show) if rank == 0 else lambda metrics: None,
+                checkpoints=CheckpointManager(
+                    store,
+                    config.ray.keep_checkpoints,
+                    lambda message: say(f"{inputs.name}: {message}"),
+                    injector,
+                ),
+                provenance=provenance(inputs),
+                stop_requested=stop.is_set,
+                faults=injector,
+                profile=run / PROFILE if profile else None,
+            )
+        if steps < config.train.steps:
+            raise Stopped(steps, config.train.steps)
         model = out or run / "model"
-        if distributed.rank() == 0:
+        if rank == 0:
             export_model(config, store, model)
     finally:
         distributed.stop()
     return model
 
 
-def _told(name: str) -> Callable[[str], None]:
-    return lambda sentence: say(f"{name}: {sentence}")
-
-
-def _progress(title: str, steps: int) -> AbstractContextManager[Advance]:
+def _progress(name: str, steps: int, rank: int) -> AbstractContextManager[ShowMetrics]:
     """Show progress on rank 0 only."""
-    from denoise import distributed
-
-    return progress(title, steps, "steps") if distributed.rank() == 0 else nullcontext(lambda amount=1, note="": None)
+    return step_progress(name, steps) if rank == 0 else nullcontext(lambda metrics: None)
 
 
-def _reporter(run: Path, advance: Advance) -> Callable[[dict[str, float]], None]:
-    from denoise import distributed
+def _reporter(run: Path, show: ShowMetrics) -> Callable[[dict[str, float]], None]:
+    """Return the ``report`` of rank 0: it appends each row to metrics.jsonl and shows it."""
     from denoise.training.checkpoint import HISTORY
 
-    seen = 0.0
+    started = False
 
     def report(metrics: dict[str, float]) -> None:
-        nonlocal seen
-        if distributed.rank() > 0:
-            return
-        run.mkdir(parents=True, exist_ok=True)
-        if not seen:
-            _rewind(run / HISTORY, metrics["step"])
+        nonlocal started
+        if not started:
+            run.mkdir(parents=True, exist_ok=True)
+            _remove_rows_from(run / HISTORY, metrics["step"])
+            started = True
         with (run / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        advance(metrics["step"] - seen, progress_note(metrics))
-        seen = metrics["step"]
+        show(metrics)
 
     return report
 
 
-def _rewind(file: Path, step: float) -> None:
+def _remove_rows_from(file: Path, step: float) -> None:
     """Remove the rows from ``step`` on, which an interrupted attempt left and this one writes again."""
     if file.exists():
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if _step(line) < step]
@@ -101,7 +106,8 @@ def _rewind(file: Path, step: float) -> None:
 
 
 def _step(line: str) -> float:
+    """Return the step of a row, infinity where a kill has cut the line."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):  # cut by a kill
+    except (ValueError, KeyError):
         return float("inf")

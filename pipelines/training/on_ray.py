@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config, flatten, to_dict
 from denoise.errors import UserError
-from denoise.training.fault_injection import DRIVER, Fault, FaultInjector
+from denoise.training.fault_injection import Fault
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_needs
 from pipelines.console import say
 from pipelines.signals import plain_interrupt, stop_event_on_sigterm
@@ -18,11 +18,10 @@ from pipelines.tracking import client as tracking
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import DataUse, RunSpec
-from pipelines.training.channel import RunChannel
-from pipelines.training.common import PROFILE, Stopped
-from pipelines.training.driver import CapacityNotice, DriverHooks, OnValidation, follow_workers
-from pipelines.training.inputs import TrainingInputs, export_model, provenance, training_inputs
-from pipelines.training.worker import train_worker
+from pipelines.training.channel import OnValidation, RunChannel, follow_workers
+from pipelines.training.inputs import PROFILE, TrainingInputs, export_model, provenance, training_inputs
+from pipelines.training.progress import Stopped
+from pipelines.training.worker import WorkerTask, train_worker
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -33,7 +32,7 @@ RESIZE_SECONDS = 30.0  # between two looks whether there is room for more worker
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A finished training run."""
 
     name: str
@@ -46,9 +45,9 @@ def train_on_ray(
     config: Config,
     name: str | None = None,
     out: Path | None = None,
-    inject: "Sequence[Fault]" = (),
+    faults: Sequence[Fault] = (),
     profile: bool = False,
-) -> Trained:
+) -> TrainedRun:
     """Train on Ray as ``config`` says and export the model.
 
     The run is known by its name, by default a hash of all that decides the result: the same command resumes an
@@ -58,7 +57,7 @@ def train_on_ray(
         config: what to train, and where.
         name: of the run, to start afresh under, or to resume.
         out: the model folder; by default runs/NAME/model.
-        inject: what goes wrong on purpose.
+        faults: what goes wrong on purpose.
         profile: write a profile of some steps to runs/NAME/profile of the machine of rank 0.
 
     Raises:
@@ -77,16 +76,16 @@ def train_on_ray(
         if not _finished(config, store):
             with ray_cluster(config) as dashboard:
                 _announce(run.spec, config.ray.storage, dashboard)
-                _fit(config, inputs, run.spec, journal, inject, profile)
+                _fit(config, inputs, run.spec, journal, faults=faults, profile=profile)
         metrics = export_model(config, store, folder)
         Journal(journal).set_model(folder, _final_figures(metrics), inputs.example(config))
-    return Trained(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
+    return TrainedRun(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
 
 
-def train_part(
+def train_trial(
     config: Config, name: str, tags: Mapping[str, object], on_validation: OnValidation
 ) -> Mapping[str, float]:
-    """Train on the connected cluster as a part of something larger, and return the figures of the last step.
+    """Train one run of a sweep's trial on the connected cluster, and return the metrics of its last step.
 
     The run has checkpoints and an MLflow run of its own, but its model is left in the last checkpoint.
 
@@ -94,11 +93,11 @@ def train_part(
         config: what to train, and where.
         name: of the run; the same one resumes it.
         tags: of its MLflow run.
-        heed: told the figures of every validation as it happens; where it answers yes, training leaves.
+        on_validation: called with the metrics of every validation as it happens; true stops the run.
 
     Raises:
         UserError: bad input, or training failed for good.
-        Stopped: ``heed`` wanted it; a checkpoint has been saved.
+        Stopped: ``on_validation`` returned true; a checkpoint has been saved.
     """
     from denoise.methods import with_net
     from denoise.training.checkpoint import read_history
@@ -109,13 +108,13 @@ def train_part(
     with tracked_run(_run_spec(config, inputs, tags), journal) as run:
         store = open_store(config.ray.storage, name)
         if not _finished(config, store):
-            _fit(config, inputs, run.spec, journal, (), False, on_validation)
+            _fit(config, inputs, run.spec, journal, on_validation=on_validation)
         with store.open(store.names()[-1]) as last:
             return dict(read_history(last)[-1])
 
 
 def _run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]) -> RunSpec:
-    """Return what opens the MLflow run of a training."""
+    """Return the definition of a training's MLflow run."""
     return RunSpec(
         tracking.resolve_uri(config.tracking.uri, Path.cwd()),
         config.tracking.experiment,
@@ -132,15 +131,8 @@ def _run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]
     )
 
 
-def _announce(spec: RunSpec, storage: str, dashboard: str) -> None:
-    """Say where the run can be seen, and what resumes it."""
-    seen = f", Ray at http://{dashboard}" if dashboard else ""
-    say(f"{spec.name}: MLflow at {tracking.without_password(spec.uri)}{seen}, checkpoints in {storage}")
-    say(f"{spec.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
-
-
 def _finished(config: Config, store: "CheckpointStore") -> bool:
-    """Say whether the last checkpoint of the run is there: no cluster is needed to give its model back."""
+    """Return whether the last checkpoint of the run is there: its model is given back without a cluster."""
     from denoise.training.checkpoint import checkpoint_name, damage
 
     last = checkpoint_name(config.train.steps)
@@ -150,85 +142,94 @@ def _finished(config: Config, store: "CheckpointStore") -> bool:
         return not damage(folder)
 
 
+def _announce(spec: RunSpec, storage: str, dashboard: str) -> None:
+    """Print where the run can be watched, and the command that resumes it."""
+    ray_page = f", Ray at http://{dashboard}" if dashboard else ""
+    say(f"{spec.name}: MLflow at {tracking.without_password(spec.uri)}{ray_page}, checkpoints in {storage}")
+    say(f"{spec.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
+
+
 def _fit(
     config: Config,
     inputs: TrainingInputs,
     spec: RunSpec,
     journal: Path,
-    inject: "Sequence[Fault]",
-    profile: bool,
+    *,
+    faults: Sequence[Fault] = (),
+    profile: bool = False,
     on_validation: OnValidation = lambda row: False,
 ) -> None:
-    """Train on the connected cluster until the last step is done, or ``heed``, told every validation, answers yes.
+    """Train on the connected cluster until the last step is done, or until ``on_validation`` returns true.
 
     Raises:
         UserError: bad input, or more failures than allowed.
-        Stopped: it was told to stop; a checkpoint has been saved.
+        Stopped: it was asked to stop; a checkpoint has been saved.
     """
     import ray
 
+    # On this node: anywhere else the channel would die with a host that the run itself survives.
     channel = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunChannel).remote()
+    task = WorkerTask(
+        config=config,
+        name=inputs.name,
+        storage=absolute(config.ray.storage),
+        parts=tuple(inputs.parts),
+        provenance=provenance(inputs),
+        run_spec=spec,
+        journal=journal,
+        channel=channel,
+        preemptible=bool(ray_address(config)),
+        faults=tuple(faults),
+        profile=(Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
+    )
     gpu = use_gpu(config)
-    work = {
-        "config": to_dict(config),
-        "name": inputs.name,
-        "storage": absolute(config.ray.storage),
-        "parts": [part.as_dict() for part in inputs.parts],
-        "provenance": provenance(inputs),
-        "run_spec": spec.as_dict(),
-        "journal": str(journal),
-        "mailbox": channel,
-        "preemptible": bool(ray_address(config)),
-        "inject": list(inject),
-        "profile": (Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
-    }
-    trainer = _trainer(config, inputs.name, gpu, work)
-    hear = DriverHooks(on_validation, CapacityNotice(inputs.name, config, gpu), FaultInjector(inject, DRIVER))
-    with stop_event_on_sigterm() as stop, follow_workers(channel, inputs.name, config, stop, hear):
+    trainer = _trainer(task, gpu)
+    with stop_event_on_sigterm() as stop, follow_workers(task, gpu, stop, on_validation):
         try:
             with plain_interrupt():
                 trainer.fit()
         except Exception as error:
-            raise _told(channel, inputs.name, error) from error
-    message, done = ray.get(channel.ending.remote())
-    if message:
-        raise UserError(message)
-    if done < config.train.steps:
-        raise Stopped(done, config.train.steps)
+            raise _final_error(channel, inputs.name, error) from error
+    failure, steps = ray.get(channel.ending.remote())
+    if failure:
+        raise UserError(failure)
+    if steps < config.train.steps:
+        raise Stopped(steps, config.train.steps)
 
 
-def _trainer(config: Config, name: str, gpu: bool, work: dict[str, Any]) -> "TorchTrainer":
-    """Return Ray's trainer of ``work`` on the workers that the configuration asks for."""
+def _trainer(task: WorkerTask, gpu: bool) -> "TorchTrainer":
+    """Return Ray's trainer, with the workers that the configuration asks for."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    most, least = config.ray.workers, config.ray.min_workers
+    options = task.config.ray
     return TorchTrainer(
         train_worker,
-        train_loop_config=work,
-        torch_config=TorchConfig(timeout_s=int(config.ray.timeout)),
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(timeout_s=int(options.timeout)),
         scaling_config=ScalingConfig(
-            num_workers=most if least is None else (least, most),
+            num_workers=options.workers if options.min_workers is None else (options.min_workers, options.workers),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpu,
-            resources_per_worker=worker_needs(config, gpu),
+            resources_per_worker=worker_needs(task.config, gpu),
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=absolute(config.ray.storage),
-            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            name=task.name,
+            storage_path=task.storage,
+            failure_config=FailureConfig(max_failures=options.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def _told(channel: Any, name: str, error: Exception) -> UserError:
+def _final_error(channel: Any, name: str, error: Exception) -> UserError:
+    """Return what to tell the user of a run that Ray has given up: a worker's own reason, where there is one."""
     import ray
 
-    message, _ = ray.get(channel.ending.remote())
-    if message:
-        return UserError(message)
+    failure, _ = ray.get(channel.ending.remote())
+    if failure:
+        return UserError(failure)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
     return UserError(
@@ -237,4 +238,5 @@ def _told(channel: Any, name: str, error: Exception) -> UserError:
 
 
 def _final_figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that MLflow shows beside the model."""
     return {key: value for key, value in metrics.items() if key in ("loss", "val_psnr", "val_ssim")}

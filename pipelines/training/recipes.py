@@ -1,4 +1,4 @@
-"""Published training recipes by name: one YAML file each in presets/, laid over params.yaml by ``preset=NAME``."""
+"""Published training recipes by name: one YAML file each in recipes/, laid over params.yaml by ``preset=NAME``."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -41,7 +41,7 @@ def load_recipe(name: str) -> Recipe:
     """Return the recipe of a name.
 
     Raises:
-        UsageError: there is none of that name; the nearest one is told.
+        UsageError: there is none of that name; the message names the nearest one.
     """
     known = names()
     if name not in known:
@@ -49,14 +49,12 @@ def load_recipe(name: str) -> Recipe:
     return _read(name)
 
 
-def described(preset: Recipe) -> str:
-    """Return a recipe as text for people: where it comes from, and the keys that it sets."""
+def describe(recipe: Recipe) -> str:
+    """Return a recipe as text for people: what it trains, where it comes from, and the keys that it sets."""
     import yaml
 
-    about = [preset.title, "", preset.source.strip()]
-    if preset.note:
-        about += ["", preset.note.strip()]
-    return "\n".join([*about, "", yaml.safe_dump(preset.config, sort_keys=False).strip()])
+    parts = [recipe.title, recipe.source.strip(), recipe.note.strip(), yaml.safe_dump(recipe.config, sort_keys=False)]
+    return "\n\n".join(part.strip() for part in parts if part)
 
 
 def _folder() -> Traversable:

@@ -1,27 +1,45 @@
-"""What Ray Train runs in every worker."""
+"""What Ray Train runs in every worker: one rank of a training run."""
 
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.config import Config, from_dict
+from denoise.config import Config
 from denoise.errors import UserError
-from denoise.training.fault_injection import FaultInjector
+from denoise.training.fault_injection import Fault, FaultInjector
 from pipelines.storage.checkpoints import open_store
 from pipelines.tracking.runs import RunSpec
-from pipelines.training.inputs import open_collections
+from pipelines.training.inputs import Part, open_datasets
 
 if TYPE_CHECKING:
     from denoise.training.loop import Report
 
-LISTEN_SECONDS = 0.5  # between two looks whether the driver wants the workers to leave
+POLL_SECONDS = 0.5  # between two looks whether the driver asks the workers to stop
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """Train on one rank: what Ray Train runs in every worker."""
+@dataclass(frozen=True, repr=False)  # Ray Train shows the text of its arguments, and an address may hold a password
+class WorkerTask:
+    """What the driver hands to every worker of a run. Ray serialises it; all paths and addresses are absolute."""
+
+    config: Config
+    name: str  # of the run
+    storage: str  # where its checkpoints are
+    parts: tuple[Part, ...]  # the shards it reads
+    provenance: Mapping[str, Any]  # recorded in its checkpoints
+    run_spec: RunSpec  # of its MLflow run
+    journal: Path
+    channel: Any  # handle of the RunChannel
+    preemptible: bool  # whether the cluster may take machines away with notice
+    faults: tuple[Fault, ...]  # injected on purpose
+    profile: Path | None  # folder for a profile of some steps
+
+
+def train_worker(arguments: Mapping[str, WorkerTask]) -> None:
+    """Train on one rank; ``arguments`` is Ray's dict of arguments, with the task under "task"."""
     import ray
     import ray.train
     import torch
@@ -30,112 +48,116 @@ def train_worker(settings: dict[str, Any]) -> None:
     from denoise.training.checkpoint_manager import CheckpointManager
     from denoise.training.loop import train
 
-    config, channel = from_dict(settings["config"]), settings["mailbox"]
+    task = arguments["task"]
+    config, channel, rank = task.config, task.channel, distributed.rank()
     if ray.get(channel.ending.remote())[0]:
         return  # bad input does not get better by trying again
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
-    first = distributed.rank() == 0
-    hosts = distributed.union({distributed.rank(): ray.util.get_node_ip_address()})
-    if first:
-        channel.say.remote(f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
-    faults = FaultInjector(
-        settings["inject"], distributed.rank(), lambda fault: bool(ray.get(channel.first.remote(fault)))
-    )
-    store = open_store(settings["storage"], settings["name"])
-    checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, channel.say.remote, faults.wrap_writer)
-    writer = RankZero(settings, faults) if first else None
+    hosts = distributed.union({rank: ray.util.get_node_ip_address()})
+    if rank == 0:
+        channel.put_message.remote(f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
+    faults = FaultInjector(task.faults, rank, lambda fault: bool(ray.get(channel.first_time.remote(fault))))
+    store = open_store(task.storage, task.name)
+    checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, channel.put_message.remote, faults)
+    rank_zero = RankZero(task, faults) if rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
         try:
-            sets = open_collections(config, settings["parts"])
-            done = train(
+            datasets = open_datasets(config, task.parts)
+            steps = train(
                 config,
-                sets["train"],
-                sets.get("val"),
-                Path(folder),
-                _reporter(writer, Path(folder), config, PreemptionNotices(settings["preemptible"])),
-                checkpoints,
-                settings["provenance"],
-                writer.stop_requested.is_set if writer else lambda: False,
-                faults,
-                settings["profile"],
+                train_set=datasets["train"],
+                val_set=datasets.get("val"),
+                folder=Path(folder),
+                report=_reporter(task, rank_zero, Path(folder)),
+                checkpoints=checkpoints,
+                provenance=task.provenance,
+                stop_requested=rank_zero.stop.is_set if rank_zero else lambda: False,
+                faults=faults,
+                profile=task.profile,
             )
-            if first:
-                ray.get(channel.end.remote("", done))
+            if rank == 0:
+                ray.get(channel.end.remote("", steps))
         except UserError as error:
             ray.get(channel.end.remote(str(error), 0))
             raise
         finally:
-            if writer:
-                writer.close()
+            if rank_zero:
+                rank_zero.close()
 
 
-class RankZero:
-    """What only rank 0 does: MLflow, and words to and from the driver."""
+def _reporter(task: WorkerTask, rank_zero: "RankZero | None", folder: Path) -> "Report":
+    """Return the ``report`` of the core's loop: rank 0 records every row, and every rank reports validations to Ray.
 
-    def __init__(self, settings: Mapping[str, Any], faults: FaultInjector) -> None:
-        from pipelines.tracking.logger import MlflowLogger
-
-        self.faults, self.down_until = faults, 0.0
-        spec = RunSpec.from_dict(settings["run_spec"])
-        self.log = MlflowLogger(spec, Path(settings["journal"]), down=lambda: time.monotonic() < self.down_until)
-        self.channel = settings["mailbox"]
-        self.stop_requested, self.closed = threading.Event(), threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def report(self, metrics: Mapping[str, float], folder: Path, validated: bool) -> None:
-        """Record the metrics, and the validation image if this step made one; the journal keeps them at once."""
-        step = int(metrics["step"])
-        for fault in self.faults.due(step, "tracker-down"):
-            self.down_until = time.monotonic() + fault.seconds
-        self.log.log_metrics(step, {key: value for key, value in metrics.items() if key != "step"})
-        image = folder / "images" / f"step-{step:06d}.png"
-        if image.exists():
-            self.log.log_image("validation", image, step)
-        self.channel.put.remote(dict(metrics), validated)
-
-    def close(self) -> None:
-        """Write what is left."""
-        self.closed.set()
-        self.log.close()
-
-    def _listen(self) -> None:
-        """Hear whether the driver was told to leave."""
-        import ray
-
-        while not self.closed.wait(LISTEN_SECONDS) and not self.stop_requested.is_set():
-            if ray.get(self.channel.stop_requested.remote()):
-                self.stop_requested.set()
-
-
-class PreemptionNotices:
-    """Tells of machines that are about to be taken away, which a cloud does with its spot machines."""
-
-    def __init__(self, possible: bool) -> None:
-        self.possible, self.known = possible, frozenset[str]()
-
-    def new(self) -> bool:
-        """Say, alike on every rank, whether there is a new notice; every rank must ask."""
-        import ray.train
-
-        notice = ray.train.get_preemption_info() if self.possible else None
-        before, self.known = self.known, frozenset(notice.preempted_node_ids if notice else ())
-        return bool(self.known - before)
-
-
-def _reporter(writer: RankZero | None, folder: Path, config: Config, notices: PreemptionNotices) -> "Report":
-    """Return the ``report`` of the core's loop: rank 0 tells MLflow, every rank tells Ray when it has validated.
-
-    Ray takes one report at each look of its controller and lets further ones wait: too slow for every row.
+    Ray takes one report at each look of its controller and lets further ones wait: too slow for every row. The loop
+    saves a checkpoint at once where the report is true: where a host is about to be taken away.
     """
     import ray.train
 
+    options = task.config.train
+    new_notice = _preemption_notice() if task.preemptible else lambda: False
+
     def report(metrics: dict[str, float]) -> bool:
-        validated = metrics["step"] % config.train.eval_every == 0 or metrics["step"] == config.train.steps
-        if writer:
-            writer.report(metrics, folder, validated)
+        validated = metrics["step"] % options.eval_every == 0 or metrics["step"] == options.steps
+        if rank_zero:
+            rank_zero.record(metrics, folder, validated)
         if validated:
             ray.train.report(metrics)
-        return notices.new()
+        return new_notice()
 
     return report
+
+
+def _preemption_notice() -> Callable[[], bool]:
+    """Return a function that says whether there is a new notice that hosts will be taken away (spot machines).
+
+    The answer is the same on every rank, and every rank must ask.
+    """
+    import ray.train
+
+    known = frozenset[str]()
+
+    def new_notice() -> bool:
+        nonlocal known
+        notice = ray.train.get_preemption_info()
+        before, known = known, frozenset(notice.preempted_node_ids if notice else ())
+        return bool(known - before)
+
+    return new_notice
+
+
+class RankZero:
+    """What only rank 0 does: it records metrics, and exchanges messages with the driver."""
+
+    def __init__(self, task: WorkerTask, faults: FaultInjector) -> None:
+        from pipelines.tracking.logger import MlflowLogger
+
+        self.faults, self.channel = faults, task.channel
+        self.down_until = 0.0  # of an injected outage of MLflow, on the clock of time.monotonic
+        self.logger = MlflowLogger(task.run_spec, task.journal, outage=lambda: time.monotonic() < self.down_until)
+        self.stop, self.closed = threading.Event(), threading.Event()
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    def record(self, metrics: Mapping[str, float], folder: Path, validated: bool) -> None:
+        """Log the metrics, and the validation image if this step made one; the journal has them at once."""
+        step = int(metrics["step"])
+        for fault in self.faults.due(step, "tracker-down"):
+            self.down_until = time.monotonic() + fault.seconds
+        self.logger.log_metrics(step, {key: value for key, value in metrics.items() if key != "step"})
+        image = folder / "images" / f"step-{step:06d}.png"
+        if image.exists():
+            self.logger.log_image("validation", image, step)
+        self.channel.put_metrics.remote(dict(metrics), validated)
+
+    def close(self) -> None:
+        """Write what has not been written yet."""
+        self.closed.set()
+        self.logger.close()
+
+    def _poll(self) -> None:
+        """Set ``stop`` once the driver asks for it."""
+        import ray
+
+        while not self.closed.wait(POLL_SECONDS) and not self.stop.is_set():
+            if ray.get(self.channel.stop_requested.remote()):
+                self.stop.set()

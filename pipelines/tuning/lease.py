@@ -1,4 +1,4 @@
-"""Who drives a sweep: one process at a time, on whichever machine, as it notes in the study while it lives."""
+"""The lease of a sweep: one process at a time runs it, on whichever machine, and renews its lease in the study."""
 
 import threading
 import time
@@ -11,58 +11,59 @@ from pipelines.tracking.owner import has_died, this_host, this_process
 if TYPE_CHECKING:
     import optuna
 
-DRIVER, SEEN = "denoise.driver", "denoise.seen"  # attributes of the study; SEEN in seconds since the epoch
+# Attributes of the study: the process that holds the lease, and when it renewed it, in seconds since the epoch.
+HOLDER, RENEWED = "denoise.driver", "denoise.seen"
 RENEW_SECONDS = 15.0
-RIVAL_SECONDS = 0.5  # within which one who found the study free at the same moment has noted so
-SILENT_SECONDS = 60.0  # after which a driver on another machine is taken for dead
+RACE_SECONDS = 0.5  # within which a process that found the study free at the same moment has written its name, too
+EXPIRY_SECONDS = 60.0  # without renewal, after which a holder on another machine counts as dead
 
 
 class Lease:
-    """This process's right to go on with a study."""
+    """This process's right to run a study's trials."""
 
     def __init__(self, study: "optuna.Study") -> None:
         self.study = study
         self._released = threading.Event()
 
-    def take(self) -> None:
-        """Note that this process drives the study.
+    def acquire(self) -> None:
+        """Write into the study that this process runs it.
 
         Raises:
             UserError: another process does.
         """
-        driver = self.study.user_attrs.get(DRIVER, "")
-        if driver and driver != this_process() and not self._is_gone(driver):
-            raise self._taken_by(driver)
+        holder = self.study.user_attrs.get(HOLDER, "")
+        if holder and holder != this_process() and not self._has_expired(holder):
+            raise self._held_error(holder)
         self._renew()
-        self.study.set_user_attr(DRIVER, this_process())
-        time.sleep(RIVAL_SECONDS)  # Optuna cannot compare and set: of two at the same moment, the later one stays
-        if (driver := self.study.user_attrs.get(DRIVER, "")) != this_process():
-            raise self._taken_by(driver)
+        self.study.set_user_attr(HOLDER, this_process())
+        time.sleep(RACE_SECONDS)  # Optuna cannot compare and set: of two at the same moment, the later one stays
+        if (holder := self.study.user_attrs.get(HOLDER, "")) != this_process():
+            raise self._held_error(holder)
 
-    def keep(self) -> None:
-        """Go on noting it until it is released, for other machines to see."""
-        threading.Thread(target=self._keep, daemon=True).start()
+    def keep_alive(self) -> None:
+        """Renew the lease in the background until it is released, for other machines to see."""
+        threading.Thread(target=self._keep_renewing, daemon=True).start()
 
     def release(self) -> None:
-        """Let another process go on."""
+        """Let another process run the study."""
         self._released.set()
-        self.study.set_user_attr(DRIVER, "")
+        self.study.set_user_attr(HOLDER, "")
 
-    def _taken_by(self, driver: str) -> UserError:
+    def _has_expired(self, holder: str) -> bool:
+        if holder.startswith(f"{this_host()} "):
+            return has_died(holder)
+        return abs(time.time() - float(self.study.user_attrs.get(RENEWED, 0))) > EXPIRY_SECONDS
+
+    def _held_error(self, holder: str) -> UserError:
         return UserError(
-            f"sweep {self.study.study_name} is being run by another process ({driver}); wait for it, or stop it "
-            f"(on another machine: {SILENT_SECONDS:.0f} s before this can go on)."
+            f"sweep {self.study.study_name} is being run by another process ({holder}); wait for it, or stop it "
+            f"(on another machine: {EXPIRY_SECONDS:.0f} s before this can go on)."
         )
 
-    def _is_gone(self, driver: str) -> bool:
-        if driver.startswith(f"{this_host()} "):
-            return has_died(driver)
-        return abs(time.time() - float(self.study.user_attrs.get(SEEN, 0))) > SILENT_SECONDS
-
     def _renew(self) -> None:
-        self.study.set_user_attr(SEEN, time.time())
+        self.study.set_user_attr(RENEWED, time.time())
 
-    def _keep(self) -> None:
+    def _keep_renewing(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
             with suppress(Exception):  # a storage that does not answer now: the sweep itself will say so
                 self._renew()

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: one live table of its trials on a terminal, a line for each event in a log."""
+"""Progress of a sweep: a live table of its trials on a terminal, a line for each event in a log."""
 
 import sys
 import time
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-SHOWN = 12  # trials in the live table: those that run, then the newest
+MAX_ROWS = 12  # of the live table: the trials that run, then the newest
 
 
 @dataclass
 class RunningTrial:
-    """A trial that runs."""
+    """What the table shows of a trial while it runs."""
 
-    rung: int = 0
-    value: float | None = None
-    rate: float = 0.0
-    since: float = field(default_factory=time.monotonic)
+    rung: int = 0  # validations so far
+    value: float | None = None  # at the last of them
+    rate: float = 0.0  # images per second
+    started: float = field(default_factory=time.monotonic)
 
 
 class LiveTable:
@@ -33,7 +33,7 @@ class LiveTable:
     def __init__(self, study: Study) -> None:
         self.study, self.running = study, dict[int, RunningTrial]()
         self.live: Live | None = None
-        self.took: list[float] = []  # seconds of the trials that have ended here
+        self.durations: list[float] = []  # seconds of the trials that have ended in this process
 
     @contextmanager
     def displayed(self) -> Iterator[None]:
@@ -49,32 +49,31 @@ class LiveTable:
         self.live = None
 
     def trial_started(self, pending: PendingTrial) -> None:
-        """A trial has begun, or goes on."""
+        """Show that a trial has begun, or was resumed."""
         self.running[pending.number] = RunningTrial()
         self._show(f"trial {pending.number}: {as_overrides(pending.params)}")
 
     def trial_validated(self, number: int, rung: int, value: float, rate: float) -> None:
-        """A trial has validated."""
-        one = self.running.setdefault(number, RunningTrial())
-        one.rung, one.value, one.rate = rung, value, rate
+        """Show a trial's latest validation."""
+        running = self.running.setdefault(number, RunningTrial())
+        running.rung, running.value, running.rate = rung, value, rate
         self._show()
 
     def trial_ended(self, number: int) -> None:
-        """A trial has ended."""
-        one = self.running.pop(number, RunningTrial())
-        self.took.append(time.monotonic() - one.since)
+        """Show how a trial has ended."""
+        running = self.running.pop(number, RunningTrial())
+        self.durations.append(time.monotonic() - running.started)
         trial = self.study.trials()[number]
-        left = self.study.remaining()
-        reached = f" {trial.values[0]:.4g}" if trial.values else f" ({trial.user_attrs.get(REASON, 'stopped early')})"
-        self._show(f"trial {number}: {trial.state.name}{reached}; {self.summary(left)}")
+        result = f" {trial.values[0]:.4g}" if trial.values else f" ({trial.user_attrs.get(REASON, 'stopped early')})"
+        self._show(f"trial {number}: {trial.state.name}{result}; {self.summary()}")
 
-    def summary(self, left: int) -> str:
+    def summary(self) -> str:
         """Return how far the sweep is, in one line."""
-        best = self.study.best()
+        best, remaining = self.study.best(), self.study.remaining()
         objective = self.study.sweep.objectives[0]
-        reached = f"best {objective} {best.values[0]:.4g} (trial {best.number}), " if best else ""
+        best_so_far = f"best {objective} {best.values[0]:.4g} (trial {best.number}), " if best else ""
         total = self.study.sweep.trials
-        return f"{reached}{total - left} of {total} trials done{self._eta(left)}"
+        return f"{best_so_far}{total - remaining} of {total} trials done{self._time_left(remaining)}"
 
     def table(self) -> "Table":
         """Return the trials that run and the newest of the others as a table."""
@@ -82,7 +81,7 @@ class LiveTable:
 
         sweep = self.study.sweep
         keys = list(sweep.space)
-        table = Table(title=self.summary(self.study.remaining()), caption=f"sweep {self.study.name}")
+        table = Table(title=self.summary(), caption=f"sweep {self.study.name}")
         for column in ("trial", "state", *keys, sweep.objectives[0], "validation", "images/s"):
             table.add_column(column, justify="left" if column in ("state", *keys) else "right")
         for trial in visible_trials(self.study.trials(), self.running):
@@ -90,23 +89,25 @@ class LiveTable:
         return table
 
     def _row(self, trial: Any, keys: list[str]) -> list[str]:
-        moving = self.running.get(trial.number)
+        running = self.running.get(trial.number)
         values = trial.values or list(trial.intermediate_values.values())[-1:]
-        rung = moving.rung if moving else rung_of(trial)
+        if running and running.value is not None:
+            values = [running.value]
+        rung = running.rung if running else rung_of(trial)
         return [
             str(trial.number),
-            trial.state.name if moving is None else "RUNNING",
+            trial.state.name if running is None else "RUNNING",
             *(format_value(trial.params.get(key, "")) for key in keys),
             f"{values[0]:.4g}" if values else "",
             f"{rung}/{self.study.sweep.evaluations}",
-            f"{moving.rate:.0f}" if moving and moving.rate else "",
+            f"{running.rate:.0f}" if running and running.rate else "",
         ]
 
-    def _eta(self, left: int) -> str:
-        if not self.took or not left:
+    def _time_left(self, trials: int) -> str:
+        if not self.durations or not trials:
             return ""
-        side_by_side = max(1, len(self.running))
-        return f", {left * sum(self.took) / len(self.took) / side_by_side / 60:.0f} min left"
+        mean, side_by_side = sum(self.durations) / len(self.durations), max(1, len(self.running))
+        return f", {trials * mean / side_by_side / 60:.0f} min left"
 
     def _show(self, line: str = "") -> None:
         if self.live is not None:
@@ -117,10 +118,10 @@ class LiveTable:
 
 def visible_trials(trials: Any, running: dict[int, RunningTrial]) -> list[Any]:
     """Return the trials that the live table has room for: all that run, and the newest of the others."""
-    others = [one for one in trials if one.number not in running]
-    room = max(0, SHOWN - len(running))
-    kept = {one.number for one in others[len(others) - min(room, len(others)) :]} | set(running)
-    return [one for one in trials if one.number in kept]
+    others = [trial.number for trial in trials if trial.number not in running]
+    rows = max(0, MAX_ROWS - len(running))
+    numbers = {*others[max(0, len(others) - rows) :], *running}
+    return [trial for trial in trials if trial.number in numbers]
 
 
 def as_overrides(params: dict[str, Any]) -> str:
@@ -129,5 +130,5 @@ def as_overrides(params: dict[str, Any]) -> str:
 
 
 def format_value(value: object) -> str:
-    """Return a value with as many digits as one reads."""
+    """Return a value with few digits, for people."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

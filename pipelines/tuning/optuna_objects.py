@@ -1,4 +1,4 @@
-"""What a sweep's words are in Optuna: storage, distributions, samplers, pruners."""
+"""Optuna's storages, distributions, samplers and pruners, built from a sweep's definition."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
 
-JOURNAL = "journal:"  # storage in a file that several hosts may append to
+JOURNAL = "journal:"  # prefix of a storage in a file that several hosts may append to
 FIRST_RUNG = 1
 
 
@@ -42,21 +42,21 @@ def open_storage(address: str) -> "BaseStorage":
         ) from None
 
 
-def is_made(address: str) -> bool:
-    """Say whether a storage is there, as far as that can be said without making it: opening a file would."""
+def storage_exists(address: str) -> bool:
+    """Return whether a storage exists, without opening it, which would create a file; a database server does exist."""
     file = address.removeprefix("sqlite:///").removeprefix(JOURNAL)
     return file == address or Path(file).exists()
 
 
-def distribution(one: Dimension) -> "BaseDistribution":
-    """Return a dimension as Optuna has it."""
+def make_distribution(dimension: Dimension) -> "BaseDistribution":
+    """Return the distribution of a dimension."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if one.float is not None:
-        return FloatDistribution(*one.float, log=one.log)
-    if one.int is not None:
-        return IntDistribution(*one.int, log=one.log)
-    return CategoricalDistribution(one.choice or ())
+    if dimension.float is not None:
+        return FloatDistribution(*dimension.float, log=dimension.log)
+    if dimension.int is not None:
+        return IntDistribution(*dimension.int, log=dimension.log)
+    return CategoricalDistribution(dimension.choice or ())
 
 
 def make_sampler(sweep: Sweep, seed: int) -> "optuna.samplers.BaseSampler":
@@ -66,15 +66,16 @@ def make_sampler(sweep: Sweep, seed: int) -> "optuna.samplers.BaseSampler":
 
     seed %= 2**32
     if sweep.sampler == "grid":
-        return samplers.GridSampler({key: list(one.choice or ()) for key, one in sweep.space.items()}, seed=sweep.seed)
-    made: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+        grid = {key: list(dimension.choice or ()) for key, dimension in sweep.space.items()}
+        return samplers.GridSampler(grid, seed=sweep.seed)
+    classes: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
         "random": samplers.RandomSampler,
         "tpe": samplers.TPESampler,
         "gp": samplers.GPSampler,
         "cmaes": samplers.CmaEsSampler,
         "nsga2": samplers.NSGAIISampler,
     }
-    return made[sweep.sampler](seed=seed)
+    return classes[sweep.sampler](seed=seed)
 
 
 def make_pruner(sweep: Sweep) -> "optuna.pruners.BasePruner":

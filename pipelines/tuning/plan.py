@@ -1,4 +1,4 @@
-"""A sweep, ready to run anywhere: every value of its space checked, and addresses that other machines understand."""
+"""A sweep, ready to run: every value checked, addresses that other machines understand, and its names in MLflow."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,6 +11,10 @@ from pipelines.tracking.runs import RunSpec
 from pipelines.training.inputs import training_inputs
 from pipelines.tuning.space import Dimension, Sweep, boundary_configs, sweep_name, trial_config
 
+# Tags of MLflow runs. The sweep's has the first; its trials' have all of them.
+SWEEP_TAG, TRIAL_TAG, SEED_TAG, PARENT_TAG = "denoise.sweep", "denoise.trial", "denoise.seed", "mlflow.parentRunId"
+SWEEP_PARAMS = ("trials", "sampler", "pruner", "objectives", "seeds", "seed")  # of a Sweep, shown in MLflow
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -18,20 +22,25 @@ class Plan:
 
     name: str
     sweep: Sweep
-    base: Config  # with absolute addresses
+    base: Config  # what all trials share, with absolute addresses
     data_digest: str  # of the training images
 
     def run_spec(self) -> RunSpec:
-        """Return what opens the sweep's run in MLflow."""
-        params = {f"space.{key}": _words(one) for key, one in self.sweep.space.items()}
-        kept = {key: getattr(self.sweep, key) for key in ("trials", "sampler", "pruner", "objectives", "seeds", "seed")}
+        """Return the definition of the sweep's run in MLflow."""
+        space = {f"space.{key}": _dimension_text(dimension) for key, dimension in self.sweep.space.items()}
+        settings = {f"sweep.{key}": getattr(self.sweep, key) for key in SWEEP_PARAMS}
         return RunSpec(
             self.base.tracking.uri,
             self.base.tracking.experiment,
             self.name,
-            tags={"mlflow.source.name": "denoise tune", "denoise.sweep": self.name, "title": self.sweep.title},
-            params={**flatten(to_dict(self.base)), **params, **{f"sweep.{key}": kept[key] for key in kept}},
+            tags={"mlflow.source.name": "denoise tune", SWEEP_TAG: self.name, "title": self.sweep.title},
+            params={**flatten(to_dict(self.base)), **space, **settings},
         )
+
+    def run_names(self, trial: int) -> dict[int, str]:
+        """Return the names of a trial's training runs by seed."""
+        name = f"{self.name}-{trial:03d}"
+        return {seed: name if len(self.sweep.seeds) == 1 else f"{name}-seed{seed}" for seed in self.sweep.seeds}
 
 
 def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Plan:
@@ -46,7 +55,7 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
     Raises:
         UserError: a value that cannot be trained, or shards that are missing.
     """
-    from denoise.training.loop import check
+    from denoise.training.setup import build_components
 
     train = dataclasses.replace(config.train, val_loss=config.train.val_loss or "val_loss" in sweep.objectives)
     data = dataclasses.replace(config.data, root=str(Path(config.data.root).absolute()))
@@ -54,13 +63,12 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
     where = dataclasses.replace(config.tracking, uri=tracking.resolve_uri(config.tracking.uri, Path.cwd()))
     base = from_dict(to_dict(dataclasses.replace(config, train=train, data=data, ray=ray, tracking=where)))
     for params in boundary_configs(sweep):
-        one = trial_config(sweep, base, params, sweep.seeds[0])
-        check(one)
-    inputs = training_inputs(one, kind)
-    found = inputs.versions["data_digest"]
-    return Plan(name or sweep_name(sweep, base, found, kind), sweep, base, found)
+        trial = trial_config(sweep, base, params, sweep.seeds[0])
+        build_components(trial)
+    data_digest = training_inputs(trial, kind).versions["data_digest"]
+    return Plan(name or sweep_name(sweep, base, data_digest, kind), sweep, base, data_digest)
 
 
-def _words(one: Dimension) -> str:
-    kind = "choice" if one.choice else "float" if one.float else "int"
-    return f"{kind} {list(one.ends())}{' log' if one.log else ''}"
+def _dimension_text(dimension: Dimension) -> str:
+    kind = "choice" if dimension.choice else "float" if dimension.float else "int"
+    return f"{kind} {list(dimension.ends())}{' log' if dimension.log else ''}"

@@ -1,4 +1,4 @@
-"""Sweeps: which keys of params.yaml are searched, how, and how long; from a YAML file or a method's own fields."""
+"""Sweep definitions: which keys of params.yaml are searched, how, and how long; from YAML or from a method's fields."""
 
 import dataclasses
 import json
@@ -17,8 +17,8 @@ from denoise.config import Config, Positive, build, digest, from_dict, load_conf
 from denoise.errors import UsageError, UserError, nearest
 
 # Keys of data that decide which images a trial sees, and how; the others say where they are.
-DECISIVE = ("train", "val", "colour", "fixed_noise", "streams", "window", "crops_per_image", "small", "quarantine")
-SIDE = 8  # a method's own float is searched from its default divided by this to its default times this
+DECISIVE_DATA = ("train", "val", "colour", "fixed_noise", "streams", "window", "crops_per_image", "small", "quarantine")
+RANGE = 8  # a method's own number is searched from its default divided by this to its default times this
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_psnr": "maximize",
     "val_ssim": "maximize",
@@ -36,7 +36,7 @@ Ints: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Dimension:
-    """Where the values of one key come from: exactly one of ``float``, ``int`` and ``choice``."""
+    """The values of one key: exactly one of ``float``, ``int`` and ``choice``."""
 
     float: Floats | None = None  # lowest and highest
     int: Ints | None = None
@@ -44,7 +44,7 @@ class Dimension:
     log: bool = False  # float and int: uniform in the logarithm
 
     def ends(self) -> Sequence[Value]:
-        """Return values that must all be valid for the whole dimension to be: all choices, or both ends."""
+        """Return all choices, or the lowest and the highest value: if these are valid, all values are."""
         return self.choice or self.float or self.int or ()
 
 
@@ -60,11 +60,11 @@ class Sweep:
     trials: Positive = 20
     sampler: Sampler = "random"
     pruner: Pruner = "none"
-    reduction: Annotated[int, Field(ge=2)] = 3  # asha, hyperband: one trial of so many goes on at every rung
-    evaluations: Positive = 8  # times that a trial validates, evenly spread: what the pruner counts in
+    reduction: Annotated[int, Field(ge=2)] = 3  # asha, hyperband: one of so many trials continues at every rung
+    evaluations: Positive = 8  # times that a trial validates, evenly spread: the rungs of the pruner
     images: Positive | None = None  # a trial's length in training images; None: train.steps, whatever the batch
     objectives: tuple[Objective, ...] = ("val_psnr",)  # val_loss needs no clean images; two: nsga2
-    seeds: tuple[int, ...] = (0,)  # of each configuration; what counts is the mean
+    seeds: tuple[int, ...] = (0,)  # of each configuration; its value is the mean over them
     seed: int = 0  # of the sampler
 
 
@@ -72,26 +72,26 @@ def load_sweep(name: str) -> Sweep:
     """Return a sweep by the name of a file in spaces/, by the name of a method (its own fields), or by a path.
 
     Raises:
-        UsageError: there is none of that name, or the file does not say what a sweep needs.
+        UsageError: there is none of that name, or the file is not a sweep.
     """
     import yaml
 
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise UsageError(f"{name} is not there; give a file, or one of {', '.join(names())}.")
+            raise UsageError(f"there is no file {name}; give a file, or one of {', '.join(names())}.")
         text = path.read_text(encoding="utf-8")
     elif name in names():
         text = (files("pipelines.tuning") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        return _of_method(name)
+        return _method_sweep(name)
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{name} should hold keys and values; `denoise tune --help` names a sweep to learn from.")
-    return checked(build(Sweep, tree))
+    return check_sweep(build(Sweep, tree))
 
 
 def names() -> list[str]:
@@ -100,26 +100,31 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def changed(sweep: Sweep, options: Mapping[str, object]) -> Sweep:
+def with_options(sweep: Sweep, options: Mapping[str, object]) -> Sweep:
     """Return the sweep with some of its fields replaced; None leaves a field as it is.
 
     Raises:
-        UsageError: a value that does not fit.
+        UsageError: an invalid value.
     """
-    given = {key: value for key, value in options.items() if value is not None}
-    return checked(build(Sweep, {**_plain(sweep), **given}))
+    values = {key: value for key, value in options.items() if value is not None}
+    return check_sweep(build(Sweep, {**_plain(sweep), **values}))
 
 
-def checked(sweep: Sweep) -> Sweep:
-    """Return the sweep if its parts fit each other."""
+def check_sweep(sweep: Sweep) -> Sweep:
+    """Return the sweep if its parts fit each other.
+
+    Raises:
+        UsageError: they do not.
+    """
     if not sweep.space:
         raise UsageError("space is empty; name at least one key, e.g. train.lr: {float: [1.0e-5, 1.0e-3], log: true}.")
-    for key, one in sweep.space.items():
-        if sum(part is not None for part in (one.float, one.int, one.choice)) != 1:
+    for key, dimension in sweep.space.items():
+        if sum(part is not None for part in (dimension.float, dimension.int, dimension.choice)) != 1:
             raise UsageError(f"space.{key} needs exactly one of float, int and choice.")
-        if one.choice is None and (one.ends()[0] >= one.ends()[1] or (one.log and one.ends()[0] <= 0)):  # type: ignore[operator]
+        low, high = dimension.float or dimension.int or (0, 1)
+        if low >= high or (dimension.log and low <= 0 and dimension.choice is None):
             raise UsageError(f"space.{key} should go from a lower to a higher number, above 0 where log is true.")
-        if sweep.sampler == "grid" and one.choice is None:
+        if sweep.sampler == "grid" and dimension.choice is None:
             raise UsageError(f"space.{key} should be a choice for sampler grid; write choice: [...] or take tpe.")
     if len(sweep.objectives) > 1 and sweep.pruner != "none":
         raise UsageError("several objectives cannot be pruned by one of them; set pruner: none.")
@@ -129,7 +134,7 @@ def checked(sweep: Sweep) -> Sweep:
 
 
 def trial_config(sweep: Sweep, base: Config, params: Mapping[str, Value], seed: int) -> Config:
-    """Return the configuration of one training run of a trial: its steps are a multiple of its validations."""
+    """Return the configuration of a trial's training run with one seed; its validations divide its steps evenly."""
     config = _with(base, {**params, "seed": seed})
     steps = max(1, sweep.images // config.train.batch_size) if sweep.images else config.train.steps
     every = max(1, steps // sweep.evaluations)
@@ -138,41 +143,41 @@ def trial_config(sweep: Sweep, base: Config, params: Mapping[str, Value], seed: 
 
 
 def boundary_configs(sweep: Sweep) -> Iterator[dict[str, Value]]:
-    """Yield parameters that between them hold all choices and ends of every dimension, one at a time."""
-    first = {key: one.ends()[0] for key, one in sweep.space.items()}
-    for key, one in sweep.space.items():
-        for value in one.ends():
+    """Yield parameters that together contain every choice and both ends of every dimension, varying one key each."""
+    first = {key: dimension.ends()[0] for key, dimension in sweep.space.items()}
+    for key, dimension in sweep.space.items():
+        for value in dimension.ends():
             yield {**first, key: value}
 
 
 def identity(sweep: Sweep, base: Config, data_digest: str) -> dict[str, Any]:
-    """Return what must not change while a sweep is resumed, as plain data: what ``resumed`` reads."""
+    """Return what must not change while a sweep is resumed, as plain data; ``from_identity`` reads it."""
     tree = to_dict(base)
-    kept = {key: tree[key] for key in ("noise", "method", "net", "train")}
-    kept["data"] = {key: tree["data"][key] for key in DECISIVE}
-    return {"sweep": {**_plain(sweep), "config": {}}, "config": kept, "data_digest": data_digest}
+    config = {key: tree[key] for key in ("noise", "method", "net", "train")}
+    config["data"] = {key: tree["data"][key] for key in DECISIVE_DATA}
+    return {"sweep": {**_plain(sweep), "config": {}}, "config": config, "data_digest": data_digest}
 
 
 def refuse_changes(overrides: Sequence[str]) -> None:
-    """Refuse keys of a command that resumes a sweep and that would be another sweep's.
+    """Refuse overrides that would make another sweep of the one that a command resumes.
 
     Raises:
-        UsageError: naming the first.
+        UsageError: there is one; the message names the first.
     """
     for override in overrides:
         key = override.partition("=")[0].strip()
         part, _, rest = key.partition(".")
-        if part in ("preset", "seed", "noise", "method", "net", "train") or (part == "data" and rest in DECISIVE):
+        if part in ("preset", "seed", "noise", "method", "net", "train") or (part == "data" and rest in DECISIVE_DATA):
             raise UsageError(
-                f"{key} cannot change while a sweep is resumed; leave it away, or begin another sweep with it."
+                f"{key} cannot change while a sweep is resumed; leave it out, or begin another sweep with it."
             )
 
 
-def resumed(known: Mapping[str, Any], config: Config) -> tuple[Sweep, Config]:
-    """Return a sweep and its base from what ``identity`` wrote; where it runs and is recorded is as ``config`` says."""
+def from_identity(known: Mapping[str, Any], config: Config) -> tuple[Sweep, Config]:
+    """Return a sweep and its base from its ``identity``; where it runs and is recorded follows ``config``."""
     tree = to_dict(config)
-    kept = {**known["config"], "data": {**tree["data"], **known["config"]["data"]}}
-    return build(Sweep, known["sweep"]), from_dict({**tree, **kept})
+    decisive = {**known["config"], "data": {**tree["data"], **known["config"]["data"]}}
+    return build(Sweep, known["sweep"]), from_dict({**tree, **decisive})
 
 
 def sweep_name(sweep: Sweep, base: Config, data_digest: str, kind: str) -> str:
@@ -186,24 +191,25 @@ def _with(config: Config, values: Mapping[str, Value]) -> Config:
 
 
 def _plain(sweep: Sweep) -> dict[str, Any]:
+    """Return a sweep as plain data."""
     tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(sweep)))
     tree["space"] = {
-        key: {part: value for part, value in one.items() if value not in (None, False)}
-        for key, one in tree["space"].items()
+        key: {part: value for part, value in dimension.items() if value not in (None, False)}
+        for key, dimension in tree["space"].items()
     }
     return tree
 
 
-def _of_method(name: str) -> Sweep:
-    """Return the sweep of a method's own hyperparameters, as its fields describe them."""
+def _method_sweep(name: str) -> Sweep:
+    """Return the sweep of a method's own hyperparameters, derived from its fields."""
     from denoise.methods import METHODS
 
     known = [*names(), *METHODS]
     if name not in known:
-        raise UsageError(f"{name} is no sweep{nearest(name, known)}; known: {', '.join(known)}.")
+        raise UsageError(f"{name} is not a sweep{nearest(name, known)}; known: {', '.join(known)}.")
     hints = typing.get_type_hints(METHODS[name], include_extras=True)
 
-    def taken(field: str, value: int) -> bool:
+    def is_valid(field: str, value: int) -> bool:
         try:
             METHODS[name](**{field: value})
         except UserError:
@@ -211,18 +217,18 @@ def _of_method(name: str) -> Sweep:
         return True
 
     space = {
-        f"method.{one.name}": found
-        for one in dataclasses.fields(METHODS[name])
-        if (found := _of_field(hints[one.name], one.default, partial(taken, one.name))) is not None
+        f"method.{field.name}": dimension
+        for field in dataclasses.fields(METHODS[name])
+        if (dimension := _field_dimension(hints[field.name], field.default, partial(is_valid, field.name))) is not None
     }
     if not space:
         raise UsageError(f"{name} has no hyperparameters of its own; sweep train.lr, e.g. `denoise tune ee559-wide`.")
-    return checked(
+    return check_sweep(
         Sweep(f"The hyperparameters of {name}", space, config={"method": name}, sampler="tpe", pruner="asha")
     )
 
 
-def _of_field(hint: Any, default: object, taken: Callable[[int], bool]) -> Dimension | None:
+def _field_dimension(hint: Any, default: object, is_valid: Callable[[int], bool]) -> Dimension | None:
     """Return the values of a field worth trying: all of a few, or numbers around the default; None where unclear."""
     bounds: list[Any] = []
     if typing.get_origin(hint) is Annotated:
@@ -233,19 +239,22 @@ def _of_field(hint: Any, default: object, taken: Callable[[int], bool]) -> Dimen
         return Dimension(choice=(False, True))
     if hint not in (int, float) or not isinstance(default, int | float) or default <= 0:
         return None
-    low, high = _within(bounds, default / SIDE, default * SIDE)
+    low, high = _within(bounds, default / RANGE, default * RANGE)
     if hint is float:
         return Dimension(float=(low, high), log=True) if high > low else None
-    near = [max(1, round(default * 2.0**power)) for power in range(-2, 3)]
-    # A method may take odd numbers only: where it refuses one, the next.
-    found = [next((value for value in (one, one + 1) if low <= value <= high and taken(value)), None) for one in near]
-    values = tuple(dict.fromkeys(value for value in found if value is not None))
-    return Dimension(choice=values) if len(values) > 1 else None
+    values = []
+    for power in range(-2, 3):
+        near = max(1, round(default * 2.0**power))
+        # A method may take odd numbers only: where it refuses a number, the next one.
+        values += [value for value in (near, near + 1) if low <= value <= high and is_valid(value)][:1]
+    choices = tuple(dict.fromkeys(values))
+    return Dimension(choice=choices) if len(choices) > 1 else None
 
 
 def _within(bounds: Sequence[Any], low: float, high: float) -> tuple[float, float]:
-    for one in bounds:
-        for part in getattr(one, "metadata", [one]):
-            low = max(low, getattr(part, "ge", low))
-            high = min(high, getattr(part, "le", high), math.nextafter(getattr(part, "lt", math.inf), 0))
+    """Return ``low`` and ``high`` moved inside the bounds of a field's annotation."""
+    for annotation in bounds:
+        for bound in getattr(annotation, "metadata", [annotation]):
+            low = max(low, getattr(bound, "ge", low))
+            high = min(high, getattr(bound, "le", high), math.nextafter(getattr(bound, "lt", math.inf), 0))
     return low, high

@@ -1,6 +1,6 @@
-"""A sweep's study in Optuna: the one record of its trials, which says the truth about each of them.
+"""A sweep's study in Optuna: the only record of its trials and their states.
 
-Nothing else about a sweep is kept anywhere: whoever opens the study can go on with it.
+Nothing else about a sweep is stored anywhere: whoever opens the study can resume it.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from denoise.errors import UserError, nearest
 from pipelines.tracking.client import without_password
 from pipelines.tuning.lease import Lease
-from pipelines.tuning.optuna_objects import distribution, is_made, make_pruner, make_sampler, open_storage
+from pipelines.tuning.optuna_objects import make_distribution, make_pruner, make_sampler, open_storage, storage_exists
 from pipelines.tuning.space import DIRECTIONS, Sweep, Value
 
 if TYPE_CHECKING:
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 IDENTITY = "denoise.sweep"  # attribute of the study
 REASON, SEEDS, RATES = "reason", "seeds", "rates"  # of a trial: why it failed; figures by seed; images/s by rung
-NOISY = "the images of data.val are noisy alone; objectives: [val_loss] needs no clean ones"
-UNMEASURED = {"val_psnr": NOISY, "val_ssim": NOISY, "val_loss": "set train.val_loss=true"}
+NO_CLEAN = "data.val has noisy images only; objectives: [val_loss] needs no clean ones"
+UNMEASURED = {"val_psnr": NO_CLEAN, "val_ssim": NO_CLEAN, "val_loss": "set train.val_loss=true"}
 
 
 class PendingTrial(NamedTuple):
-    """A trial that is to run."""
+    """A trial to run."""
 
     number: int
     params: dict[str, Value]
 
 
 class Study:
-    """The trials of one sweep; one process at a time goes on with them."""
+    """The trials of one sweep; one process at a time runs them."""
 
     def __init__(self, address: str, name: str, sweep: Sweep, identity: Mapping[str, Any]) -> None:
-        """Open the study of that name, or begin it.
+        """Open the study of that name, or create it, and acquire its lease.
 
         Raises:
             UserError: another space, budget or configuration has been searched under this name, or another process
-                is at it.
+                runs it.
         """
         import optuna
 
@@ -48,19 +48,19 @@ class Study:
         self.study = optuna.create_study(
             storage=open_storage(address),
             study_name=name,
-            directions=[DIRECTIONS[one] for one in sweep.objectives],
+            directions=[DIRECTIONS[objective] for objective in sweep.objectives],
             pruner=make_pruner(sweep),
             load_if_exists=True,
         )
-        self.distributions = {key: distribution(one) for key, one in sweep.space.items()}
-        self._refuse_another(json.loads(json.dumps(identity)))
+        self.distributions = {key: make_distribution(dimension) for key, dimension in sweep.space.items()}
+        self._check_identity(json.loads(json.dumps(identity)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.set_metric_names(list(sweep.objectives))  # as which optuna-dashboard shows them
+            self.study.set_metric_names(list(sweep.objectives))  # the names that optuna-dashboard shows
         self.lease = Lease(self.study)
-        self.lease.take()
+        self.lease.acquire()
 
-    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
         known = self.study.user_attrs.get(IDENTITY)
         if known is not None and known != identity:
             raise UserError(
@@ -70,22 +70,22 @@ class Study:
         self.study.set_user_attr(IDENTITY, identity)
 
     def release(self) -> None:
-        """Let go of the study: what is RUNNING waits to be resumed, and another process may do that."""
+        """Release the lease: what is RUNNING waits to be resumed, and another process may do that."""
         self.requeue()
         self.lease.release()
 
     def requeue(self) -> int:
-        """Make trials WAITING whose process died, so that they go on before new ones begin; return how many."""
+        """Set RUNNING trials, whose process died, to WAITING: they resume before new ones begin. Return how many."""
         from optuna.trial import TrialState
 
-        left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for one in left:
-            self.study._storage.set_trial_state_values(one._trial_id, TrialState.WAITING)
-        return len(left)
+        interrupted = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in interrupted:
+            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        return len(interrupted)
 
     def remaining(self) -> int:
-        """Return how many trials are still to be run, those begun among them."""
-        return max(0, self.sweep.trials - sum(one.state.is_finished() for one in self.trials()))
+        """Return how many trials are not finished yet, those that have begun among them."""
+        return max(0, self.sweep.trials - sum(trial.state.is_finished() for trial in self.trials()))
 
     def trials(self) -> "Sequence[optuna.trial.FrozenTrial]":
         """Return all trials."""
@@ -96,52 +96,54 @@ class Study:
         from optuna.trial import TrialState
 
         trials = self.trials()
-        waits = any(one.state == TrialState.WAITING for one in trials)
-        if not waits and len(trials) >= self.sweep.trials:
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        if not waiting and len(trials) >= self.sweep.trials:
             return None
-        # Seeded by the trial's number, a sampler needs no memory but the study: random asks the same after any break.
+        # Seeded by the trial's number, a sampler has no state but the study: random proposes the same after any break.
         self.study.sampler = make_sampler(self.sweep, self.sweep.seed * 1_000_003 + len(trials))
         trial = self.study.ask(self.distributions)
         return PendingTrial(trial.number, dict(trial.params))
 
     def record_validation(self, number: int, rung: int, value: float, rate: float) -> bool:
-        """Note what a trial has reached at its ``rung``-th validation, and say whether it should be pruned.
+        """Record a trial's objective at its ``rung``-th validation, and return whether it should be pruned.
 
-        ``rate`` is the images per second since the one before.
+        ``rate`` is the images per second since the validation before. A rung that a resumed trial repeats is recorded
+        once.
         """
         trial, rates = self._trial(number), dict(self._frozen(number).user_attrs.get(RATES, {}))
         if str(rung) not in rates:
             trial.set_user_attr(RATES, {**rates, str(rung): rate})
             if math.isfinite(value) and len(self.sweep.objectives) == 1:  # Optuna has a curve of one objective only
                 trial.report(value, rung)
-        goes_on = self.sweep.pruner == "none" or rung >= self.sweep.evaluations or not math.isfinite(value)
-        return not goes_on and trial.should_prune()
+        prunable = self.sweep.pruner != "none" and rung < self.sweep.evaluations and math.isfinite(value)
+        return prunable and trial.should_prune()
 
     def complete(self, number: int, figures: Mapping[str, Mapping[str, float]], images: int) -> None:
-        """End a trial: FAIL where an objective was not measured or is not a number.
+        """Record that a trial has ended: as COMPLETE, or as FAIL where an objective was not measured or is not finite.
 
         Args:
             number: of the trial.
-            figures: the last ones of every seed.
-            images: that were trained on.
+            figures: the last metrics of every seed.
+            images: how many it was trained on.
         """
         rates = [rate for rate in self._frozen(number).user_attrs.get(RATES, {}).values() if rate]
         seconds = {"seconds": images / statistics.fmean(rates)} if rates else {}
-        by_seed = {seed: {**one, **seconds} for seed, one in figures.items()}
+        by_seed = {seed: {**metrics, **seconds} for seed, metrics in figures.items()}
         self._trial(number).set_user_attr(SEEDS, by_seed)
         for key in self.sweep.objectives:
-            if any(key not in one for one in by_seed.values()):
+            if any(key not in metrics for metrics in by_seed.values()):
                 return self.fail(number, f"{key} was not measured: {UNMEASURED.get(key, 'no validation took place')}")
-            if not all(math.isfinite(one[key]) for one in by_seed.values()):
+            if not all(math.isfinite(metrics[key]) for metrics in by_seed.values()):
                 return self.fail(number, f"{key} is not a number")
-        self._tell(number, [statistics.fmean(one[key] for one in by_seed.values()) for key in self.sweep.objectives])
+        means = [statistics.fmean(metrics[key] for metrics in by_seed.values()) for key in self.sweep.objectives]
+        self._tell(number, means)
 
     def prune(self, number: int) -> None:
-        """End a trial that was stopped early; what counts is the last value it has reported."""
+        """Record that a trial was stopped early; its value is the last one it reported."""
         self._tell(number, pruned=True)
 
     def fail(self, number: int, reason: str) -> None:
-        """End a trial that cannot be finished."""
+        """Record that a trial has failed, and why."""
         self._trial(number).set_user_attr(REASON, reason)
         self._tell(number)
 
@@ -149,7 +151,7 @@ class Study:
         from optuna.samplers import RandomSampler
         from optuna.trial import TrialState
 
-        if self.sweep.sampler == "grid":  # Optuna's would stop a loop that there is not
+        if self.sweep.sampler == "grid":  # Optuna's grid sampler would stop its own loop, which does not run here
             self.study.sampler = RandomSampler()
         if values is not None:
             self.study.tell(number, list(values))
@@ -157,12 +159,12 @@ class Study:
             self.study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
 
     def best(self) -> "optuna.trial.FrozenTrial | None":
-        """Return the best finished trial by the first objective, None where none was finished."""
+        """Return the best complete trial by the first objective, None where no trial is complete."""
         from optuna.trial import TrialState
 
-        done = [one for one in self.trials() if one.state == TrialState.COMPLETE]
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = 1 if DIRECTIONS[self.sweep.objectives[0]] == "maximize" else -1
-        return max(done, key=lambda one: (sign * one.values[0], -one.number), default=None)
+        return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
 
     def _trial(self, number: int) -> "optuna.trial.Trial":
         import optuna
@@ -173,11 +175,11 @@ class Study:
         return self.trials()[number]
 
 
-def known_sweep(address: str, name: str) -> dict[str, Any]:
-    """Return what a sweep was begun with.
+def stored_identity(address: str, name: str) -> dict[str, Any]:
+    """Return the identity of a sweep in a storage: what ``space.identity`` returned when it began.
 
     Raises:
-        UserError: there is none of that name; the nearest one is told.
+        UserError: there is none of that name; the message names the nearest one.
     """
     import optuna
 
@@ -185,25 +187,27 @@ def known_sweep(address: str, name: str) -> dict[str, Any]:
     if name not in names:
         raise UserError(
             f"there is no sweep {name} in {without_password(address)}{nearest(name, names)}; `denoise sweeps list` "
-            "names those there are."
+            "lists them."
         )
-    known: dict[str, Any] = optuna.load_study(study_name=name, storage=open_storage(address)).user_attrs[IDENTITY]
-    return known
+    study = optuna.load_study(study_name=name, storage=open_storage(address))
+    identity: dict[str, Any] = study.user_attrs[IDENTITY]
+    return identity
 
 
 def rung_of(trial: "optuna.trial.FrozenTrial") -> int:
-    """Return how often a trial has validated."""
+    """Return the rung that a trial has reached: how many times it has validated."""
     return max(map(int, trial.user_attrs.get(RATES, {})), default=0)
 
 
 def _first_difference(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
+    """Return the first key whose value differs, with both values."""
     for key in sorted({*known, *now}):
-        one, other = known.get(key), now.get(key)
-        if one == other:
+        before, after = known.get(key), now.get(key)
+        if before == after:
             continue
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            return _first_difference(one, other, f"{prefix}{key}.")
-        return f"{prefix}{key} ({one}, now {other})".removeprefix("sweep.")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            return _first_difference(before, after, f"{prefix}{key}.")
+        return f"{prefix}{key} ({before}, now {after})".removeprefix("sweep.")
     return "configuration"
 
 
@@ -212,14 +216,14 @@ def list_sweeps(address: str) -> list[dict[str, Any]]:
     import optuna
     from optuna.trial import TrialState
 
-    if not is_made(address):
+    if not storage_exists(address):
         return []
     storage = open_storage(address)
     rows = []
     for name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         if IDENTITY not in study.user_attrs:
-            continue  # somebody else's
+            continue  # a study that is not a sweep of ours
         trials = study.get_trials(deepcopy=False)
         states = [trial.state.name for trial in trials]
         values = [trial.values[0] for trial in trials if trial.state == TrialState.COMPLETE]

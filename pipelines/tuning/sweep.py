@@ -1,14 +1,20 @@
-"""The tune stage: a sweep is a study in Optuna, whose trials Ray Tune runs, below one run in MLflow."""
+"""The tune stage: a sweep is a study in Optuna, whose trials Ray Tune runs, below one run in MLflow.
 
-import dataclasses
+One trial, from file to file: ``_tune`` here starts Ray Tune, which asks ray_trials.StudySearcher for a trial; that
+takes it from study.Study. Tune runs ray_trials.run_trial in a process of its own. It calls training/on_ray.train_trial,
+whose workers run training/worker.train_worker and send each validation through the actor training/channel.RunChannel
+back to run_trial, which reports it to Tune. StudyScheduler records it in the study. If the study prunes the trial, the
+actor training/channel.PruneFlags says so to run_trial, which stops its workers through their RunChannel and returns.
+"""
+
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from denoise.config import Config, to_dict
+from denoise.config import Config
 from denoise.errors import UserError
-from pipelines.cluster.connect import ray_address, ray_cluster, room, this_node, use_gpu
+from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_capacity
 from pipelines.console import say
 from pipelines.tracking import client as tracking
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
@@ -23,7 +29,7 @@ from pipelines.tuning.study import Study
 
 # A trial's own process only waits. It does so on the head, which stays when spot machines go.
 ON_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}
-LEAVE_SECONDS = 60  # that a trial which is stopped has to save a checkpoint and go, before it is killed
+STOP_SECONDS = 60  # that a trial which is stopped has to save a checkpoint and return, before it is killed
 SWEEPS = Path("sweeps")  # folder of what a sweep leaves: images, table, model
 
 
@@ -36,7 +42,7 @@ class SweepOutcome:
 
 
 def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
-    """Run what is left of a sweep and return its results.
+    """Run the remaining trials of a sweep and return its results.
 
     Args:
         plan: the sweep.
@@ -44,15 +50,15 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
 
     Raises:
         UserError: the cluster has no room for a trial, or every trial failed.
-        KeyboardInterrupt: Ctrl-C came; what had begun goes on with the next start.
+        KeyboardInterrupt: Ctrl-C came; the next start resumes the trials that had begun.
     """
     study = Study(plan.base.tune.storage, plan.name, plan.sweep, identity(plan.sweep, plan.base, plan.data_digest))
-    study.lease.keep()
+    study.lease.keep_alive()
     study.requeue()
     spec, journal = plan.run_spec(), journal_folder(plan.base.ray.storage, plan.name)
     with tracked_run(spec, journal) as run:
-        where = tracking.without_password(spec.uri)
-        say(f"{plan.name}: MLflow at {where}; to resume it: denoise tune --resume {plan.name}")
+        uri = tracking.without_password(spec.uri)
+        say(f"{plan.name}: MLflow at {uri}; to resume it: denoise tune --resume {plan.name}")
         try:
             if study.remaining():
                 _tune(plan, study, run.spec, concurrency)
@@ -69,26 +75,19 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
 
 
 def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> None:
-    """Let Ray Tune run the trials that are left."""
+    """Let Ray Tune run the remaining trials."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(LEAVE_SECONDS)
+    os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(STOP_SECONDS)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     with ray_cluster(plan.base, state_api=True):
         import ray
         from ray import tune
 
-        from pipelines.tuning.ray_search import StudyScheduler, StudySearcher
-        from pipelines.tuning.trial import run_trial
+        from pipelines.tuning.ray_trials import StudyScheduler, StudySearcher, TrialTask, run_trial
 
         prune_flags = ray.remote(num_cpus=0, scheduling_strategy=this_node())(PruneFlags).remote()
-        task = {
-            "name": plan.name,
-            "sweep": dataclasses.asdict(plan.sweep),
-            "base": to_dict(plan.base),
-            "parent": _run_id(spec),
-            "verdicts": prune_flags,
-        }
+        task = TrialTask(plan, _run_id(spec), prune_flags)
         live_table = LiveTable(study)
         searcher = StudySearcher(study, live_table, lambda number: ray.get(prune_flags.prune.remote(number)))
         trainable = tune.with_resources(
@@ -102,8 +101,8 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
                     search_alg=searcher,
                     scheduler=StudyScheduler(searcher),
                     num_samples=study.remaining(),
-                    max_concurrent_trials=_side_by_side(plan.base, concurrency),
-                    reuse_actors=True,  # a trial's process imports for seconds; the next one needs no more
+                    max_concurrent_trials=_concurrent_trials(plan.base, concurrency),
+                    reuse_actors=True,  # a trial's process imports for seconds; the next trial need not
                 ),
                 run_config=tune.RunConfig(
                     name=plan.name,
@@ -115,27 +114,27 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
 
 
 def _run_id(spec: RunSpec) -> str:
-    """Return the id of the sweep's run in MLflow, empty where that does not answer: it is set at the end."""
+    """Return the id of the sweep's run in MLflow; empty where that does not answer: its trials get it at the end."""
     try:
-        run = tracking.known_run(spec.uri, spec.experiment, spec.name)
+        run = tracking.existing_run(spec.uri, spec.experiment, spec.name)
     except UserError:
         return ""
     return str(run.info.run_id) if run else ""
 
 
-def _side_by_side(config: Config, wanted: int | None) -> int:
+def _concurrent_trials(config: Config, maximum: int | None) -> int:
     """Return how many trials to have at a time: as many as there is room for, and one that gets ready meanwhile.
 
     That one waits until another has gone. It holds nothing, since a trial gets the places of all its workers at once.
     """
-    places = room(config, use_gpu(config)) // config.ray.workers
-    if ray_address(config):  # which may grow
+    places = worker_capacity(config, use_gpu(config)) // config.ray.workers
+    if ray_address(config):  # a cluster that may grow
         if not places:
             say(f"the cluster has no room for a trial of {config.ray.workers} workers; trials wait until machines come")
-        return wanted or max(places, 1) + 1
+        return maximum or max(places, 1) + 1
     if not places:
         raise UserError(
             f"this machine has no room for a trial of {config.ray.workers} workers; lower ray.workers or "
             "ray.cpus_per_worker, or set ray.gpu=no."
         )
-    return min(places + 1, wanted or places + 1)
+    return min(places + 1, maximum or places + 1)

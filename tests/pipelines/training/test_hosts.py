@@ -1,4 +1,4 @@
-"""Training on Ray clusters of several hosts, which fail, go away with notice, and come."""
+"""Training on Ray clusters of several hosts, which fail, are taken away with notice, and join."""
 
 import json
 import subprocess
@@ -28,38 +28,38 @@ def steps(count: int) -> list[str]:
     return [f"train.steps={count}", f"train.eval_every={count}"]
 
 
-def ended(driver: "subprocess.Popen[str]") -> str:
-    """Wait for a command that succeeds and return what it said."""
+def wait_for_success(driver: "subprocess.Popen[str]") -> str:
+    """Wait for a command that succeeds and return its standard error."""
     _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     return err
 
 
 def check_one_run(project: Path, denoise, count: int) -> None:
-    """There is one finished run with each step once, which saw the samples that an undisturbed process sees."""
+    """Check that there is one finished run with each step once, and that it saw the samples of an undisturbed run."""
     client, (run,) = runs_of(project)
     assert run.info.status == "FINISHED"
     points = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in points) == list(range(5, count + 1, 5))
-    ended(start(denoise, "--local", *EVERY, *steps(count), "train.crop=16", "--name=alone"))
-    (here,) = project.glob(f"runs/ray/*/checkpoints/step-{count:08d}")
-    assert samples(here) == samples(project / f"runs/alone/checkpoints/step-{count:08d}")
+    wait_for_success(start(denoise, "--local", *EVERY, *steps(count), "train.crop=16", "--name=alone"))
+    (checkpoint,) = project.glob(f"runs/ray/*/checkpoints/step-{count:08d}")
+    assert samples(checkpoint) == samples(project / f"runs/alone/checkpoints/step-{count:08d}")
 
 
 def samples(checkpoint: Path) -> str:
-    """Return the digest of all samples that a checkpoint has learnt from."""
+    """Return the digest of all samples that a checkpoint was trained on."""
     return json.loads((checkpoint / STATE).read_text())["samples"]
 
 
-def test_training_goes_on_without_a_host_that_fails_and_with_one_that_comes(project, denoise, tmp_path_factory):
+def test_training_continues_without_a_host_that_fails_and_with_one_that_joins(project, denoise, tmp_path_factory):
     with Hosts(3, tmp_path_factory.mktemp("hosts")) as hosts:
         driver = drive(hosts, denoise, project, *steps(900))
         wait_for(lambda: len(checkpoints(project)) > 1 or driver.poll() is not None)
         hosts.kill(3)
-        at = checkpoints(project)[-1]
-        wait_for(lambda: checkpoints(project)[-1] > at or driver.poll() is not None)
+        newest = checkpoints(project)[-1]
+        wait_for(lambda: checkpoints(project)[-1] > newest or driver.poll() is not None)
         hosts.join()
-        err = ended(driver)
+        err = wait_for_success(driver)
         workers = [line.partition("workers: ")[2] for line in err.splitlines() if "workers: " in line]
         address = hosts.address
         assert workers == [
@@ -67,24 +67,24 @@ def test_training_goes_on_without_a_host_that_fails_and_with_one_that_comes(proj
             f"1, on {address(2)}",
             f"2, on {address(2)}, {address(4)}",
         ]
-        assert err.count("going on from step-") == 2
+        assert err.count("resuming from step-") == 2
     check_one_run(project, denoise, 900)
 
 
-def test_a_run_without_room_says_so_and_goes_on_when_a_host_comes(project, denoise, tmp_path_factory):
+def test_a_run_without_room_says_so_and_continues_when_a_host_joins(project, denoise, tmp_path_factory):
     with Hosts(3, tmp_path_factory.mktemp("hosts")) as hosts:
         driver = drive(hosts, denoise, project, *steps(200), "ray.min_workers=null")
         wait_for(lambda: len(checkpoints(project)) > 1 or driver.poll() is not None)
         hosts.kill(3)
-        told = ""
-        while "waits, as the cluster has room for 1 of 2 workers" not in told:
+        err = ""
+        while "waits, as the cluster has room for 1 of 2 workers" not in err:
             line = driver.stderr.readline()
-            assert line, told
-            told += line
+            assert line, err
+            err += line
         hosts.join()
-        err = ended(driver)
+        err = wait_for_success(driver)
         assert f"workers: 2, on {hosts.address(2)}, {hosts.address(4)}" in err
-        assert "going on from step-" in err
+        assert "resuming from step-" in err
     check_one_run(project, denoise, 200)
 
 
@@ -97,18 +97,18 @@ def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(proj
         (saved,) = checkpoints(project)
         assert 0 < int(saved.removeprefix("step-")) < 600
         hosts.kill(3)
-        err = ended(driver)
-        assert f"going on from {saved}" in err
+        err = wait_for_success(driver)
+        assert f"resuming from {saved}" in err
     check_one_run(project, denoise, 600)
 
 
-def test_the_same_command_on_another_cluster_goes_on_when_the_head_has_failed(project, denoise, tmp_path_factory):
-    """The old workers outlive their head and driver for a while: they must not spoil what the new ones do."""
+def test_the_same_command_on_another_cluster_resumes_a_run_whose_head_has_failed(project, denoise, tmp_path_factory):
+    """The old workers outlive their head and driver for a while: they must not damage what the new ones write."""
     with Hosts(3, tmp_path_factory.mktemp("hosts")) as hosts, Hosts(3, tmp_path_factory.mktemp("others")) as others:
         driver = drive(hosts, denoise, project, *steps(400))
         wait_for(lambda: len(checkpoints(project)) > 1 or driver.poll() is not None)
         hosts.kill(1)
         driver.communicate()
-        err = ended(drive(others, denoise, project, *steps(400)))
-        assert "going on from step-" in err
+        err = wait_for_success(drive(others, denoise, project, *steps(400)))
+        assert "resuming from step-" in err
     check_one_run(project, denoise, 400)

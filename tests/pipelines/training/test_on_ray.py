@@ -47,7 +47,7 @@ def checkpoints(project: Path) -> list[str]:
 
 
 def until_killed(driver) -> str:
-    """Wait until a driver and all that it started are gone, and return what it said."""
+    """Wait until a driver and all that it started are gone, and return its standard error."""
     family = []
     while driver.poll() is None:
         family = psutil.Process(driver.pid).children(recursive=True) or family
@@ -66,8 +66,8 @@ def runs_of(project: Path):
     return client, client.search_runs([experiment.experiment_id])
 
 
-def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
-    document = finish(start(denoise))
+def test_a_run_on_ray_is_recorded_and_exported_and_the_same_command_returns_it(project, denoise_fork):
+    document = finish(start(denoise_fork))
     client, (run,) = runs_of(project)
     assert run.info.status == "FINISHED"
     assert run.info.run_id == document["run_id"]
@@ -87,7 +87,7 @@ def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
     assert left_behind() == []
 
     before = load_file(Path(document["model"]) / "net.safetensors")
-    again = finish(start(denoise))  # a finished run is given back
+    again = finish(start(denoise_fork))  # a finished run is returned
     assert again["run_id"] == document["run_id"]
     _, (same,) = runs_of(project)
     assert same.info.status == "FINISHED"
@@ -97,7 +97,7 @@ def test_a_run_on_ray_is_recorded_exported_and_given_back(project, denoise):
 
 
 @pytest.mark.slow
-def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise):
+def test_a_run_through_kills_damage_and_an_outage_ends_as_one_finished_run(project, denoise):
     """A checkpoint is damaged, a worker is killed and nothing else may fail, MLflow is away, the driver is killed."""
     steps = ["train.steps=60", "train.eval_every=60", *SMALL]
     faults = ["corrupt-checkpoint:step=12", "kill:rank=1,step=17", "tracker-down:step=6", "kill:rank=driver,step=36"]
@@ -110,23 +110,23 @@ def test_whatever_is_killed_or_damaged_ends_in_one_finished_run(project, denoise
     process = start(denoise, *steps)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
-    assert f"going on from {at}" in err
+    assert f"resuming from {at}" in err
     assert f"to resume it: denoise train --json {steps[0]}" in err
     client, (run,) = runs_of(project)
     assert run.info.status == "FINISHED"
     points = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in points) == list(range(3, 61, 3))  # nothing twice, nothing missing
 
-    # The interrupted run on two workers learnt what an uninterrupted one of a single process learns.
+    # The interrupted run on two workers has learnt what an uninterrupted one of a single process learns.
     local = finish(start(denoise, "--local", *steps))
-    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (local, json.loads(out)))
+    one, two = (load_file(Path(document["model"]) / "net.safetensors") for document in (local, json.loads(out)))
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # twenty deaths and six launches
-def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
-    """SIGKILL to workers, in the middle of writing a checkpoint, and to the driver, at seeded steps."""
+def test_a_run_killed_twenty_times_learns_exactly_what_an_undisturbed_one_does(project, denoise):
+    """SIGKILL goes to workers, in the middle of writing a checkpoint as well, and to the driver, at seeded steps."""
     steps = ["net=cnn5", "train.steps=160", "train.eval_every=160", "train.checkpoint_every=3", "train.log_every=1"]
     whole = finish(start(denoise, *steps, "--name=whole"))
     rng, kills = random.Random(0), 0
@@ -144,7 +144,7 @@ def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
         kills += starts
     document = finish(start(denoise, *steps, "--name=killed"))
     assert kills == 20
-    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (whole, document))
+    one, two = (load_file(Path(document["model"]) / "net.safetensors") for document in (whole, document))
     assert max(float((one[name] - two[name]).abs().max()) for name in one) == 0.0
     client, runs = runs_of(project)
     (run,) = [run for run in runs if run.info.run_name == "killed"]
@@ -155,7 +155,7 @@ def test_twenty_kills_end_exactly_where_no_kill_does(project, denoise):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_goes_on(project, denoise):
+def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_resumes(project, denoise):
     steps = ["train.steps=1500", "train.eval_every=1500", *SMALL, "train.log_every=25", "train.checkpoint_every=1500"]
     driver = start(denoise, *steps)
     wait_for(lambda: journaled(project) or driver.poll() is not None)
@@ -163,9 +163,9 @@ def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_goes_on(projec
     _, err = driver.communicate(timeout=200)
     assert driver.returncode == 143, err
     assert "Traceback" not in err
-    (left,) = checkpoints(project)
-    at = int(left.removeprefix("step-"))
-    assert f"stopped after {at} of 1500 steps; the same command goes on from there." in err
+    (checkpoint,) = checkpoints(project)
+    step = int(checkpoint.removeprefix("step-"))
+    assert f"stopped after {step} of 1500 steps; the same command goes on from there." in err
     client, (run,) = runs_of(project)
     assert run.info.status == "KILLED"
 
@@ -173,7 +173,7 @@ def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_goes_on(projec
     again = start(denoise, *steps, "ray.workers=3", "ray.min_workers=1", "ray.cpus_per_worker=0.6")
     _, err = again.communicate(timeout=400)
     assert again.returncode == 0, err
-    assert f"going on from {left}" in err
+    assert f"resuming from {checkpoint}" in err
     _, (run,) = runs_of(project)
     assert run.info.status == "FINISHED"
     points = client.get_metric_history(run.info.run_id, "loss")
@@ -181,7 +181,7 @@ def test_sigterm_saves_a_checkpoint_and_another_number_of_workers_goes_on(projec
 
 
 @pytest.mark.slow
-def test_checkpoints_on_s3_bring_a_run_back_whose_driver_was_killed(project, denoise, s3, monkeypatch):
+def test_a_run_whose_driver_was_killed_resumes_from_checkpoints_on_s3(project, denoise, s3, monkeypatch):
     steps = ["train.steps=40", "train.eval_every=20", *SMALL]
     near = finish(start(denoise, *steps, "--name=near"))
     with s3_environment(monkeypatch, s3.port):
@@ -191,11 +191,11 @@ def test_checkpoints_on_s3_bring_a_run_back_whose_driver_was_killed(project, den
         process = start(denoise, *far)
         out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
-    assert "far: going on from step-000000" in err
-    one, two = (load_file(Path(each["model"]) / "net.safetensors") for each in (near, json.loads(out)))
+    assert "far: resuming from step-000000" in err
+    one, two = (load_file(Path(document["model"]) / "net.safetensors") for document in (near, json.loads(out)))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    listed = s3.client().list_objects_v2(Bucket="bucket", Prefix="runs/far/checkpoints/")["Contents"]
-    assert "runs/far/checkpoints/step-00000040/manifest.json" in {entry["Key"] for entry in listed}
+    objects = s3.client().list_objects_v2(Bucket="bucket", Prefix="runs/far/checkpoints/")["Contents"]
+    assert "runs/far/checkpoints/step-00000040/manifest.json" in {entry["Key"] for entry in objects}
     client, runs = runs_of(project)
     (run,) = [run for run in runs if run.info.run_name == "far"]
     assert run.info.status == "FINISHED"
@@ -204,23 +204,23 @@ def test_checkpoints_on_s3_bring_a_run_back_whose_driver_was_killed(project, den
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_given_up_and_started_again(project, denoise):
+def test_a_worker_that_hangs_is_abandoned_and_started_again(project, denoise):
     steps = ["train.steps=40", "train.eval_every=40", *SMALL]
     process = start(denoise, *steps, "ray.timeout=15", "--inject=hang:rank=1,step=15,seconds=300")
     _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert err.count("workers: 2") == 2
-    assert "going on from step-000000" in err
+    assert "resuming from step-000000" in err
 
 
 def journaled(project: Path) -> list[Path]:
     """Return the journals that hold metrics of a training step."""
-    found = project.glob("runs/ray/*/journal/metrics.jsonl")
-    return [path for path in found if '"loss"' in path.read_text()]
+    journals = project.glob("runs/ray/*/journal/metrics.jsonl")
+    return [path for path in journals if '"loss"' in path.read_text()]
 
 
 @pytest.mark.slow
-def test_a_shard_that_breaks_during_training_fails_the_run_by_name(project, denoise):
+def test_a_run_whose_shard_was_damaged_fails_and_names_the_shard(project, denoise):
     """The shard changes after the driver checked it: bad input found by a worker, and no retry spent on it."""
     shard = next((project / "data/shards/train/small").glob("000001.tar"))
     data = bytearray(shard.read_bytes())

@@ -11,7 +11,7 @@ from denoise.errors import UserError
 from pipelines.training.recipes import load_recipe, names, recipes
 
 ROOT = Path(__file__).parents[3]
-PRESETS = recipes()
+RECIPES = recipes()
 
 # What params.yaml sets for its demo must not leak into a recipe: each says all of this itself.
 COMPLETE = {
@@ -25,7 +25,7 @@ COMPLETE = {
 }
 SHAPES = {"ramp": {"rampup", "rampdown"}, "multistep": {"milestones", "gamma"}, "decay": set(), "fixed": set()}
 
-# preset name (pattern) -> what the source counts, in numbers, and the steps that follow from it
+# recipe name (pattern) -> what the source counts, in numbers, and the steps that follow from it
 BUDGETS = {
     r"laine2019-(gauss|poisson).*": (2_000_000 / 4, 500_000),
     r"laine2019-impulse0\.5-(n2c|n2n)": (16_000_000 / 4, 4_000_000),
@@ -44,46 +44,46 @@ BUDGETS = {
 }
 
 
-@pytest.fixture(params=sorted(PRESETS))
-def preset(request):
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request):
     """Each recipe in turn."""
-    return PRESETS[request.param]
+    return RECIPES[request.param]
 
 
-def setting(preset):
+def config_of(recipe):
     """Return what a run of the recipe would be configured with."""
     from denoise.config import from_dict
 
-    return from_dict(preset.config)
+    return from_dict(recipe.config)
 
 
-def test_a_recipe_says_what_it_is_and_where_its_numbers_come_from(preset):
-    assert re.fullmatch(r"[a-z0-9._-]+", preset.name)
-    assert 20 <= len(preset.title) <= 120
-    assert "\n" not in preset.title
-    assert re.search(r"https://|report", preset.source)
-    assert isinstance(preset.note, str)
+def test_a_recipe_says_what_it_is_and_where_its_numbers_come_from(recipe):
+    assert re.fullmatch(r"[a-z0-9._-]+", recipe.name)
+    assert 20 <= len(recipe.title) <= 120
+    assert "\n" not in recipe.title
+    assert re.search(r"https://|report", recipe.source)
+    assert isinstance(recipe.note, str)
 
 
-def test_a_recipe_is_complete_and_has_only_keys_of_params_yaml(preset):
+def test_a_recipe_is_complete_and_has_only_keys_of_params_yaml(recipe):
     from denoise.config import Config, flatten, to_dict
 
-    given = set(flatten({**preset.config, "method": 0, "net": 0}))
+    given = set(flatten({**recipe.config, "method": 0, "net": 0}))
     known = set(flatten(to_dict(Config())))
-    shape = {f"train.{key}" for key in SHAPES[preset.config["train"]["schedule"]]}
+    shape = {f"train.{key}" for key in SHAPES[recipe.config["train"]["schedule"]]}
     assert given == COMPLETE | shape
     assert given <= known
-    setting(preset)
+    config_of(recipe)
 
 
-def test_a_recipe_names_noise_method_schedule_protocol_and_sets_that_exist(preset):
+def test_a_recipe_names_noise_method_schedule_protocol_and_sets_that_exist(recipe):
     from denoise.evaluate import PROTOCOLS
     from denoise.methods import build_method
     from denoise.noise import parse_noise
     from denoise.training.schedules import schedule
     from pipelines.datasets.catalog import data_set
 
-    config = setting(preset)
+    config = config_of(recipe)
     build_method(config.method.name, config.method.fields, parse_noise(config.noise))
     schedule(config.train.schedule)
     assert config.evaluate.protocol in PROTOCOLS
@@ -91,14 +91,14 @@ def test_a_recipe_names_noise_method_schedule_protocol_and_sets_that_exist(prese
         assert all(split in data_set(name).splits for name in getattr(config.data, split))
 
 
-def test_the_network_of_a_recipe_is_built_and_takes_its_crops(preset):
+def test_the_network_of_a_recipe_is_built_and_takes_its_crops(recipe):
     import torch
 
     from denoise.methods import build_method
     from denoise.nets import NetMaker, multiple_of
     from denoise.noise import parse_noise
 
-    config = setting(preset)
+    config = config_of(recipe)
     method = build_method(config.method.name, config.method.fields, parse_noise(config.noise))
     maker = NetMaker(
         method.net if config.net.name == "auto" else config.net.name, config.data.channels, config.net.fields
@@ -109,16 +109,16 @@ def test_the_network_of_a_recipe_is_built_and_takes_its_crops(preset):
     assert sum(weights.numel() for weights in net.parameters()) > 1000
 
 
-def test_what_a_source_counts_is_converted_to_steps(preset):
-    (budget,) = [budget for pattern, budget in BUDGETS.items() if re.fullmatch(pattern, preset.name)]
+def test_what_a_source_counts_is_converted_to_steps(recipe):
+    (budget,) = [budget for pattern, budget in BUDGETS.items() if re.fullmatch(pattern, recipe.name)]
     counted, steps = budget
-    assert preset.config["train"]["steps"] == counted == steps
-    assert f"{steps:,}" in preset.note
+    assert recipe.config["train"]["steps"] == counted == steps
+    assert f"{steps:,}" in recipe.note
 
 
 def test_fixed_noise_is_where_the_authors_draw_it_once():
-    fixed = {name for name, preset in PRESETS.items() if preset.config["data"]["fixed_noise"]}
-    assert fixed == {name for name in PRESETS if re.search(r"bsd68|kumar-r2r-gauss", name)}
+    fixed = {name for name, recipe in RECIPES.items() if recipe.config["data"]["fixed_noise"]}
+    assert fixed == {name for name in RECIPES if re.search(r"bsd68|kumar-r2r-gauss", name)}
 
 
 def test_a_published_figure_is_quoted_as_the_paper_has_it():
@@ -129,7 +129,7 @@ def test_a_published_figure_is_quoted_as_the_paper_has_it():
         "r2r-bsd68-sigma50": "26.13 dB, SSIM 0.709",
         "nb2nb-gauss25": "Kodak 32.08 dB, SSIM 0.879",
     }.items():
-        assert figures in PRESETS[name].source
+        assert figures in RECIPES[name].source
 
 
 def test_an_unknown_recipe_is_a_user_error_that_names_the_nearest():
@@ -137,23 +137,23 @@ def test_an_unknown_recipe_is_a_user_error_that_names_the_nearest():
         load_recipe("n2v-bds68")
 
 
-@pytest.mark.parametrize("name", ["../presets/n2v-bsd68", "n2v-bsd68.yaml", ""])
+@pytest.mark.parametrize("name", ["../recipes/n2v-bsd68", "n2v-bsd68.yaml", ""])
 def test_a_recipe_is_found_by_its_name_alone(name):
     with pytest.raises(UserError, match="is not known"):
         load_recipe(name)
 
 
 def test_a_recipe_is_loaded_as_it_is_listed():
-    assert names() == sorted(PRESETS)
-    assert load_recipe("n2v-bsd68") == PRESETS["n2v-bsd68"]
+    assert names() == sorted(RECIPES)
+    assert load_recipe("n2v-bsd68") == RECIPES["n2v-bsd68"]
 
 
 def test_listing_recipes_imports_nothing_heavy():
-    code = "import sys; from pipelines.training.recipes import presets; presets(); print(*sys.modules)"
+    code = "import sys; from pipelines.training.recipes import recipes; recipes(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"torch", "numpy", "ray", "mlflow", "pydantic"} & set(done.stdout.split())
 
 
 def test_the_page_about_methods_lists_every_recipe():
     page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    assert {name for name in PRESETS if f"| `{name}` |" not in page} == set()
+    assert {name for name in RECIPES if f"| `{name}` |" not in page} == set()

@@ -55,8 +55,8 @@ def mlflow_server(uri: str, host: str, environment: dict[str, str]):
         stop_server(server)
 
 
-def trains(hosts: Hosts, number: int) -> bool:
-    """Say whether a host has a training worker."""
+def has_worker(hosts: Hosts, number: int) -> bool:
+    """Return whether a host has a training worker."""
     lines = []
     for pid in hosts.pids(number):
         try:
@@ -72,7 +72,7 @@ def states(storage: str, name: str) -> list[str]:
     return [trial.state.name for trial in optuna.load_study(study_name=name, storage=storage).trials]
 
 
-def test_a_sweep_waits_for_hosts_and_finishes_without_the_one_that_fails(
+def test_a_sweep_waits_for_hosts_and_finishes_without_a_host_that_fails(
     tmp_path, denoise, small_shards, tmp_path_factory, monkeypatch
 ):
     folder = tmp_path_factory.mktemp("hosts")
@@ -107,22 +107,22 @@ def sweep_with_a_failure(hosts: Hosts, denoise: list[str], storage: str, tracker
         hosts.join()
         hosts.join()
         wait_for(lambda: states(storage, "far").count("COMPLETE") >= 2 or driver.poll() is not None)
-        wait_for(lambda: trains(hosts, 3) or driver.poll() is not None)
+        wait_for(lambda: has_worker(hosts, 3) or driver.poll() is not None)
         hosts.kill(3)
         out, _ = driver.communicate(timeout=900)
     finally:
         driver.send_signal(signal.SIGKILL)
         log.seek(0)
     assert driver.returncode == 0, log.read()
-    found = json.loads(out)
-    assert found["trials"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
+    summary = json.loads(out)
+    assert summary["trials"] == {"COMPLETE": TRIALS, "PRUNED": 0, "FAIL": 0}
     assert states(storage, "far") == ["COMPLETE"] * TRIALS
-    check_mlflow(tracker, found)
+    check_mlflow(tracker, summary)
     assert list(hosts.disk(2).glob("cache/*"))  # shards, which it took from S3
     assert not list(hosts.folder.glob("disk-*/runs/**/step-*"))  # checkpoints are in S3 alone
 
 
-def check_mlflow(tracker: str, found: dict) -> None:
+def check_mlflow(tracker: str, summary: dict) -> None:
     """Every trial has one finished run with each validation once, and the model of the best one is registered."""
     client = MlflowClient(tracker)
     runs = client.search_runs([client.get_experiment_by_name("denoise").experiment_id])
@@ -135,5 +135,5 @@ def check_mlflow(tracker: str, found: dict) -> None:
         points = client.get_metric_history(run.info.run_id, "val_psnr")
         assert sorted(point.step for point in points) == [every * rung for rung in range(1, RUNGS + 1)]
     version = client.get_model_version_by_alias("denoise-gauss25", "challenger")
-    assert str(version.version) == found["version"]
+    assert str(version.version) == summary["version"]
     assert {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "sweep")} >= {"trials.csv"}

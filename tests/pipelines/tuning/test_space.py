@@ -1,4 +1,4 @@
-"""What a sweep may say, and what becomes of it."""
+"""Definitions of sweeps: what is valid, and the configurations that follow."""
 
 import pytest
 
@@ -10,14 +10,14 @@ from pipelines.tuning.space import (
     Dimension,
     Sweep,
     boundary_configs,
-    changed,
-    checked,
+    check_sweep,
+    from_identity,
     identity,
     load_sweep,
     names,
-    resumed,
     sweep_name,
     trial_config,
+    with_options,
 )
 
 LR = {"train.lr": Dimension(float=(1e-5, 1e-3), log=True)}
@@ -34,12 +34,12 @@ def test_every_installed_sweep_can_be_trained(name):
         build_method(config.method.name, config.method.fields, parse_noise(config.noise))
 
 
-def with_fields():
+def methods_with_fields():
     return [name for name, method in METHODS.items() if method.trained and method.__dataclass_fields__]
 
 
-@pytest.mark.parametrize("name", with_fields())
-def test_a_methods_own_fields_are_a_sweep_whose_every_value_it_takes(name):
+@pytest.mark.parametrize("name", methods_with_fields())
+def test_every_value_of_the_sweep_of_a_methods_own_fields_is_valid(name):
     sweep = load_sweep(name)
     assert all(key.startswith("method.") for key in sweep.space)
     for params in boundary_configs(sweep):
@@ -65,7 +65,7 @@ def test_a_trial_sees_as_many_images_whatever_its_batch(batch):
 
 
 @pytest.mark.parametrize(
-    ("sweep", "told"),
+    ("sweep", "message"),
     [
         (Sweep("t", {}), "space is empty"),
         (Sweep("t", {"train.lr": Dimension()}), "exactly one of float, int and choice"),
@@ -76,25 +76,25 @@ def test_a_trial_sees_as_many_images_whatever_its_batch(batch):
         (Sweep("t", LR, objectives=("val_psnr", "seconds"), sampler="gp"), "use nsga2"),
     ],
 )
-def test_what_does_not_fit_is_refused(sweep, told):
-    with pytest.raises(UsageError, match=told):
-        checked(sweep)
+def test_an_invalid_sweep_is_refused(sweep, message):
+    with pytest.raises(UsageError, match=message):
+        check_sweep(sweep)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("ee559", "did you mean ee559-wide|did you mean ee559-random"),
-        ("nowhere.yaml", "not there"),
+        ("nowhere.yaml", "there is no file nowhere.yaml"),
         ("bm3d", "has no hyperparameters|needs no training"),
     ],
 )
-def test_an_unknown_sweep_is_refused(name, told):
-    with pytest.raises(UsageError, match=told):
+def test_an_unknown_sweep_is_refused(name, message):
+    with pytest.raises(UsageError, match=message):
         load_sweep(name)
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_sweep_is_read_from_a_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("title: mine\nspace: {train.lr: {float: [1e-5, 1e-3], log: true}}\ntrials: 3\n")
     sweep = load_sweep(str(file))
@@ -105,26 +105,26 @@ def test_a_file_of_ones_own(tmp_path):
 
 
 def test_options_replace_fields():
-    sweep = changed(SWEEP, {"trials": 5, "sampler": "tpe", "pruner": None})
+    sweep = with_options(SWEEP, {"trials": 5, "sampler": "tpe", "pruner": None})
     assert (sweep.trials, sweep.sampler, sweep.pruner, sweep.space) == (5, "tpe", "none", SWEEP.space)
     with pytest.raises(UsageError, match="sampler"):
-        changed(SWEEP, {"sampler": "tpee"})
+        with_options(SWEEP, {"sampler": "tpee"})
 
 
-def test_what_decides_a_sweep_is_in_its_name_and_nothing_else():
+def test_the_name_of_a_sweep_depends_on_what_decides_its_results_alone():
     name = sweep_name(SWEEP, Config(), "digest", "kind")
     assert name == sweep_name(SWEEP, load_config(None, ["ray.workers=7", "data.root=elsewhere"]), "digest", "kind")
     others = [
-        sweep_name(changed(SWEEP, {"trials": 3}), Config(), "digest", "kind"),
+        sweep_name(with_options(SWEEP, {"trials": 3}), Config(), "digest", "kind"),
         sweep_name(SWEEP, load_config(None, ["train.steps=7"]), "digest", "kind"),
         sweep_name(SWEEP, Config(), "other images", "kind"),
     ]
     assert len({name, *others}) == 4
 
 
-def test_a_sweep_comes_back_from_what_was_written():
+def test_a_sweep_is_restored_from_its_identity():
     known = identity(SWEEP, load_config(None, ["method=n2v", "method.mask_ratio=0.01"]), "digest")
-    sweep, base = resumed(known, load_config(None, ["ray.workers=1"]))
+    sweep, base = from_identity(known, load_config(None, ["ray.workers=1"]))
     assert (sweep.space, sweep.images, base.method.fields) == (SWEEP.space, 640, {"mask_ratio": 0.01})
     assert base.ray.workers == 1
     assert identity(sweep, base, "digest") == known

@@ -1,4 +1,4 @@
-"""The study tells the truth about every trial, whoever ran it and however that ended."""
+"""The study records the right state of every trial, whoever ran it and however it ended."""
 
 import math
 import subprocess
@@ -10,11 +10,11 @@ import pytest
 
 from denoise.errors import UserError
 from pipelines.tracking.owner import this_process
-from pipelines.tuning import lease as tune_claim
-from pipelines.tuning.lease import DRIVER, SEEN, SILENT_SECONDS
+from pipelines.tuning import lease
+from pipelines.tuning.lease import EXPIRY_SECONDS, HOLDER, RENEWED
 from pipelines.tuning.optuna_objects import open_storage
-from pipelines.tuning.space import Dimension, Sweep, changed
-from pipelines.tuning.study import REASON, Study, known_sweep, list_sweeps
+from pipelines.tuning.space import Dimension, Sweep, with_options
+from pipelines.tuning.study import REASON, Study, list_sweeps, stored_identity
 from tests.pipelines.postgres_helpers import Postgres
 
 SPACE = {
@@ -28,8 +28,8 @@ FIGURES = {"0": {"val_psnr": 30.0}}
 
 @pytest.fixture(autouse=True)
 def no_rival(monkeypatch):
-    """Begin at once: nobody else knows of these studies."""
-    monkeypatch.setattr(tune_claim, "RIVAL_SECONDS", 0.0)
+    """Acquire the lease at once: no other process knows of these studies."""
+    monkeypatch.setattr(lease, "RACE_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,9 @@ def states(study):
     return [trial.state.name for trial in study.trials()]
 
 
-def test_every_end_is_what_it_was(address):
+def test_every_trial_has_the_state_it_ended_in(address):
     study = study_of(address)
-    asked = [study.ask() for _ in range(5)]
-    assert [one.number for one in asked] == [0, 1, 2, 3, 4]
+    assert [study.ask().number for _ in range(5)] == [0, 1, 2, 3, 4]
     study.complete(0, FIGURES, 100)
     study.record_validation(1, 1, 12.5, 10.0)
     study.prune(1)
@@ -68,7 +67,7 @@ def test_every_end_is_what_it_was(address):
     assert pruned.value == 12.5  # the last known value
     assert failed.user_attrs[REASON] == "its loss is not finite"
     assert "not a number" in nan.user_attrs[REASON]
-    assert "noisy alone" in unmeasured.user_attrs[REASON]
+    assert "noisy images only" in unmeasured.user_attrs[REASON]
     assert study.best().number == 0
     assert study.remaining() == 1
 
@@ -81,7 +80,7 @@ def test_several_seeds_count_by_their_mean(tmp_path):
 
 
 def test_two_objectives_with_the_seconds_of_a_training(tmp_path):
-    sweep = changed(SWEEP, {"objectives": ["val_psnr", "seconds"], "sampler": "nsga2"})
+    sweep = with_options(SWEEP, {"objectives": ["val_psnr", "seconds"], "sampler": "nsga2"})
     study = study_of(f"sqlite:///{tmp_path}/optuna.db", sweep)
     study.ask()
     for rung, rate in ((1, 40.0), (2, 60.0)):
@@ -91,48 +90,48 @@ def test_two_objectives_with_the_seconds_of_a_training(tmp_path):
     assert [direction.name for direction in study.study.directions] == ["MAXIMIZE", "MINIMIZE"]
 
 
-def begin_and_die(address):
+def run_until_killed(address):
     code = f"""
 import os, signal
-from tests.pipelines.test_tune_study import study_of
+from tests.pipelines.tuning.test_study import study_of
 study = study_of({address!r})
 for number in range(3):
     study.ask()
-study.note(1, 2, 20.0, 1.0)
+study.record_validation(1, 2, 20.0, 1.0)
 study.complete(0, {{"0": {{"val_psnr": 30.0}}}}, 1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
 
 
-def test_what_a_dead_process_left_running_goes_on_before_anything_new(address):
-    begin_and_die(address)
+def test_trials_of_a_dead_process_are_resumed_before_new_ones_begin(address):
+    run_until_killed(address)
     study = study_of(address)
     assert states(study) == ["COMPLETE", "RUNNING", "RUNNING"]
     before = [trial.params for trial in study.trials()]
     assert study.requeue() == 2
     assert study.remaining() == 5
     resumed = [study.ask() for _ in range(2)]
-    assert [(one.number, one.params) for one in resumed] == [(1, before[1]), (2, before[2])]
+    assert [(trial.number, trial.params) for trial in resumed] == [(1, before[1]), (2, before[2])]
     assert study.trials()[1].intermediate_values == {2: 20.0}
-    rest = []
-    while asked := study.ask():
-        rest.append(asked.number)
-    assert rest == [3, 4, 5]  # the exact budget
+    numbers = []
+    while trial := study.ask():
+        numbers.append(trial.number)
+    assert numbers == [3, 4, 5]  # the exact budget
 
 
-def test_an_interrupted_sweep_asks_what_an_unbroken_one_asks(tmp_path):
-    unbroken = study_of(f"sqlite:///{tmp_path}/one.db")
-    wanted = [unbroken.ask().params for _ in range(6)]
-    found = []
-    for _ in range(3):  # every time another object, as another process has
+def test_an_interrupted_sweep_tries_the_same_parameters_as_an_uninterrupted_one(tmp_path):
+    uninterrupted = study_of(f"sqlite:///{tmp_path}/one.db")
+    expected = [uninterrupted.ask().params for _ in range(6)]
+    tried = []
+    for _ in range(3):  # a new object each time, as another process would have
         study = study_of(f"sqlite:///{tmp_path}/two.db")
         for _ in range(2):
-            asked = study.ask()
-            study.complete(asked.number, FIGURES, 1)
-            found.append(asked.params)
-    assert found == wanted
-    assert len({tuple(params.values()) for params in found}) == 6
+            trial = study.ask()
+            study.complete(trial.number, FIGURES, 1)
+            tried.append(trial.params)
+    assert tried == expected
+    assert len({tuple(params.values()) for params in tried}) == 6
 
 
 def test_another_space_under_the_same_name_is_refused(address):
@@ -143,15 +142,15 @@ def test_another_space_under_the_same_name_is_refused(address):
     assert [row["name"] for row in list_sweeps(address)] == ["sweep", "other"]
 
 
-def test_of_two_processes_at_the_same_moment_one_goes_on(address, monkeypatch):
-    """Another one has found the study free, too, and notes that it drives it after this one has."""
+def test_of_two_processes_at_the_same_moment_one_acquires_the_lease(address, monkeypatch):
+    """The other one has found the study free, too, and writes its name after this one."""
     study = study_of(address)
-    monkeypatch.setattr(tune_claim.time, "sleep", lambda _: study.study.set_user_attr(DRIVER, "other-host 7 1.0"))
+    monkeypatch.setattr(lease.time, "sleep", lambda _: study.study.set_user_attr(HOLDER, "other-host 7 1.0"))
     with pytest.raises(UserError, match="being run by another process .other-host 7"):
-        study.lease.take()
+        study.lease.acquire()
 
 
-def test_two_processes_at_one_sweep_are_refused(address):
+def test_a_second_process_at_one_sweep_is_refused(address):
     sleeper = subprocess.Popen(
         [
             sys.executable,
@@ -168,24 +167,24 @@ def test_two_processes_at_one_sweep_are_refused(address):
     study_of(address)
 
 
-def test_a_driver_on_another_machine_is_refused_until_it_has_been_silent(tmp_path):
+def test_a_lease_of_another_machine_expires_when_it_is_not_renewed(tmp_path):
     address = f"sqlite:///{tmp_path}/optuna.db"
     study = study_of(address).study
-    study.set_user_attr(DRIVER, "another-machine 1 1.0")
-    study.set_user_attr(SEEN, time.time() - SILENT_SECONDS / 2)
+    study.set_user_attr(HOLDER, "another-machine 1 1.0")
+    study.set_user_attr(RENEWED, time.time() - EXPIRY_SECONDS / 2)
     with pytest.raises(UserError, match="another-machine"):
         study_of(address)
-    study.set_user_attr(SEEN, time.time() - SILENT_SECONDS * 2)
+    study.set_user_attr(RENEWED, time.time() - EXPIRY_SECONDS * 2)
     study_of(address)
-    assert study.user_attrs[DRIVER] == this_process()
-    assert study.user_attrs[SEEN] == pytest.approx(time.time(), abs=SILENT_SECONDS / 2)
+    assert study.user_attrs[HOLDER] == this_process()
+    assert study.user_attrs[RENEWED] == pytest.approx(time.time(), abs=EXPIRY_SECONDS / 2)
 
 
-def test_an_unknown_sweep_and_storage_are_told(tmp_path):
+def test_an_unknown_sweep_or_storage_is_an_error_that_names_it(tmp_path):
     address = f"sqlite:///{tmp_path}/optuna.db"
     study_of(address, name="n2v-12345678")
     with pytest.raises(UserError, match="did you mean n2v-12345678"):
-        known_sweep(address, "n2v-12345679")
+        stored_identity(address, "n2v-12345679")
     with pytest.raises(UserError, match=r"cannot be opened .* tune\.storage"):
         open_storage("nonsense://host")
 
@@ -196,8 +195,8 @@ def test_every_sampler_fills_the_budget(sampler, tmp_path):
     if sampler in ("gp", "cmaes"):
         space["train.lr"] = SPACE["train.lr"]
     study = study_of(f"sqlite:///{tmp_path}/optuna.db", Sweep("t", space, trials=6, sampler=sampler))
-    while asked := study.ask():
-        study.complete(asked.number, {"0": {"val_psnr": float(asked.params["train.batch_size"])}}, 1)
+    while trial := study.ask():
+        study.complete(trial.number, {"0": {"val_psnr": float(trial.params["train.batch_size"])}}, 1)
     assert states(study) == ["COMPLETE"] * 6
     if sampler == "grid":
         assert len({tuple(trial.params.values()) for trial in study.trials()}) == 6
@@ -222,7 +221,7 @@ def test_every_pruner_stops_the_worst_and_spares_the_best(pruner, tmp_path):
     assert not {30.0, 31.0, 32.0} & set(stopped)
 
 
-def test_nothing_is_said_by_optuna(tmp_path, capfd):
+def test_optuna_prints_nothing(tmp_path, capfd):
     study = study_of(f"sqlite:///{tmp_path}/optuna.db")
     study.ask()
     study.complete(0, FIGURES, 1)
@@ -230,7 +229,7 @@ def test_nothing_is_said_by_optuna(tmp_path, capfd):
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
 
 
-def test_asking_for_sweeps_makes_no_storage(tmp_path):
+def test_listing_sweeps_creates_no_storage(tmp_path):
     for address in (f"sqlite:///{tmp_path}/optuna.db", f"journal:{tmp_path}/sweeps.log"):
         assert list_sweeps(address) == []
     assert list(tmp_path.iterdir()) == []

@@ -27,7 +27,7 @@ from tests.pipelines.processes import left_behind
 from tests.pipelines.training.test_on_ray import wait_for
 
 BASE = {"net": "cnn5", "ray": {"workers": 1}, "train": {"crop": 32, "batch_size": 2}}
-GOOD, IDLE, WILD = 1e-3, 1e-9, 1e30  # learning rates: learns, learns nothing, leaves the numbers
+GOOD, IDLE, WILD = 1e-3, 1e-9, 1e30  # learning rates: learns, learns nothing, diverges
 
 
 @pytest.fixture
@@ -70,11 +70,13 @@ def tuned(denoise, *arguments, timeout=500):
     return json.loads(done.stdout)
 
 
-def test_from_a_file_to_a_challenger(project, denoise, sweep):
-    """One trial learns, one leaves the numbers: Optuna, MLflow and the table say so, and the model can be used."""
-    found = tuned(denoise, sweep(space={"train.lr": {"choice": [GOOD, WILD]}}, trials=2, sampler="grid"), "--name=two")
-    assert found["trials"] == {"COMPLETE": 1, "PRUNED": 0, "FAIL": 1}
-    assert found["best"]["train.lr"] == GOOD
+def test_a_sweep_from_a_file_ends_with_a_registered_challenger(project, denoise_fork, sweep):
+    """One trial learns, one diverges: Optuna, MLflow and the table agree, and the model can be loaded."""
+    summary = tuned(
+        denoise_fork, sweep(space={"train.lr": {"choice": [GOOD, WILD]}}, trials=2, sampler="grid"), "--name=two"
+    )
+    assert summary["trials"] == {"COMPLETE": 1, "PRUNED": 0, "FAIL": 1}
+    assert summary["best"]["train.lr"] == GOOD
     assert left_behind() == []
 
     states = {trial.params["train.lr"]: trial for trial in trials_of("two")}
@@ -84,48 +86,50 @@ def test_from_a_file_to_a_challenger(project, denoise, sweep):
 
     parent, children = runs_of("two")
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["best.val_psnr"] == found["best"]["val_psnr"]
+    assert parent.data.metrics["best.val_psnr"] == summary["best"]["val_psnr"]
     assert ends_of(children) == {GOOD: ("FINISHED", "COMPLETE"), WILD: ("FAILED", "FAIL")}
     client = mlflow_client()
-    kept = {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "sweep")}
-    assert {"trials.csv", "summary.json"} <= kept
+    artifacts = {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "sweep")}
+    assert {"trials.csv", "summary.json"} <= artifacts
     rows = list(csv.DictReader((project / "sweeps" / "two" / "trials.csv").open()))
     assert [row["state"] for row in rows] == [trial.state.name for trial in trials_of("two")]
 
-    assert str(client.get_model_version_by_alias("denoise-gauss25", "challenger").version) == found["version"]
-    assert load_denoiser(Path(found["model"])).name == "n2n"
+    assert str(client.get_model_version_by_alias("denoise-gauss25", "challenger").version) == summary["version"]
+    assert load_denoiser(Path(summary["model"])).name == "n2n"
 
-    listed = subprocess.run([*denoise, "sweeps", "list", "--json"], capture_output=True, text=True, timeout=100)
-    (row,) = json.loads(listed.stdout)
+    sweeps = subprocess.run([*denoise_fork, "sweeps", "list", "--json"], capture_output=True, text=True, timeout=100)
+    (row,) = json.loads(sweeps.stdout)
     assert (row["name"], row["trials"], row["best"]) == (
         "two",
         {"COMPLETE": 1, "FAIL": 1} if rows[0]["state"] == "COMPLETE" else {"FAIL": 1, "COMPLETE": 1},
-        found["best"]["val_psnr"],
+        summary["best"]["val_psnr"],
     )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_pruned_trial_is_pruned_everywhere_and_a_finished_sweep_is_given_back(project, denoise, sweep):
+def test_a_pruned_trial_is_pruned_in_optuna_and_mlflow_and_a_finished_sweep_is_not_searched_again(
+    project, denoise, sweep
+):
     space = {"train.lr": {"choice": [GOOD, IDLE]}}
     file = sweep(space=space, trials=2, sampler="grid", pruner="asha", reduction=2, images=800)
     options = [file, "--name=pruned", "--concurrency=1", "--seed=1"]
-    found = tuned(denoise, *options)
-    assert found["trials"] == {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0}
+    summary = tuned(denoise, *options)
+    assert summary["trials"] == {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0}
     states = {trial.params["train.lr"]: trial for trial in trials_of("pruned")}
     assert [states[lr].state.name for lr in (GOOD, IDLE)] == ["COMPLETE", "PRUNED"]
     assert len(states[IDLE].intermediate_values) < len(states[GOOD].intermediate_values)
     assert ends_of(runs_of("pruned")[1]) == {GOOD: ("FINISHED", "COMPLETE"), IDLE: ("KILLED", "PRUNED")}
     assert left_behind() == []
 
-    assert tuned(denoise, *options)["best"] == found["best"]  # not searched again
+    assert tuned(denoise, *options)["best"] == summary["best"]  # not searched again
     assert len(trials_of("pruned")) == 2
 
 
-def test_a_sweep_of_what_cannot_be_trained_is_refused_before_it_starts(project, denoise, sweep):
+def test_a_sweep_with_a_value_that_cannot_be_trained_is_refused_before_it_starts(project, denoise_fork, sweep):
     space = {"train.crop": {"choice": [32, 40]}}
     done = subprocess.run(
-        [*denoise, "tune", sweep(space=space), "net=unet_n2n"], capture_output=True, text=True, timeout=200
+        [*denoise_fork, "tune", sweep(space=space), "net=unet_n2n"], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 1
     assert "train.crop=40 does not suit this net" in done.stderr
@@ -134,8 +138,8 @@ def test_a_sweep_of_what_cannot_be_trained_is_refused_before_it_starts(project, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_ten_kills_of_the_driver_leave_the_exact_budget(project, denoise, sweep):
-    """SIGKILL at seeded moments: no trial runs for ever, none is lost, none is asked for twice."""
+def test_a_sweep_whose_driver_is_killed_ten_times_runs_its_exact_budget(project, denoise, sweep):
+    """SIGKILL at seeded moments: no trial runs for ever, none is lost, none is run twice."""
     space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
     command = [*denoise, "tune", sweep(space=space, trials=10), "--name=killed", "--json"]
     rng = random.Random(0)
@@ -144,8 +148,8 @@ def test_ten_kills_of_the_driver_leave_the_exact_budget(project, denoise, sweep)
         time.sleep(rng.uniform(8, 40))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    resumed = [*denoise, "tune", "--resume", "killed", "--json"]
-    done = subprocess.run(resumed, capture_output=True, text=True, timeout=1200)
+    command = [*denoise, "tune", "--resume", "killed", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     trials = trials_of("killed")
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 10
@@ -159,7 +163,7 @@ def test_ten_kills_of_the_driver_leave_the_exact_budget(project, denoise, sweep)
         assert sorted(point.step for point in points) == [6, 12, 18, 24]
 
 
-def begun(command, condition):
+def start_and_wait(command, condition):
     """Start a sweep as a terminal does, in a group of processes of its own, and wait for something to happen."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, start_new_session=True, **pipes)
@@ -179,10 +183,10 @@ def states_of(name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ctrl_c_leaves_a_sweep_that_goes_on(project, denoise, denoise_at_a_terminal, sweep):
+def test_a_sweep_can_be_resumed_after_ctrl_c(project, denoise, denoise_at_a_terminal, sweep):
     space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
     command = [*denoise_at_a_terminal, "tune", sweep(space=space, trials=4, images=800), "--name=stopped", "--json"]
-    process = begun(command, lambda: "COMPLETE" in states_of("stopped"))
+    process = start_and_wait(command, lambda: "COMPLETE" in states_of("stopped"))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
@@ -192,17 +196,17 @@ def test_ctrl_c_leaves_a_sweep_that_goes_on(project, denoise, denoise_at_a_termi
     assert left_behind() == []
     assert runs_of("stopped")[0].info.status == "KILLED"
 
-    found = tuned(denoise, "--resume", "stopped")
-    assert found["trials"] == {"COMPLETE": 4, "PRUNED": 0, "FAIL": 0}
+    summary = tuned(denoise, "--resume", "stopped")
+    assert summary["trials"] == {"COMPLETE": 4, "PRUNED": 0, "FAIL": 0}
     parent, children = runs_of("stopped")
     assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
 
 
-def kill_one(word):
-    """Kill a process of ours by what Ray calls it, and say whether there was one."""
+def kill_process(name):
+    """Kill a process of ours by the name that Ray gives it, and return whether there was one."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if word in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 process.kill()
                 return True
     return False
@@ -210,14 +214,14 @@ def kill_one(word):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_trial_whose_processes_are_killed_goes_on_from_its_checkpoint(project, denoise, sweep):
+def test_a_trial_whose_processes_are_killed_resumes_from_its_checkpoint(project, denoise, sweep):
     space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
     options = [sweep(space=space, trials=2, images=1600), "--name=hurt", "--concurrency=1", "ray.max_failures=2"]
     saved = lambda number: list(project.glob(f"runs/ray/hurt-{number:03d}/checkpoints/step-*/manifest.json"))  # noqa: E731
-    process = begun([*denoise, "tune", *options, "--json"], lambda: saved(0))
-    assert kill_one("ray::ImplicitFunc")  # the trial's own process
+    process = start_and_wait([*denoise, "tune", *options, "--json"], lambda: saved(0))
+    assert kill_process("ray::ImplicitFunc")  # the trial's own process
     wait_for(lambda: saved(1) or process.poll() is not None)
-    assert kill_one("ray::RayTrainWorker")
+    assert kill_process("ray::RayTrainWorker")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert json.loads(out)["trials"] == {"COMPLETE": 2, "PRUNED": 0, "FAIL": 0}
@@ -232,13 +236,13 @@ def test_a_trial_whose_processes_are_killed_goes_on_from_its_checkpoint(project,
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_goes_on_without_mlflow_and_the_same_command_brings_what_it_lacks(project, denoise, sweep):
+def test_a_sweep_continues_without_mlflow_and_the_same_command_sends_what_that_lacks(project, denoise, sweep):
     server = Server(f"sqlite:///{Path('mlflow.db').absolute()}")
     server.start()
     space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
     options = [sweep(space=space, trials=4), "--name=alone", f"tracking.uri={server.address}"]
     try:
-        process = begun([*denoise, "tune", *options, "--json"], lambda: "COMPLETE" in states_of("alone"))
+        process = start_and_wait([*denoise, "tune", *options, "--json"], lambda: "COMPLETE" in states_of("alone"))
         server.kill()
         _, err = process.communicate(timeout=500)
         assert "Traceback" not in err
@@ -257,14 +261,14 @@ def test_a_sweep_goes_on_without_mlflow_and_the_same_command_brings_what_it_lack
 
 
 @pytest.mark.slow
-def test_pruned_trials_leave_nothing_behind(project):
+def test_pruned_trials_leave_no_resources_behind(project):
     """Actors, placement groups, processors and processes of a cluster that outlives the sweep."""
     script = ROOT / "benchmarks" / "sweep.py"
     done = subprocess.run(
         [sys.executable, script, "--trials", "8", "--images", "400"], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["left_behind"] == []
-    assert found["trials"]["PRUNED"] > 0
-    assert sum(found["trials"].values()) == 8
+    summary = json.loads(done.stdout)
+    assert summary["left_behind"] == []
+    assert summary["trials"]["PRUNED"] > 0
+    assert sum(summary["trials"].values()) == 8
