@@ -29,21 +29,18 @@ from denoise.data.loader import CropBatch
 from denoise.data.samples import IMAGE
 from denoise.data.shards import Shards
 from denoise.methods import build_method, with_net
-from denoise.nets import NetMaker
 from denoise.noise import parse_noise
-from denoise.training.checkpoint import TrainState
 from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
-from denoise.training.fault_injection import FaultInjector
 from denoise.training.loop import train
-from denoise.training.optimizers import make_average, make_optimizer
+from denoise.training.setup import init_train_state
 from denoise.training.step import TrainStep
 
 # Crop side and batch of the papers' training (docs/methods.md names the sources).
 PAPERS = {"n2n": (256, 4), "n2v": (64, 128), "ssdn": (256, 4), "r2r": (40, 128)}
 EAGER = ("train.precision=fp32", "train.channels_last=false", "train.fused=false")
 FAST = ("train.precision=bf16", "train.compile=true")
-WAYS = {"eager": EAGER, "fast": FAST, "graphs": (*FAST, "train.cuda_graphs=true")}
-WARM = 5  # steps before the clock starts: compiling, capturing, choosing kernels
+VARIANTS = {"eager": EAGER, "fast": FAST, "graphs": (*FAST, "train.cuda_graphs=true")}
+WARM_UP = 5  # steps before the clock starts: compiling, capturing, choosing kernels
 SIDE = 8192  # of the matrices whose product measures the card
 
 Step = Callable[[], object]
@@ -53,23 +50,18 @@ def make_step(config: Config, device: torch.device) -> Step:
     """Return a training step on one batch of the host's memory."""
     config, noise = with_net(config), parse_noise(config.noise)
     method = build_method(config.method.name, config.method.fields, noise)
-    torch.manual_seed(0)
-    net = method.make_net(NetMaker(config.net.name, 3, config.net.fields)).to(device)
-    if config.train.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    training = TrainState(net, make_optimizer(net.parameters(), config.train), make_average(net, config.train))
-    stepper = TrainStep(config, training, method, noise, config.train.precision == "bf16", FaultInjector())
+    train_step = TrainStep(config, init_train_state(config, method, device), method, noise)
     size, crop = config.train.batch_size, config.train.crop
     image = torch.randint(256, (size, 3, crop, crop), dtype=torch.uint8)
     batch = CropBatch(torch.arange(size), {IMAGE: image.pin_memory() if device.type == "cuda" else image})
     numbers = iter(range(config.train.steps))
-    return lambda: stepper(next(numbers), batch, 1e-4)
+    return lambda: train_step(next(numbers), batch, 1e-4)
 
 
-def seconds_each(step: Step, device: torch.device, seconds: float) -> float:
-    """Return the median time of a call, of groups that each wait for the device once."""
+def seconds_per_call(step: Step, device: torch.device, seconds: float) -> float:
+    """Return the median time of a call, measured in groups that wait for the device once."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(WARM):
+    for _ in range(WARM_UP):
         step()
     wait()
     start, count, times = time.perf_counter(), 1, []
@@ -92,18 +84,18 @@ def operations(step: Step) -> int:
 
 def matrix_rate(device: torch.device, seconds: float, side: int) -> float:
     """Return the operations per second of a bf16 matrix product."""
-    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / seconds_each(lambda: one @ other, device, seconds)
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / seconds_per_call(lambda: left @ right, device, seconds)
 
 
 def compare(method: str, crop: int, batch: int, device: torch.device, seconds: float, rate: float) -> str:
     """Return a line of the table."""
     shape = (f"method={method}", f"train.crop={crop}", f"train.batch_size={batch}", "train.steps=1000000")
-    made = {way: make_step(load_config(None, [*shape, *extra]), device) for way, extra in WAYS.items()}
-    work = operations(made["eager"])
-    times = {way: seconds_each(step, device, seconds) for way, step in made.items()}
+    steps = {name: make_step(load_config(None, [*shape, *extra]), device) for name, extra in VARIANTS.items()}
+    work = operations(steps["eager"])
+    times = {name: seconds_per_call(step, device, seconds) for name, step in steps.items()}
     best = min(times["fast"], times["graphs"])
-    ratios = " | ".join(f"{times['eager'] / times[way]:.2f}" for way in ("fast", "graphs"))
+    ratios = " | ".join(f"{times['eager'] / times[name]:.2f}" for name in ("fast", "graphs"))
     share = f"{work / best / rate:.1%}"
     return f"| {method} | {crop} | {batch} | {batch / times['eager']:.0f} | {batch / best:.0f} | {ratios} | {share} |"
 
@@ -115,12 +107,19 @@ def psnr(method: str, precision: str, shards: Path, steps: int) -> float:
     config = load_config(None, [*overrides, f"train.eval_every={steps}", f"train.checkpoint_every={steps}"])
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         checkpoints = CheckpointManager(FolderStore(Path(folder) / "checkpoints"))
-        train(config, part(shards, "train"), part(shards, "val"), Path(folder), rows.append, checkpoints)
+        train(
+            config,
+            train_set=samples(shards, "train"),
+            val_set=samples(shards, "val"),
+            folder=Path(folder),
+            report=rows.append,
+            checkpoints=checkpoints,
+        )
     return rows[-1]["val_psnr"]
 
 
-def part(shards: Path, split: str) -> ShardedDataset:
-    """Return the images of one part of `samples`."""
+def samples(shards: Path, split: str) -> ShardedDataset:
+    """Return the images of one split of `samples`."""
     return ShardedDataset([Shards.open(shards / split / "samples")])
 
 
@@ -134,23 +133,23 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cpu shows that the script works, and little else")
     parser.add_argument("--psnr", type=Path, metavar="SHARDS", help="compare bf16 with fp32 instead")
     parser.add_argument("--steps", type=int, default=500, help="of --psnr")
-    chosen = parser.parse_args()
-    if chosen.psnr:
-        for method in chosen.methods:
-            found = {precision: psnr(method, precision, chosen.psnr, chosen.steps) for precision in ("fp32", "bf16")}
-            print(f"{method}, {chosen.steps} steps: fp32 {found['fp32']:.3f} dB, bf16 {found['bf16']:.3f} dB (float)")
+    options = parser.parse_args()
+    if options.psnr:
+        for method in options.methods:
+            fp32, bf16 = (psnr(method, precision, options.psnr, options.steps) for precision in ("fp32", "bf16"))
+            print(f"{method}, {options.steps} steps: fp32 {fp32:.3f} dB, bf16 {bf16:.3f} dB (float)")
         return
-    device = torch.device(chosen.device)
+    device = torch.device(options.device)
     torch.backends.cudnn.benchmark = True
-    rate = matrix_rate(device, chosen.seconds, SIDE if device.type == "cuda" else SIDE // 8)
+    rate = matrix_rate(device, options.seconds, SIDE if device.type == "cuda" else SIDE // 8)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}: bf16 matrix product {rate / 1e12:.3g} Tflop/s\n")
     print("| method | crop | batch | eager fp32, images/s | best, images/s | fast / eager | graphs / eager | share |")
     print("|---|---|---|---|---|---|---|---|")
-    for method in chosen.methods:
+    for method in options.methods:
         crop, batch = PAPERS[method]
-        for size in [chosen.batch] if chosen.batch else [batch, 64]:
-            print(compare(method, chosen.crop or crop, size, device, chosen.seconds, rate), flush=True)
+        for size in [options.batch] if options.batch else [batch, 64]:
+            print(compare(method, options.crop or crop, size, device, options.seconds, rate), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How fast crops are read, against what else people use, in one run.
+"""Crops per second of our loader, compared with other loaders in one run.
 
-Ours (verified, in the global order) with and without decoded images kept in memory, beside plain webdataset
-(shuffle and decode), a torch Dataset that opens files with Pillow (what KAIR and most reports do), and the limit: the
-decoder alone in a bare loop, on as many threads as ours has. All yield bytes: making floats of them costs all the same.
+Ours (verified, in the global order) with and without decoded images in memory, plain webdataset (shuffle and decode), a
+torch Dataset that opens files with Pillow (as KAIR and most reports do), and the limit: the decoder alone in a bare
+loop, on as many threads as ours has. All yield bytes: making floats of them costs the same for all.
 
     python benchmarks/loader.py IMAGES [IMAGES ...] --crops 64 256 --seconds 3 --rounds 3
 """
@@ -51,10 +51,10 @@ class Files(Dataset):  # type: ignore[type-arg]
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return a crop of a random image."""
         with Image.open(random.choice(self.paths)) as image:
-            return cropped(np.asarray(image.convert("RGB")), self.crop)
+            return random_crop(np.asarray(image.convert("RGB")), self.crop)
 
 
-def cropped(pixels: np.ndarray, crop: int) -> torch.Tensor:
+def random_crop(pixels: np.ndarray, crop: int) -> torch.Tensor:
     """Return a random crop."""
     top = random.randrange(max(1, pixels.shape[0] - crop + 1))
     left = random.randrange(max(1, pixels.shape[1] - crop + 1))
@@ -63,7 +63,7 @@ def cropped(pixels: np.ndarray, crop: int) -> torch.Tensor:
 
 
 def rate(stream: Iterator[int], seconds: float) -> float:
-    """Return how many a second a stream of counts yields, after a second of warming up."""
+    """Return the sum per second of the counts that a stream yields, after a second of warming up."""
     started = time.perf_counter()
     while time.perf_counter() - started < 1:
         next(stream)
@@ -75,9 +75,9 @@ def rate(stream: Iterator[int], seconds: float) -> float:
 
 def ours(images: ShardedDataset, crop: int, threads: int) -> Iterator[int]:
     """Yield the sizes of our batches."""
-    order = GlobalSampler(0, images.counts, images.digest)
-    spec = Batching(0, BATCH, crop, 3, threads=threads)
-    for batch in batches(FreshNoise(images), order, spec, 0, 1, 0):
+    sampler = GlobalSampler(0, images.counts, images.digest)
+    batching = Batching(0, BATCH, crop, 3, threads=threads)
+    for batch in batches(FreshNoise(images), sampler, batching, 0, 1, 0):
         yield len(batch.views["image"])
 
 
@@ -89,7 +89,7 @@ def webdataset_plain(folder: Path, crop: int, workers: int) -> Iterator[int]:
 
     def crop_one(sample: dict[str, np.ndarray]) -> torch.Tensor:
         pixels = next(value for key, value in sample.items() if key in ("jpg", "jpeg", "png"))
-        return cropped((pixels * 255).astype(np.uint8) if pixels.dtype != np.uint8 else pixels, crop)
+        return random_crop((pixels * 255).astype(np.uint8) if pixels.dtype != np.uint8 else pixels, crop)
 
     data = webdataset.WebDataset(urls, shardshuffle=100, empty_check=False).shuffle(100).decode("rgb8").map(crop_one)
     yield from map(len, DataLoader(data, BATCH, num_workers=workers))
@@ -117,36 +117,36 @@ def decoder_alone(datas: list[bytes], threads: int) -> Iterator[int]:
 
 
 def measure(folder: Path, crop: int, seconds: float, threads: int, rounds: int) -> dict[str, float]:
-    """Return crops a second of each way to read the images of a folder: the median of rounds, taken in turns."""
+    """Return crops a second of each loader on the images of a folder: the median of rounds, taken in turns."""
     paths = [path for source in find_sources(folder) for path in source.views.values()]
-    with tempfile.TemporaryDirectory() as place:
-        write_shards(Path(place, "shards"), find_sources(folder), 16 << 20)
-        shards = Shards.open(Path(place, "shards"))
-        images, kept = ShardedDataset([shards]), ShardedDataset([Shards.open(Path(place, "shards"))])
-        kept.keep_decoded(4 << 30)
-        for index in range(len(kept)):
-            kept.pixels(index, "clean")
-        ways: dict[str, Callable[[], Iterator[int]]] = {
+    with tempfile.TemporaryDirectory() as work:
+        shards = Path(work, "shards")
+        write_shards(shards, find_sources(folder), 16 << 20)
+        images, decoded = ShardedDataset([Shards.open(shards)]), ShardedDataset([Shards.open(shards)])
+        decoded.keep_decoded(4 << 30)
+        for index in range(len(decoded)):
+            decoded.pixels(index, "clean")
+        loaders: dict[str, Callable[[], Iterator[int]]] = {
             "decoder alone": partial(decoder_alone, [path.read_bytes() for path in paths], threads),
             "ours, decoding": partial(ours, images, crop, threads),
             "ours, unchecked": partial(unchecked, images, crop, threads),
-            "ours, decoded before": partial(ours, kept, crop, threads),
-            "webdataset": partial(webdataset_plain, Path(place, "shards"), crop, threads),
+            "ours, decoded before": partial(ours, decoded, crop, threads),
+            "webdataset": partial(webdataset_plain, shards, crop, threads),
             "files with Pillow": partial(files_with_pillow, paths, crop, threads),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
         for _ in range(rounds):
-            for name, way in ways.items():
-                with closing(way()) as stream:  # type: ignore[type-var]
+            for name, load in loaders.items():
+                with closing(load()) as stream:  # type: ignore[type-var]
                     rates[name].append(rate(stream, seconds))
-        kept.close()
-    return {name: median(found) for name, found in rates.items()}
+        decoded.close()
+    return {name: median(values) for name, values in rates.items()}
 
 
 def unchecked(images: ShardedDataset, crop: int, threads: int) -> Iterator[int]:
-    """Yield the sizes of our batches made without the checksum of each image, to see what it costs."""
+    """Yield the sizes of our batches without the checksum of each image, to measure its cost."""
 
-    class Anything(int):
+    class AnyChecksum(int):
         """Equal to every checksum."""
 
         def __eq__(self, other: object) -> bool:
@@ -154,7 +154,7 @@ def unchecked(images: ShardedDataset, crop: int, threads: int) -> Iterator[int]:
 
         __hash__ = int.__hash__
 
-    with patch("denoise.data.shards.zlib", SimpleNamespace(crc32=lambda data: Anything())):
+    with patch("denoise.data.shards.zlib", SimpleNamespace(crc32=lambda data: AnyChecksum())):
         yield from ours(images, crop, threads)
 
 
@@ -166,23 +166,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)  # as in a DataLoader's worker: the threads that decode are the only ones
     results = []
-    for folder in chosen.folders:
-        for crop in chosen.crops:
-            found = measure(folder, crop, chosen.seconds, chosen.threads, chosen.rounds)
+    for folder in options.folders:
+        for crop in options.crops:
+            rates = measure(folder, crop, options.seconds, options.threads, options.rounds)
             results.append(
-                {"folder": folder.name, "crop": crop, **{name: round(value, 1) for name, value in found.items()}}
+                {"folder": folder.name, "crop": crop, **{name: round(value, 1) for name, value in rates.items()}}
             )
-            print(f"\n{folder.name}, crops of {crop}, {chosen.threads} threads or workers")
-            for name, value in found.items():
+            print(f"\n{folder.name}, crops of {crop}, {options.threads} threads or workers")
+            for name, value in rates.items():
                 print(f"  {name:28} {value:9.0f} crops/s")
-            limit, pillow = found["decoder alone"], found["files with Pillow"]
-            print(f"  decoding: {found['ours, decoding'] / limit:.2f} of the decoder alone, ", end="")
-            print(f"{found['ours, decoding'] / found['webdataset']:.2f} x webdataset; ", end="")
-            print(f"decoded before: {found['ours, decoded before'] / pillow:.1f} x files with Pillow; ", end="")
-            print(f"checks cost {1 - found['ours, decoding'] / found['ours, unchecked']:.1%}", flush=True)
+            limit, pillow = rates["decoder alone"], rates["files with Pillow"]
+            print(f"  decoding: {rates['ours, decoding'] / limit:.2f} of the decoder alone, ", end="")
+            print(f"{rates['ours, decoding'] / rates['webdataset']:.2f} x webdataset; ", end="")
+            print(f"decoded before: {rates['ours, decoded before'] / pillow:.1f} x files with Pillow; ", end="")
+            print(f"checks cost {1 - rates['ours, decoding'] / rates['ours, unchecked']:.1%}", flush=True)
     print(json.dumps(results))
 
 

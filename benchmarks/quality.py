@@ -1,8 +1,8 @@
-"""How close training within a given time comes to the published figures.
+"""Quality within a given time: PSNR and SSIM of each recipe beside the published figures.
 
 Trains each recipe for the given number of minutes (the number of steps follows from a measured rate), scores it on
 test sets under a named protocol, and prints PSNR and SSIM beside the published PSNR. Run it in a project folder whose
-data is sharded. Where several runs of the same recipe are wanted, give seeds.
+data is sharded. For several runs of the same recipe give seeds.
 
     python benchmarks/quality.py samples --minutes 1 --out quality    # every method, for a minute each
     python benchmarks/quality.py bsd68 --minutes 15 --out quality     # grey, bsd400 -> BSD68, sigma 25: two cores do
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from denoise.config import Config, load_config
 
-PROBE_SECONDS = 10.0  # that the rate is measured over
+PROBE_SECONDS = 10.0  # over which the rate is measured
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe, and what was published for it, by test set (../docs/methods.md names the sources)."""
+    """One recipe, and its published PSNR by test set (../docs/methods.md names the sources)."""
 
     name: str
     overrides: Sequence[str]
@@ -123,7 +123,14 @@ def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
             raise StopIteration
 
     with contextlib.suppress(StopIteration):
-        train(config, images, None, folder, clock, CheckpointManager(FolderStore(folder / "checkpoints")))
+        train(
+            config,
+            train_set=images,
+            val_set=None,
+            folder=folder,
+            report=clock,
+            checkpoints=CheckpointManager(FolderStore(folder / "checkpoints")),
+        )
     return max(1, int(60 * minutes * (len(times) - 1) / (times[-1] - times[0])))
 
 
@@ -139,13 +146,13 @@ def run(table: Table, row: Row, steps: int, seed: int, out: Path) -> list[dict[s
     seconds = time.perf_counter() - started
     results = []
     for overrides in row.evaluations:
-        scored = configuration(table, row, steps, overrides)
-        denoiser = open_model(scored, str(model))
-        for result in evaluate_model(scored, denoiser, table.tests, table.protocol, None, None):
-            kept = {key: result[key] for key in ("data", "protocol", "passes", "noisy_psnr", "psnr", "ssim")}
+        evaluation = configuration(table, row, steps, overrides)
+        denoiser = open_model(evaluation, str(model))
+        for result in evaluate_model(evaluation, denoiser, table.tests, table.protocol, None, None):
+            scores = {key: result[key] for key in ("data", "protocol", "passes", "noisy_psnr", "psnr", "ssim")}
             published = row.published.get(str(result["data"]))
             results.append(
-                {"recipe": row.name, "seed": seed, "steps": steps, "train_seconds": round(seconds), **kept}
+                {"recipe": row.name, "seed": seed, "steps": steps, "train_seconds": round(seconds), **scores}
                 | {"published": published}
             )
     return results
@@ -169,20 +176,20 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", help="some of the table's rows")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--out", type=Path, default=Path("quality"))
-    chosen = parser.parse_args()
-    table = TABLES[chosen.table]
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    table = TABLES[arguments.table]
+    arguments.out.mkdir(parents=True, exist_ok=True)
     print(f"| recipe | passes | test set | steps | train s | PSNR {table.protocol} | SSIM | published |")
     print("|---|---|---|---|---|---|---|---|")
     for row in table.rows:
-        if chosen.recipes and row.name not in chosen.recipes:
+        if arguments.recipes and row.name not in arguments.recipes:
             continue
-        steps = chosen.steps or steps_in(table, row, chosen.minutes, chosen.out / "probe")
-        for seed in chosen.seeds:
-            results = run(table, row, steps, seed, chosen.out)
+        steps = arguments.steps or steps_in(table, row, arguments.minutes, arguments.out / "probe")
+        for seed in arguments.seeds:
+            results = run(table, row, steps, seed, arguments.out)
             for result in results:
                 print(line(result), flush=True)
-            with (chosen.out / "results.jsonl").open("a") as file:
+            with (arguments.out / "results.jsonl").open("a") as file:
                 file.writelines(json.dumps(result) + "\n" for result in results)
 
 

@@ -1,8 +1,8 @@
-"""What keyed randomness costs: the share of a Noise2Noise step spent on drawing noise.
+"""Cost of keyed randomness: the fraction of a Noise2Noise step spent on drawing noise.
 
     python benchmarks/rng.py [--json]
 
-Compared in the same run with one torch.Generator a sample, the plain alternative. The bar is 3 % of a step.
+Compared in the same run with the plain alternative, one torch.Generator per sample. The limit is 3 % of a step.
 """
 
 import json
@@ -18,14 +18,14 @@ from denoise.methods import build_method, observe
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
-from denoise.training.loop import resolve_precision
+from denoise.training.setup import resolve_precision
 
 CASES = [(4, 64), (4, 256), (32, 64)]  # batch, crop
 ROUNDS = 7
 
 
 def median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the median duration of ``work`` after one round that is not counted."""
+    """Return the median duration of ``work`` after one uncounted round."""
     times = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
@@ -37,32 +37,32 @@ def median_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(batch: int, crop: int, device: torch.device) -> dict[str, float]:
-    """Return seconds of a step, of the two observations it draws, and of the same with a generator a sample."""
+    """Return seconds of a step, of the two observations it draws, and of the same with one generator per sample."""
     torch.manual_seed(0)
     net = NetMaker("unet_n2n", 3, {})().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
     clean = torch.rand(batch, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
     noise, positions = parse_noise("gauss25"), torch.arange(batch, device=device)
     method = build_method("n2n", {}, noise)
-    half = resolve_precision("auto", device) == "bf16"
+    use_bf16 = resolve_precision("auto", device) == "bf16"
 
     def draw() -> dict[str, torch.Tensor]:
         rng = batch_rng(0, 0, positions)
         return method.make_batch(observe(clean, noise, method.needs, rng), rng)
 
     def draw_with_generators() -> list[torch.Tensor]:
-        drawn = []
+        images = []
         for index in range(2 * batch):
             generator = torch.Generator(device=device)
             generator.manual_seed(index)
-            drawn.append(clean[0] + 0.1 * torch.randn(clean.shape[1:], generator=generator, device=device))
-        return drawn
+            images.append(clean[0] + 0.1 * torch.randn(clean.shape[1:], generator=generator, device=device))
+        return images
 
-    ready = draw()
+    batch_to_fit = draw()
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            loss = method.loss(net, ready, 0.5)["loss"]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16):
+            loss = method.loss(net, batch_to_fit, 0.5)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""How fast images are sharded, what bounds it, and how long ImageNet would take.
+"""Speed of sharding: images per second, the cost of each part, and the time that ImageNet would take.
 
 python benchmarks/shard.py IMAGES --jobs 1 2 --copies 20
 """
@@ -19,21 +19,21 @@ from pipelines.datasets.shard import find_sources
 IMAGENET = 1_281_167
 
 
-def linked(folder: Path, copies: int, target: Path) -> Path:
-    """Return a folder that shows the images of another one several times over."""
+def linked_copies(folder: Path, copies: int, target: Path) -> Path:
+    """Return a folder that holds the images of another one several times, as links."""
     for copy in range(copies):
         for source in find_sources(folder):
             for path in source.views.values():
-                place = target / str(copy) / source.name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(path.resolve())
+                link = target / str(copy) / source.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
     return target
 
 
-def shares(folder: Path) -> dict[str, float]:
+def seconds_of_parts(folder: Path) -> dict[str, float]:
     """Return the seconds that each part of the work takes for an image, in one process."""
     paths = [path for source in find_sources(folder) for path in source.views.values()][:100]
-    found = dict.fromkeys(("read", "decode", "pixel hash", "grey hash", "look", "sha256"), 0.0)
+    seconds = dict.fromkeys(("read", "decode", "pixel hash", "grey hash", "perceptual hash", "sha256"), 0.0)
     for path in paths:
         data = path.read_bytes()
         pixels = read_image(data).pixels
@@ -45,11 +45,11 @@ def shares(folder: Path) -> dict[str, float]:
             partial(perceptual_hash, pixels),
             partial(hashlib.sha256, data),
         )
-        for name, work in zip(found, works, strict=True):
+        for name, work in zip(seconds, works, strict=True):
             started = time.perf_counter()
             work()
-            found[name] += (time.perf_counter() - started) / len(paths)
-    return found
+            seconds[name] += (time.perf_counter() - started) / len(paths)
+    return seconds
 
 
 def main() -> None:
@@ -59,20 +59,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--copies", type=int, default=20)
     parser.add_argument("--shard-mb", type=int, default=8)
-    chosen = parser.parse_args()
-    parts = shares(chosen.folder)
+    arguments = parser.parse_args()
+    parts = seconds_of_parts(arguments.folder)
     total = sum(parts.values())
     print(
         "one image, one process: "
         + ", ".join(f"{name} {1000 * s:.2f} ms ({s / total:.0%})" for name, s in parts.items())
     )
     results = []
-    with tempfile.TemporaryDirectory() as place:
-        folder = linked(chosen.folder, chosen.copies, Path(place, "raw"))
+    with tempfile.TemporaryDirectory() as work:
+        folder = linked_copies(arguments.folder, arguments.copies, Path(work, "raw"))
         count = sum(1 for _ in find_sources(folder))
-        for jobs in chosen.jobs:
+        for jobs in arguments.jobs:
             started = time.perf_counter()
-            write_shards(Path(place, f"shards-{jobs}"), find_sources(folder), chosen.shard_mb << 20, jobs=jobs)
+            write_shards(Path(work, f"shards-{jobs}"), find_sources(folder), arguments.shard_mb << 20, jobs=jobs)
             rate = count / (time.perf_counter() - started)
             hours = IMAGENET / rate / 3600
             print(

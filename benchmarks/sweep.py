@@ -1,8 +1,8 @@
-"""Places of a cluster that a sweep keeps taken, and what it leaves behind: many short trials on a full cluster.
+"""How well a sweep of many short trials keeps a cluster busy, and what it leaves behind.
 
-A place is what the workers of one trial need. Twice a second Ray is asked how many are taken: one is empty from the end
-of a trial until the next has reserved its workers. Afterwards Ray is asked for actors, placement groups and
-resources that the sweep has not given back, and the machine for processes.
+A slot is what the workers of one trial need. Ray is asked twice a second how many slots are reserved: one is idle from
+the end of a trial until the next has reserved its workers. Afterwards Ray is asked for actors, placement groups and
+resources that the sweep has not released, and the machine for processes.
 
 Run it in a folder where `denoise demo` has made the shards of `samples`:  python benchmarks/sweep.py --trials 50
 """
@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
-SETTLE_SECONDS = 30.0  # that Ray gets to give back what the last trial had
-# What Ray has once a cluster, from its start or from its first training on.
-CLUSTERS_OWN = ("DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
+SETTLE_SECONDS = 30.0  # that Ray gets to release what the last trial had
+# Actors that Ray has once per cluster, from its start or from its first training on.
+CLUSTER_ACTORS = ("DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 SPACE = """\
 title: many short trials
 config: {net: cnn5, train: {crop: 64}, ray: {workers: 1}}
@@ -42,22 +42,22 @@ images: IMAGES
 
 
 @dataclass
-class Taken:
-    """How many of the places were taken, from the first trial's workers on."""
+class Occupancy:
+    """Shares of the slots that were reserved, from the first trial's workers on."""
 
-    places: float
-    shares: list[float] = field(default_factory=list)
-    processors: list[float] = field(default_factory=list)  # share of them that computes, whatever it is
+    slots: float
+    reserved: list[float] = field(default_factory=list)
+    processors: list[float] = field(default_factory=list)  # share of the processors that were busy, with anything
 
-    def watch(self, ended: threading.Event) -> None:
-        """Look twice a second until the sweep has ended."""
+    def sample(self, ended: threading.Event) -> None:
+        """Take a sample twice a second until the sweep has ended."""
         import ray
 
         psutil.cpu_percent()
         while not ended.wait(0.5):
-            taken = self.places - ray.available_resources().get("CPU", 0.0)
-            if taken or self.shares:
-                self.shares.append(taken / self.places)
+            reserved = self.slots - ray.available_resources().get("CPU", 0.0)
+            if reserved or self.reserved:
+                self.reserved.append(reserved / self.slots)
                 self.processors.append(psutil.cpu_percent() / 100)
 
 
@@ -69,15 +69,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def cluster(places: int) -> Iterator[tuple[str, psutil.Process]]:
-    """Start a cluster of this machine; yield its address and the process above all of its own."""
+def cluster(slots: int) -> Iterator[tuple[str, psutil.Process]]:
+    """Start a cluster of this machine; yield its address and the process that all its processes descend from."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
-        command += [f"--num-cpus={places}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
+        command += [f"--num-cpus={slots}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={free_port()}"]
         head = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
@@ -91,70 +91,70 @@ def cluster(places: int) -> Iterator[tuple[str, psutil.Process]]:
             head.wait()
 
 
-def left() -> list[str]:
+def unreleased() -> list[str]:
     """Return what Ray still holds for a sweep that has ended."""
     import ray
     from ray.util.state import list_actors, list_placement_groups
 
-    actors = [one.class_name for one in list_actors(limit=1000) if one.state != "DEAD"]
-    found = [f"actor {name}" for name in actors if name not in CLUSTERS_OWN]
-    found += [
-        f"placement group {one.placement_group_id}"
-        for one in list_placement_groups(limit=1000)
-        if one.state != "REMOVED"
+    names = [actor.class_name for actor in list_actors(limit=1000) if actor.state != "DEAD"]
+    actors = [f"actor {name}" for name in names if name not in CLUSTER_ACTORS]
+    groups = [
+        f"placement group {group.placement_group_id}"
+        for group in list_placement_groups(limit=1000)
+        if group.state != "REMOVED"
     ]
     missing = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
-    return found + [f"{missing:g} processors"] * bool(missing)
+    return [*actors, *groups] + [f"{missing:g} processors"] * bool(missing)
 
 
 def processes(head: psutil.Process) -> list[str]:
-    """Return the processes of trials and workers that live; one that Ray keeps for the next task has nothing."""
-    found = []
+    """Return the live processes of trials and workers; those that Ray keeps idle for the next task do not count."""
+    commands = []
     for process in head.children(recursive=True):
         with suppress(psutil.Error):
-            found.append(" ".join(process.cmdline()))
-    ours = [words.strip() for words in found if words.startswith("ray::") and "IDLE" not in words]
-    return [words for words in ours if words.removeprefix("ray::") not in CLUSTERS_OWN]
+            commands.append(" ".join(process.cmdline()).strip())
+    workers = [command for command in commands if command.startswith("ray::") and "IDLE" not in command]
+    return [command for command in workers if command.removeprefix("ray::") not in CLUSTER_ACTORS]
 
 
 def run(trials: int, images: int, address: str, folder: Path) -> dict[str, Any]:
     """Run a sweep and return its summary."""
     space = folder / "many.yaml"
     space.write_text(SPACE.replace("IMAGES", str(images)))
-    where = [f"ray.address={address}", f"ray.storage={folder}/ray", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-    where += [f"tune.storage=sqlite:///{folder}/optuna.db", f"--trials={trials}", "--json"]
+    options = [f"ray.address={address}", f"ray.storage={folder}/ray", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    options += [f"tune.storage=sqlite:///{folder}/optuna.db", f"--trials={trials}", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "tune", str(space), *where], check=True, stdout=subprocess.PIPE
+        [sys.executable, "-m", "pipelines.cli", "tune", str(space), *options], check=True, stdout=subprocess.PIPE
     )
     return json.loads(done.stdout)
 
 
-def measure(trials: int, images: int, places: int) -> dict[str, Any]:
-    """Run the sweep on a cluster of its own and return what was seen."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, cluster(places) as (address, head):
-        import ray  # which reads the token's place when it is imported
+def measure(trials: int, images: int, slots: int) -> dict[str, Any]:
+    """Run the sweep on a cluster of its own and return the figures."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, cluster(slots) as (address, head):
+        import ray  # reads the path of the token when it is imported
 
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        taken, ended, began = Taken(places), threading.Event(), time.monotonic()
-        watcher = threading.Thread(target=taken.watch, args=(ended,))
-        watcher.start()
+        occupancy, ended, began = Occupancy(slots), threading.Event(), time.monotonic()
+        sampler = threading.Thread(target=occupancy.sample, args=(ended,))
+        sampler.start()
         try:
-            found = run(trials, images, address, Path(folder))
+            summary = run(trials, images, address, Path(folder))
             ended.set()
             seconds, deadline = time.monotonic() - began, time.monotonic() + SETTLE_SECONDS
-            while (kept := left() + processes(head)) and time.monotonic() < deadline:
+            while (left_behind := unreleased() + processes(head)) and time.monotonic() < deadline:
                 time.sleep(1)
         finally:
             ended.set()
-            watcher.join()
+            sampler.join()
             ray.shutdown()
-    last = max(index for index, share in enumerate(taken.shares) if share)
+    last = max(index for index, share in enumerate(occupancy.reserved) if share)
     return {
-        "trials": found["trials"],
+        "trials": summary["trials"],
         "seconds": seconds,
-        "places_taken": sum(taken.shares[:last]) / last,
-        "processors_busy": sum(taken.processors[:last]) / last,
-        "left_behind": kept,
+        "slots_reserved": sum(occupancy.reserved[:last]) / last,
+        "processors_busy": sum(occupancy.processors[:last]) / last,
+        "left_behind": left_behind,
     }
 
 
@@ -163,12 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--images", type=int, default=4800, help="of a trial that is not pruned")
-    parser.add_argument("--places", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    with redirect_stdout(sys.stderr):  # where Ray's words belong
-        found = measure(options.trials, options.images, options.places)
-    print(json.dumps(found, indent=1))
-    raise SystemExit(bool(found["left_behind"]))
+    with redirect_stdout(sys.stderr):  # for Ray's own output
+        figures = measure(options.trials, options.images, options.slots)
+    print(json.dumps(figures, indent=1))
+    raise SystemExit(bool(figures["left_behind"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a missing MLflow costs: one run, during which the server is killed and comes back, and a run without a server.
+"""The cost of an absent MLflow: a run during which the server is killed and started again, and a run without a server.
 
 The journal of a run says when each row was written, so the times of steps with and without a server come from the same
 process. Afterwards everything must be in MLflow, each step once.
@@ -54,9 +54,9 @@ class Run:
 
     def __init__(self, name: str, tracker: Tracker, folder: Path) -> None:
         self.file = folder / "ray" / name / "journal" / "metrics.jsonl"
-        wanted = ["train.steps=1000000", f"train.log_every={EVERY}", "train.eval_every=1000000", "ray.workers=1"]
-        wanted += ["train.checkpoint_every=1000000", "train.crop=64", f"ray.storage={folder}/ray"]
-        command = [*CLI, "train", f"--name={name}", *wanted, f"tracking.uri={tracker.address}"]
+        overrides = ["train.steps=1000000", f"train.log_every={EVERY}", "train.eval_every=1000000", "ray.workers=1"]
+        overrides += ["train.checkpoint_every=1000000", "train.crop=64", f"ray.storage={folder}/ray"]
+        command = [*CLI, "train", f"--name={name}", *overrides, f"tracking.uri={tracker.address}"]
         with (folder / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -75,34 +75,34 @@ class Run:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """Let it save a checkpoint and leave."""
+        """Let it save a checkpoint and end."""
         self.process.terminate()
         self.process.wait()
 
 
 def step_time(rows: list[dict[str, float]], begin: float, end: float) -> float:
     """Return the median milliseconds of a step between two moments."""
-    inside = [row for row in rows if begin <= row["time"] <= end]
-    return 1000 * statistics.median((two["time"] - one["time"]) / EVERY for one, two in pairwise(inside))
+    times = [row["time"] for row in rows if begin <= row["time"] <= end]
+    return 1000 * statistics.median((later - earlier) / EVERY for earlier, later in pairwise(times))
 
 
-def lacking(run: Run, name: str, tracker: Tracker) -> str:
-    """Say what MLflow lacks of a run, or holds twice."""
+def compared(run: Run, name: str, tracker: Tracker) -> str:
+    """Say how many rows of a run MLflow lacks, and how many it holds twice."""
     from mlflow import MlflowClient
 
     api = MlflowClient(tracker.address)
-    found = [one for one in api.search_runs(["1"]) if one.info.run_name == name]
-    steps = [point.step for one in found for point in api.get_metric_history(one.info.run_id, "loss")]
+    ids = [entity.info.run_id for entity in api.search_runs(["1"]) if entity.info.run_name == name]
+    steps = [metric.step for run_id in ids for metric in api.get_metric_history(run_id, "loss")]
     missing = {int(row["step"]) for row in run.rows()} - set(steps)
-    return f"{len(found)} run in MLflow, {len(missing)} rows missing, {len(steps) - len(set(steps))} twice"
+    return f"{len(ids)} run in MLflow, {len(missing)} rows missing, {len(steps) - len(set(steps))} twice"
 
 
 def interrupted(tracker: Tracker, seconds: float, rounds: int, folder: Path) -> None:
-    """Kill the server in the middle of a run, again and again, and print the ratios."""
+    """Kill the server repeatedly in the middle of a run, and print the ratios."""
     tracker.start()
     run = Run(NAME, tracker, folder)
     run.wait()
-    time.sleep(10)  # what starts beside the first steps
+    time.sleep(10)  # the first steps are slower: other things still start
     up, down = [], []
     for _ in range(rounds):
         for times in (up, down):
@@ -110,28 +110,28 @@ def interrupted(tracker: Tracker, seconds: float, rounds: int, folder: Path) -> 
             time.sleep(seconds)
             times.append((begin, time.time()))
             tracker.kill() if times is up else tracker.start()
-        time.sleep(5)  # what was kept is written
+        time.sleep(5)  # the backlog is written
     run.stop()
     with_server, without = ([step_time(run.rows(), *span) for span in spans] for spans in (up, down))
-    ratios = [two / one for one, two in zip(with_server, without, strict=True)]
+    ratios = [time_without / time_with for time_with, time_without in zip(with_server, without, strict=True)]
     print(f"step with a server {statistics.median(with_server):.1f} ms, without {statistics.median(without):.1f} ms;")
     print(
         f"ratio without / with: {', '.join(f'{ratio:.4f}' for ratio in ratios)}, median {statistics.median(ratios):.4f}"
     )
-    print(lacking(run, NAME, tracker))
+    print(compared(run, NAME, tracker))
 
 
 def without(tracker: Tracker, seconds: float, folder: Path) -> None:
-    """Train without a server and bring what the run has logged afterwards."""
+    """Train without a server, and send afterwards what the run has logged."""
     tracker.kill()
     run = Run("never", tracker, folder)
     run.wait()
     time.sleep(seconds)
     run.stop()
     tracker.start()
-    given = ["-S", f"ray.storage={folder}/ray", "-S", f"tracking.uri={tracker.address}"]
-    subprocess.run([*CLI, "runs", "sync", "never", *given], check=True, stdout=subprocess.DEVNULL)
-    print(f"without a server for the whole run, after `denoise runs sync`: {lacking(run, 'never', tracker)}")
+    settings = ["-S", f"ray.storage={folder}/ray", "-S", f"tracking.uri={tracker.address}"]
+    subprocess.run([*CLI, "runs", "sync", "never", *settings], check=True, stdout=subprocess.DEVNULL)
+    print(f"without a server for the whole run, after `denoise runs sync`: {compared(run, 'never', tracker)}")
 
 
 def main() -> None:
@@ -139,12 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="that the server is there, and is not")
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         tracker = Tracker(Path(folder))
         try:
-            interrupted(tracker, chosen.seconds, chosen.rounds, Path(folder))
-            without(tracker, chosen.seconds / 2, Path(folder))
+            interrupted(tracker, options.seconds, options.rounds, Path(folder))
+            without(tracker, options.seconds / 2, Path(folder))
         finally:
             tracker.kill()
 

@@ -34,32 +34,31 @@ def bare(config: Config, seconds: float) -> float:
     from denoise.methods import with_net
     from denoise.nets import NetMaker
     from denoise.rng import batch_rng
-    from denoise.training.checkpoint import TrainState
-    from denoise.training.loop import check, resolve_precision
     from denoise.training.malloc import keep_freed_memory
     from denoise.training.optimizers import make_optimizer
+    from denoise.training.setup import build_components, resolve_precision
     from denoise.training.step import Objective
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does
     config = with_net(config)
-    method, noise, _ = check(config)
+    method, noise, _ = build_components(config)
     net = method.make_net(NetMaker(config.net.name, 3, config.net.fields)).to(memory_format=torch.channels_last)
-    training = TrainState(net, make_optimizer(net.parameters(), config.train))
+    optimizer = make_optimizer(net.parameters(), config.train)
     share, objective = BATCH // WORLD, Objective(net, method)
     rng = batch_rng(0, 0, torch.arange(share))
     clean = torch.rand(share, 3, config.train.crop, config.train.crop).contiguous(memory_format=torch.channels_last)
     batch = method.make_batch(make_views({IMAGE: clean}, method, noise, rng), rng.stream("method"))
-    half = resolve_precision(config.train.precision, torch.device("cpu")) == "bf16"
+    use_bf16 = resolve_precision(config.train.precision, torch.device("cpu")) == "bf16"
 
     def steps(duration: float) -> float:
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < duration:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16):
                 loss = objective(batch, 0.5)["loss"]
             loss.backward()
-            training.optimizer.step()
-            training.optimizer.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             count += 1
         return count * share / (time.perf_counter() - start)
 
@@ -67,30 +66,30 @@ def bare(config: Config, seconds: float) -> float:
     return steps(seconds)
 
 
-def bare_in_two(overrides: list[str], seconds: float) -> float:
-    """Return the images per second of two bare loops side by side."""
+def two_bare_loops(overrides: list[str], seconds: float) -> float:
+    """Return the images per second of two bare loops in parallel."""
     command = [sys.executable, __file__, "--bare", str(seconds), *overrides]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(WORLD)]
-    return sum(float(process.communicate()[0]) for process in both)
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(WORLD)]
+    return sum(float(process.communicate()[0]) for process in processes)
 
 
 def rate_of(rows: list[dict[str, float]], every: int) -> float:
-    """Return the rate of all steps but those in which things still start (a worker imports MLflow) or it validates."""
+    """Return the rate over all steps but the first ones (a worker imports MLflow) and those with a validation."""
     rates = [row["images_per_second"] for row in rows if "images_per_second" in row and "val_psnr" not in row]
     seconds = list(accumulate(every * BATCH / rate for rate in rates))
-    steady = [rate for rate, at in zip(rates, seconds, strict=True) if at > START]
+    steady = [rate for rate, elapsed in zip(rates, seconds, strict=True) if elapsed > START]
     return len(steady) / sum(1 / rate for rate in steady)
 
 
-def through(kind: str, overrides: list[str], every: int, name: str, folder: Path) -> float:
-    """Return the images per second of a run through torchrun or Ray."""
+def launched(kind: str, overrides: list[str], every: int, name: str, folder: Path) -> float:
+    """Return the images per second of a run that torchrun or Ray starts."""
     if kind == "torchrun":
         command = [*TORCHRUN, "-m", "pipelines.cli", "train", "--name", name, *overrides]
         file = Path("runs") / name / "metrics.jsonl"
     else:
         storage = folder / "ray"
-        where = [f"ray.workers={WORLD}", f"ray.storage={storage}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-        command = [*CLI, "--name", name, *where, *overrides]
+        services = [f"ray.workers={WORLD}", f"ray.storage={storage}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        command = [*CLI, "--name", name, *services, *overrides]
         file = storage / name / "journal" / "metrics.jsonl"
     subprocess.run([*command, f"--out={folder / name}"], check=True, capture_output=True)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -99,24 +98,24 @@ def through(kind: str, overrides: list[str], every: int, name: str, folder: Path
 
 
 def measure(method: str, seconds: float, rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Return images per second by kind, in some rounds in turn."""
+    """Return images per second by kind: one figure a round, the kinds taken in turn."""
     overrides = [f"method={method}", *COMMON]
-    limit = bare_in_two(overrides, 5)
+    limit = two_bare_loops(overrides, 5)
     every = max(1, int(SPAN * limit / BATCH))
     steps = every * (1 + int((START + seconds) / SPAN))
     overrides += [f"train.steps={steps}", f"train.log_every={every}"]
     rates: dict[str, list[float]] = {"bare": [], "torchrun": [], "ray": []}
     for turn in range(rounds):
-        rates["bare"].append(bare_in_two(overrides, seconds))
+        rates["bare"].append(two_bare_loops(overrides, seconds))
         for kind in ("torchrun", "ray"):
             name = f"bench-{folder.name}-{method}-{kind}-{turn}"
-            rates[kind].append(through(kind, overrides, every, name, folder))
+            rates[kind].append(launched(kind, overrides, every, name, folder))
     return rates
 
 
-def median_ratio(ones: list[float], others: list[float]) -> str:
+def median_ratio(rates: list[float], references: list[float]) -> str:
     """Return the median of the ratios within the rounds: the machine's own speed drifts between them."""
-    return f"{statistics.median(one / other for one, other in zip(ones, others, strict=True)):.3f}"
+    return f"{statistics.median(rate / reference for rate, reference in zip(rates, references, strict=True)):.3f}"
 
 
 def main() -> None:
@@ -125,22 +124,24 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", default=["n2n", "n2v", "r2r", "ssdn"])
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)  # what a process of its own is started for
-    chosen = parser.parse_args()
-    if chosen.bare:
-        print(bare(load_config(None, chosen.methods), chosen.bare))
+    parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)  # in the processes that this script starts
+    options = parser.parse_args()
+    if options.bare:
+        print(bare(load_config(None, options.methods), options.bare))
         return
     print("| method | bare, images/s | torchrun / bare | Ray / torchrun |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        for method in chosen.methods:
-            rates = measure(method, chosen.seconds, chosen.rounds, Path(folder))
+        for method in options.methods:
+            rates = measure(method, options.seconds, options.rounds, Path(folder))
             ratios = [median_ratio(rates["torchrun"], rates["bare"]), median_ratio(rates["ray"], rates["torchrun"])]
             print(f"| {method} | {statistics.median(rates['bare']):.1f} | {' | '.join(ratios)} |", flush=True)
-    if "ssdn" in chosen.methods:
-        ways = {"plain": ["method=n2c", "net=unet_ssdn", *COMMON], "blind": ["method=ssdn", *COMMON]}
-        found = [{key: bare_in_two(way, chosen.seconds) for key, way in ways.items()} for _ in range(chosen.rounds)]
-        times = median_ratio([one["plain"] for one in found], [one["blind"] for one in found])
+    if "ssdn" in options.methods:
+        plain, blind = [], []
+        for _ in range(options.rounds):
+            plain.append(two_bare_loops(["method=n2c", "net=unet_ssdn", *COMMON], options.seconds))
+            blind.append(two_bare_loops(["method=ssdn", *COMMON], options.seconds))
+        times = median_ratio(plain, blind)
         print(f"\nssdn takes {times} times the time of its plain U-Net (n2c, net=unet_ssdn)")
 
 

@@ -1,4 +1,4 @@
-"""``denoise demo``: the whole pipeline on the images that are already installed."""
+"""``denoise demo``: run the whole pipeline on images that are already installed, and show the results."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 from denoise.config import Config
 from denoise.errors import UserError
 
-NEXT = """\
-Go on (after `source .venv/bin/activate`):
+NEXT_STEPS = """\
+Next steps (after `source .venv/bin/activate`):
   denoise ui                                         runs, curves, images and models in MLflow
   denoise restore my.png -o restored.png             an image of your own, by the champion
   dvc exp run -S 'data.train=[bsds300]' -S 'data.test=[kodak]' -S evaluate.protocol=laine2019
@@ -17,7 +17,7 @@ Go on (after `source .venv/bin/activate`):
 
 
 def run_demo(config: Config) -> None:
-    """Run ``dvc repro`` and print what came out.
+    """Run ``dvc repro`` and print its results.
 
     Raises:
         UserError: this is no checkout of the project, or a stage failed.
@@ -26,7 +26,7 @@ def run_demo(config: Config) -> None:
         raise UserError("there is no dvc.yaml here; run `denoise demo` in a checkout of the project.")
     done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
     if done.returncode != 0:
-        raise UserError("`dvc repro` failed, see above; run it again to go on from the last finished stage.")
+        raise UserError("`dvc repro` failed, see above; run it again to continue after the last finished stage.")
     print("\n" + summary(config))
 
 
@@ -42,9 +42,9 @@ def summary(config: Config) -> str:
             table(rows.values()),
             "",
             f"champion:  models:/{champion['name']}@champion ({champion['method']})",
-            f"images:  {images}",
+            f"images:    {images}",
             "report:    report/index.html",
             "",
-            NEXT,
+            NEXT_STEPS,
         ]
     )

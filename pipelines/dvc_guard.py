@@ -1,7 +1,7 @@
-"""Inside a DVC stage: notice that what the stage depends on was edited while it ran.
+"""Fail a DVC stage whose dependencies or parameters were edited while it ran.
 
-DVC hashes a stage's dependencies when its command has ended. An edit in between would go into dvc.lock as what made the
-results, and `dvc status` would call them up to date (treeverse/dvc#11058). So each command compares, and fails.
+DVC hashes a stage's dependencies when its command has ended. An edit in between would stand in dvc.lock as what made
+the results, and `dvc status` would call them up to date (treeverse/dvc#11058). So each command compares, and fails.
 """
 
 import os
@@ -20,8 +20,8 @@ State = Mapping[str, object]
 def dependencies_unchanged() -> Iterator[None]:
     """Fail if a dependency or parameter of the surrounding DVC stage changes while the block runs.
 
-    Does nothing outside of a stage. Folders are compared by names, sizes and times: reading all data twice would
-    take longer than many a stage.
+    Outside of a stage it does nothing. Folders are compared by the names, sizes and times of their files: reading all
+    data twice would take longer than many a stage.
 
     Raises:
         UserError: a file, a folder or a parameter changed.
@@ -42,14 +42,14 @@ def dependencies_unchanged() -> Iterator[None]:
 
 
 def _state(stage: str, pipeline: Path) -> State:
-    """Return what stands for each dependency and each parameter of a stage."""
+    """Return a value to compare for each dependency and each parameter of a stage."""
     import yaml
 
     name, _, item = stage.rpartition(":")[2].partition("@")
-    described = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].get(name, {})
-    described = described.get("do", described)
-    files = [str(path).replace("${item}", item) for path in described.get("deps", [])]
-    keys = [str(key).replace("${item}", item) for key in described.get("params", [])]
+    definition = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].get(name, {})
+    definition = definition.get("do", definition)
+    files = [str(path).replace("${item}", item) for path in definition.get("deps", [])]
+    keys = [str(key).replace("${item}", item) for key in definition.get("params", [])]
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     return {
         **{path: _content(Path(path)) for path in files},

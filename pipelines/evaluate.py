@@ -1,4 +1,4 @@
-"""The evaluate stage: a model's scores on data sets under a named protocol, and its images."""
+"""The evaluate stage: score a model on data sets under a named protocol, and write some restored images."""
 
 import time
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from pipelines.datasets.layout import open_sets
 if TYPE_CHECKING:
     from denoise.data.shards import Shards
     from denoise.denoiser import Denoiser
-    from denoise.evaluate import Scored
+    from denoise.evaluate import ScoredImage
 
 SCORES = "scores.json"
-KEPT_IMAGES = 24  # of each set: enough for a report, and no folder of gigabytes
+MAX_IMAGES = 24  # written of each set: enough for a report, and no folder of gigabytes
 
 
 def evaluate_model(
@@ -42,55 +42,55 @@ def evaluate_model(
         UserError: a set that is missing or was trained on, an unknown protocol or noise.
     """
     from denoise import distributed
-    from denoise.evaluate import evaluate, passes, protocol_named
+    from denoise.evaluate import count_restorations, evaluate, get_protocol
     from denoise.noise import parse_noise
 
-    protocol, device = protocol_named(protocol_name), distributed.device()
+    protocol, device = get_protocol(protocol_name), distributed.device()
     noise = parse_noise(noise_name or denoiser.noise)
     sets = open_sets(config, "test", names)
-    _refuse_seen(config, denoiser.card, sets)
+    _refuse_training_sets(config, denoiser.card, sets)
     results = []
     for name, shards in sets:
-        kept: list[Scored] = []
+        images: list[ScoredImage] = []
         started = time.perf_counter()
-        with progress(f"evaluate {denoiser.name} {name}", passes(protocol, name, shards)) as advance:
+        with progress(f"evaluate {denoiser.name} {name}", count_restorations(protocol, name, shards)) as advance:
 
-            def each(scored: "Scored", kept: "list[Scored]" = kept) -> None:
-                if scored.repeat == 0 and len(kept) < KEPT_IMAGES:
-                    kept.append(scored)
-                advance(1, f"{scored.figures['psnr']:.2f} dB")
+            def on_image(scored: "ScoredImage", images: "list[ScoredImage]" = images) -> None:
+                if scored.repeat == 0 and len(images) < MAX_IMAGES:
+                    images.append(scored)
+                advance(1, f"{scored.scores['psnr']:.2f} dB")
 
-            result = evaluate(denoiser, shards, name, noise, protocol, device, each)
+            result = evaluate(denoiser, shards, name, noise, protocol, device, on_image)
         if out is not None:
-            _write(out / name, result, kept)
+            _write(out / name, result, images)
         results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
     return results
 
 
-def _refuse_seen(config: Config, card: Any, sets: "Sequence[tuple[str, Shards]]") -> None:
+def _refuse_training_sets(config: Config, card: Any, sets: "Sequence[tuple[str, Shards]]") -> None:
     """Refuse to score a model on a set of shards that it was trained on."""
-    seen = {
+    trained_on = {
         part["digest"]: part["name"] for part in card.get("provenance", {}).get("data", []) if part["split"] == "train"
     }
     for name, shards in sets:
-        if shards.digest in seen and name not in config.data.allow_overlap:
+        if shards.digest in trained_on and name not in config.data.allow_overlap:
             raise UserError(
                 f"this model was trained on the test set {name}: scores on it would mean nothing; evaluate on another "
                 f"set, or allow it by name with data.allow_overlap={name}."
             )
 
 
-def _write(folder: Path, result: dict[str, Any], kept: "Sequence[Scored]") -> None:
+def _write(folder: Path, result: dict[str, Any], images: "Sequence[ScoredImage]") -> None:
     from denoise.images.io import DecodedImage, write_image
     from denoise.images.tensors import to_pixels
 
     def write(work: Path) -> None:
         write_json(work / SCORES, result)
         (work / "images").mkdir()
-        for scored in kept:
+        for scored in images:
             stem = Path(scored.name).with_suffix("").as_posix().replace("/", "_")
             for kind in ("noisy", "restored", "clean"):
-                image = DecodedImage(to_pixels(getattr(scored, kind)))
-                write_image(work / "images" / f"{stem}-{kind}.png", image)
+                pixels = to_pixels(getattr(scored, kind))
+                write_image(work / "images" / f"{stem}-{kind}.png", DecodedImage(pixels))
 
     write_folder(folder, write)

@@ -1,63 +1,79 @@
-"""The rules that no single module can keep alone."""
+"""Rules for the whole repository: imports, homes of services, sizes, the map in the README, help, pinned versions."""
 
 import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for package in ("denoise", "pipelines") for path in (ROOT / package).rglob("*.py"))
-OURS = {"denoise", "pipelines"}
+ROOTS = ("denoise", "pipelines")
+SOURCES = sorted(path for root in ROOTS for path in (ROOT / root).rglob("*.py"))
+# Service -> rows of the table of services in docs/architecture.md, which name the packages that may import it.
+HOMES = {
+    "ray": ("Ray Train", "Ray Tune, Optuna", "Ray's nodes and Jobs API"),
+    "optuna": ("Ray Tune, Optuna",),
+    "mlflow": ("MLflow",),
+    "webdataset": ("webdataset",),
+    "boto3": ("S3 (boto3)",),
+    "dvc": (),
+}
 
 
-def imports(path: Path, everywhere: bool) -> set[str]:
-    """Return the top-level packages that a file imports: at its top, or in its functions as well."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if everywhere else iter(tree.body)
-    found = set()
-    for node in nodes:
+def imports(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, also in its functions."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
+            packages.add(node.module.partition(".")[0])
+    return packages
 
 
-def test_the_import_rule_holds():
+def packages_and_modules(root: str) -> set[str]:
+    """Return what lies at the top of ``denoise`` or ``pipelines``: packages as NAME/, modules as NAME.py."""
+    packages = {f"{path.parent.name}/" for path in (ROOT / root).glob("*/__init__.py")}
+    return packages | {path.name for path in (ROOT / root).glob("*.py")} - {"__init__.py"}
+
+
+def test_the_import_contracts_hold():
     done = subprocess.run([Path(sys.executable).with_name("lint-imports")], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
-def test_only_its_own_files_import_mlflow():
-    users = {path.name for path in SOURCES if "mlflow" in imports(path, everywhere=True)}
-    rule = re.search(r"\| MLflow \| pipelines/(.*?) \|", (ROOT / "docs/architecture.md").read_text())
-    assert users <= {name.strip() for name in rule[1].split(",")}
+def test_the_import_contracts_cover_every_package_and_forbid_circles():
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    assert not rules.get("exclude_type_checking_imports", False)  # an import for type checkers is an import, too
+    contracts = rules["contracts"]
+    assert not any("ignore_imports" in contract for contract in contracts)
+    for root in ROOTS:
+        (layers,) = (contract for contract in contracts if contract.get("containers") == [root])
+        assert (layers["type"], layers["exhaustive"]) == ("layers", True)
+        names = [name.strip() for layer in layers["layers"] for name in layer.split("|")]
+        assert sorted(names) == sorted(re.sub(r"/|\.py$", "", name) for name in packages_and_modules(root))
+    (circles,) = (contract for contract in contracts if contract["type"] == "acyclic_siblings")
+    assert {"denoise", "pipelines", "denoise.*", "pipelines.*"} <= set(circles["ancestors"])
+    (forbidden,) = (contract for contract in contracts if contract["type"] == "forbidden")
+    assert forbidden["source_modules"] == ["denoise"]
+    assert {"pipelines", "ray", "mlflow", "optuna", "boto3", "dvc"} <= set(forbidden["forbidden_modules"])
 
 
-@pytest.mark.parametrize("service", ["ray", "webdataset", "boto3", "dvc", "optuna"])
+@pytest.mark.parametrize("service", HOMES)
 def test_a_service_is_imported_where_it_lives(service):
-    users = {path.relative_to(ROOT).as_posix() for path in SOURCES if service in imports(path, everywhere=True)}
-    homes = {
-        "ray": {
-            "pipelines/training/on_ray.py",
-            "pipelines/training/driver.py",
-            "pipelines/training/worker.py",
-            "pipelines/cluster/connect.py",
-            "pipelines/cluster/auth.py",
-            "pipelines/doctor/check.py",
-            "pipelines/cluster/jobs.py",
-            "pipelines/tuning/sweep.py",
-            "pipelines/tuning/ray_search.py",
-            "pipelines/tuning/trial.py",
-        },
-        "optuna": {f"pipelines/tune_{part}.py" for part in ("study", "optuna", "claim", "results", "images")},
-        "webdataset": {"denoise/sharding/writer.py"},
-        "boto3": {"pipelines/storage/base.py"},
-    }
-    assert users <= homes.get(service, set())
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    homes = [
+        home.strip()
+        for row in HOMES[service]
+        for home in re.search(rf"^\| {re.escape(row)} \| (.*?) \|", table, flags=re.MULTILINE)[1].split(",")
+    ]
+    assert all((ROOT / home).exists() for home in homes)
+    users = [path.relative_to(ROOT).as_posix() for path in SOURCES if service in imports(path)]
+    assert [user for user in users if not any(user == home or user.startswith(f"{home}/") for home in homes)] == []
+    assert bool(users) == bool(homes)
 
 
 def test_the_command_starts_without_anything_heavy():
@@ -71,24 +87,34 @@ def test_nothing_unsafe_is_loaded():
     """No pickle, no torch.load, no extractall: what comes from disk or the network is data."""
     forbidden = {"pickle", "cloudpickle", "dill", "joblib"}
     for path in SOURCES:
-        assert not forbidden & imports(path, everywhere=True), path
+        assert not forbidden & imports(path), path
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called not in {"torch.load", "eval", "exec"}, f"{path}:{node.lineno}"
-                assert not called.endswith(".extractall"), f"{path}:{node.lineno}"
+                function = ast.unparse(node.func)
+                assert function not in {"torch.load", "eval", "exec"}, f"{path}:{node.lineno}"
+                assert not function.endswith(".extractall"), f"{path}:{node.lineno}"
 
 
 def test_source_files_stay_small():
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
 
 
-def test_the_readme_maps_every_source_file():
-    map_ = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Map of the repository")[2]
-    mapped = set(re.findall(r"^ +(\S+\.py)  ", map_, flags=re.MULTILINE))
-    files = {path.name for path in SOURCES if path.name != "__init__.py"}
-    assert mapped == files
+def test_no_file_is_called_utils():
+    assert [path for path in SOURCES if path.stem in ("utils", "util", "helpers", "misc")] == []
+
+
+def test_the_readme_maps_every_package_and_every_module_beside_them():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Map of the repository")[2]
+    entries: dict[str, list[str]] = {}
+    root = ""
+    for indent, name in re.findall(r"^( +)(\S+)\s", text, flags=re.MULTILINE):
+        if len(indent) == 4:
+            root = name.rstrip("/")
+        elif name.endswith(("/", ".py")):
+            entries.setdefault(root, []).append(name)
+    for package in ROOTS:
+        assert sorted(entries[package]) == sorted(packages_and_modules(package))
 
 
 def test_the_readme_and_the_docs_link_to_files_that_exist():
@@ -109,23 +135,21 @@ def test_every_command_has_help_with_an_example():
             else:
                 yield " ".join([*path, name]), command
 
-    found = dict(commands(typer.main.get_command(app), ["denoise"]))
-    assert len(found) >= 12
-    for name, command in found.items():
+    known = dict(commands(typer.main.get_command(app), ["denoise"]))
+    assert len(known) >= 12
+    for name, command in known.items():
         assert f"Example: {name}" in command.help, name
 
 
 def test_constraints_hold_every_dependency():
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
+    requirements = [
         *project["dependencies"],
         *(entry for extra in project["optional-dependencies"].values() for entry in extra),
     ]
     pinned = {
         line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()
     }
-    names = {re.match(r"[A-Za-z0-9._-]+", entry)[0].lower().replace("_", "-") for entry in wanted}
+    names = {re.match(r"[A-Za-z0-9._-]+", entry)[0].lower().replace("_", "-") for entry in requirements}
     assert names <= pinned
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().split()

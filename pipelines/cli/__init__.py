@@ -1,1 +1,1 @@
-"""The ``denoise`` command, a file a group of commands."""
+"""The ``denoise`` command: one file per group of commands."""

@@ -8,13 +8,7 @@ from typing import Annotated
 import typer
 
 from denoise.errors import UsageError, UserError
-from pipelines.cli import cluster as cli_cluster
-from pipelines.cli import data as cli_data
-from pipelines.cli import models as cli_models
-from pipelines.cli import prepare as cli_prepare
-from pipelines.cli import runs as cli_runs
-from pipelines.cli import train as cli_train
-from pipelines.cli import tune as cli_tune
+from pipelines.cli import cluster, data, models, runs, train, tune
 from pipelines.cli.common import AsJson, Settings, answer, configuration, open_model, tracking_uri
 from pipelines.dvc_guard import dependencies_unchanged
 
@@ -26,19 +20,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-app.command()(cli_prepare.fetch)
-app.command()(cli_prepare.shard)
-app.command()(cli_train.train)
-app.command()(cli_tune.tune)
-app.command()(cli_train.presets)
-app.add_typer(cli_models.app, name="models")
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_runs.app, name="runs")
-app.add_typer(cli_tune.app, name="sweeps")
-app.add_typer(cli_cluster.app, name="cluster")
-app.command(context_settings={"allow_interspersed_args": False})(cli_cluster.submit)
+app.command()(data.fetch)
+app.command()(data.shard)
+app.command()(train.train)
+app.command()(tune.tune)
+app.command()(train.presets)
+app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
+app.add_typer(tune.app, name="sweeps")
+app.add_typer(cluster.app, name="cluster")
+app.command(context_settings={"allow_interspersed_args": False})(cluster.submit)
 
-DEVIATION_SHOWN = 4.0  # a standard deviation of 1/4 is white: those of sigma 25 are in the middle of the greys
+DEVIATION_SCALE = 4.0  # a standard deviation of 1/4 becomes white; sigma 25 lies in the middle of the greys
 
 
 def main() -> None:
@@ -57,8 +51,8 @@ def _run() -> None:
     """Run the command; typer ends every one, also a successful one, with SystemExit."""
     try:
         app()
-    except SystemExit as ended:
-        if ended.code:
+    except SystemExit as exit_:
+        if exit_.code:
             raise
 
 
@@ -89,14 +83,14 @@ def evaluate(
 
     Example: denoise evaluate models:/denoise-gauss25@champion --data kodak --protocol laine2019
     """
-    from denoise.evaluate import protocol_named
+    from denoise.evaluate import get_protocol
     from pipelines.evaluate import evaluate_model
     from pipelines.report.write import table
 
     config = configuration(settings)
-    chosen = protocol_named(protocol or config.evaluate.protocol).name
+    protocol = get_protocol(protocol or config.evaluate.protocol).name  # before a model is loaded
     denoiser = open_model(config, model, noise)
-    results = evaluate_model(config, denoiser, data or config.data.test, chosen, noise, out)
+    results = evaluate_model(config, denoiser, data or config.data.test, protocol, noise, out)
     answer(results, table(results), as_json)
 
 
@@ -131,14 +125,15 @@ def restore(
     from denoise.noise import parse_noise
     from pipelines.restore import restore_files
 
-    denoiser = replace(open_model(configuration(settings), model, noise), deviation=DEVIATION_SHOWN * deviation)
+    denoiser = replace(open_model(configuration(settings), model, noise), deviation=DEVIATION_SCALE * deviation)
     level = parse_noise(noise).level if noise else None
     device = str(distributed.device())
     results = restore_files(inputs, out, denoiser, level, tile=tile, device=device, keep_going=keep_going)
     document = [
-        {"source": str(one.source), "target": str(one.target), "seconds": round(one.seconds, 2)} for one in results
+        {"source": str(image.source), "target": str(image.target), "seconds": round(image.seconds, 2)}
+        for image in results
     ]
-    answer(document, "\n".join(str(one.target) for one in results), as_json)
+    answer(document, "\n".join(str(image.target) for image in results), as_json)
 
 
 @app.command()
@@ -154,20 +149,20 @@ def report(
     Example: denoise report --out report
     """
     from denoise.files import write_json
-    from pipelines.report import write as stage
+    from pipelines.report.write import metric_rows, table, write_report
 
     config = configuration(settings)
-    scores = [evaluations / method / data for method in config.compare for data in config.data.test]
-    page = stage.write_report([models / method for method in config.compare], scores, out)
-    rows = stage.metrics(scores)
+    scores = [evaluations / method / name for method in config.compare for name in config.data.test]
+    page = write_report([models / method for method in config.compare], scores, out)
+    rows = metric_rows(scores)
     write_json(metrics, rows)
-    print(stage.table(rows.values()))
+    print(table(rows.values()))
     print(f"report: {page}")
 
 
 @app.command()
 def demo(settings: Settings = None) -> None:
-    """Run the whole pipeline on the images that are already installed, in under ten minutes on two cores.
+    """Run the whole pipeline on images that are already installed, in under ten minutes on two cores.
 
     Example: denoise demo
     """
@@ -184,7 +179,7 @@ def ui(
     ] = "127.0.0.1",
     settings: Settings = None,
 ) -> None:
-    """Open MLflow's pages of runs and models on this machine; Ctrl-C ends it.
+    """Serve MLflow's pages of runs and models on this machine; Ctrl-C ends it.
 
     Example: denoise ui --port 5001
     """

@@ -1,4 +1,4 @@
-"""``denoise cluster`` and ``denoise submit``: a Ray cluster, and work that is sent there."""
+"""``denoise cluster`` and ``denoise submit``: check a Ray cluster, and send it a command."""
 
 import sys
 from dataclasses import asdict
@@ -7,23 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from denoise.errors import UsageError, UserError, nearest
-from pipelines.cli.common import AsJson, answer, configuration
+from pipelines.cli.common import AsJson, Overrides, Settings, all_overrides, answer, configuration
 
 if TYPE_CHECKING:
     from pipelines.doctor.findings import Finding
 
-app = typer.Typer(help="Look at a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
+app = typer.Typer(help="Check a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at a Ray cluster."""
+    """Check a Ray cluster."""
 
 
 @app.command()
-def check(overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(overrides: Overrides = None, settings: Settings = None, as_json: AsJson = False) -> None:
     """Say what is wrong with the cluster at ray.address: its token, and every host's versions, storage, clock, GPUs.
 
     The exit code is 1 where there is a problem.
@@ -32,9 +30,9 @@ def check(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """
     from pipelines.doctor.check import check_cluster
 
-    findings = check_cluster(configuration(overrides))
-    answer([asdict(one) for one in findings], "\n".join(map(_line, findings)), as_json)
-    if any(one.state == "problem" for one in findings):
+    findings = check_cluster(configuration(all_overrides(overrides, settings)))
+    answer([asdict(finding) for finding in findings], "\n".join(map(_line, findings)), as_json)
+    if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
 
@@ -57,9 +55,9 @@ def submit(
     from pipelines.cluster import jobs
 
     _check_command(context, command)
-    if lost := jobs.lost(command, configuration):
+    if local := jobs.job_local_settings(command, configuration):
         print(
-            f"warning: {', '.join(lost)} is in the folder of the job, which Ray deletes; name a server, s3:// or a "
+            f"warning: {', '.join(local)} is in the folder of the job, which Ray deletes; name a server, s3:// or a "
             "folder that all hosts share",
             file=sys.stderr,
         )
@@ -74,19 +72,19 @@ def submit(
     except KeyboardInterrupt:
         print(f"left running; {job.hint}", file=sys.stderr)
         raise typer.Exit(130) from None
-    failed = jobs.failure(job, document["state"])
+    failure = jobs.failure_message(job, document["state"])
     if as_json:
         answer(document, "", as_json)
-    if failed:
-        raise UserError(failed)
+    if failure:
+        raise UserError(failure)
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:
-    """Refuse what denoise would refuse there, before anything is sent."""
+    """Raise the UsageError that denoise would raise on the cluster, before anything is sent."""
     group: Any = context.find_root().command
     path = "denoise"
     for word in command:
-        known = [one for one in group.commands if one != "submit"]
+        known = [name for name in group.commands if name != "submit"]
         if word not in known:
             raise UsageError(f"{path} {word} is not a command{nearest(word, known)}; denoise --help lists them.")
         group, path = group.commands[word], f"{path} {word}"

@@ -1,4 +1,4 @@
-"""What every command shares: parameters, answers, and models by reference."""
+"""Shared by all commands: options, overrides of params.yaml, answers, and models by reference."""
 
 import json
 from collections.abc import Mapping
@@ -14,21 +14,31 @@ if TYPE_CHECKING:
 PARAMS = Path("params.yaml")
 
 Settings = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="A key of params.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml; -S KEY=VALUE does the same, and wins."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
 
 
+def all_overrides(overrides: list[str] | None, settings: list[str] | None) -> list[str]:
+    """Return a command's KEY=VALUE arguments, followed by those of its ``-S`` options: of one key the last counts."""
+    return [*(overrides or ()), *(settings or ())]
+
+
 def configuration(overrides: list[str] | None, recipe: Mapping[str, Any] | None = None) -> "Config":
-    """Return params.yaml of this folder (or the defaults), with a recipe laid over it, and then overrides."""
+    """Return params.yaml of this folder (or the defaults), with a recipe laid over it, and then overrides.
+
+    Without ``recipe`` it is the published one that the key ``preset`` names, if any.
+    """
     from denoise.config import load_config
 
     config = load_config(PARAMS, overrides or [], recipe)
-    if recipe is not None:
-        return config
-    if config.preset is None:
-        return config
-    from pipelines.training.recipes import load_recipe
+    if recipe is None and config.preset is not None:  # an override may name it: the keys have to be read first
+        from pipelines.training.recipes import load_recipe
 
-    return load_config(PARAMS, overrides or [], load_recipe(config.preset).config)
+        config = load_config(PARAMS, overrides or [], load_recipe(config.preset).config)
+    return config
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:
@@ -46,8 +56,8 @@ def tracking_uri(config: "Config") -> str:
 def open_model(config: "Config", reference: str, noise_name: str | None = None) -> "Denoiser":
     """Return the denoiser of a folder, of models:/NAME@ALIAS, or of a method that needs no training, by its name.
 
-    An untrained method is one for the given noise (by default the configuration's) and for its colours; the others know
-    what they were trained for. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged.
+    An untrained method gets the given noise (by default the configuration's) and the configuration's colours; a trained
+    model knows its own. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged.
     """
     from dataclasses import replace
 

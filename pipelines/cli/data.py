@@ -1,6 +1,7 @@
-"""The ``denoise data`` commands: what a set holds, whether it is sound, and where else it lies."""
+"""``denoise fetch``, ``denoise shard`` and ``denoise data``: data sets become image files, and those become shards."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +20,77 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; without, those of params.yaml.")
+]
 Name = Annotated[str, typer.Argument(help="A data set.")]
-Split = Annotated[str | None, typer.Option(help="train, val or test; without, every split that is there.")]
+Split = Annotated[str | None, typer.Option(help="train, val or test; without, every split of the set.")]
+
+
+def fetch(
+    names: Names = None,
+    split: Split = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Folder or address to fetch from instead of the official site.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Bring data sets to data/raw.
+
+    Example: denoise fetch kodak --mirror /srv/images
+    """
+    from pipelines.datasets.fetch import fetch as fetch_set
+    from pipelines.datasets.imagenet import IMAGENETS
+
+    config = configuration(settings)
+    for name, splits in _sets_and_splits(config, names, split):
+        folders = fetch_set(
+            name,
+            Path(config.data.root),
+            splits=splits,
+            mirror=mirror or config.data.mirror,
+            min_side=config.data.min_side if name in IMAGENETS else None,
+            max_side=config.data.max_side if name in IMAGENETS else None,
+        )
+        for folder in folders:
+            print(folder, file=sys.stderr)
+
+
+def shard(
+    names: Names = None,
+    split: Split = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A folder of images of your own.")] = None,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode, and name them.")] = False,
+    min_side: Annotated[int | None, typer.Option(help="Leave out images with a shorter side.", min=1)] = None,
+    max_side: Annotated[int | None, typer.Option(help="Leave out images with a longer side.", min=1)] = None,
+    only: Annotated[str | None, typer.Option(help="grey or colour: leave out the others.")] = None,
+    jobs: Annotated[int, typer.Option(help="Parallel processes; their number changes no byte.", min=1)] = 1,
+    settings: Settings = None,
+) -> None:
+    """Write data sets as WebDataset shards to data/shards. The same command resumes an interrupted one.
+
+    Example: denoise shard holiday --from ~/images/holiday --split train
+
+    Example: denoise shard imagenet --split train --jobs 16
+    """
+    from denoise.sharding.plan import SampleFilter
+    from pipelines.datasets.shard import shard as shard_split
+
+    if only not in (None, "grey", "colour"):
+        raise UsageError(f"--only {only} is not known; use grey or colour.")
+    sample_filter = SampleFilter(min_side, max_side, only, skip_broken)
+
+    config = configuration(settings)
+    root = Path(config.data.root)
+    if source is not None and (not names or len(names) != 1):
+        raise UsageError(
+            "--from needs exactly one NAME for the images in that folder, e.g. denoise shard mine --from DIR."
+        )
+    for name, splits in _sets_and_splits(config, names, split or ("train" if source else None)):
+        for split_name in splits or _fetched_splits(root, name):
+            print(
+                shard_split(name, split_name, root, source, config.data.shard_mb, sample_filter, jobs), file=sys.stderr
+            )
 
 
 @app.command()
@@ -39,14 +109,14 @@ def show(
 
     config = configuration(settings)
     splits = _splits(config, name, split)
-    shown = [describe(config, name, one) for one in splits]
+    rows = [describe(config, name, split_name) for split_name in splits]
     sheet = contact_sheet(config, name, splits, out or Path(f"{name}.png"))
-    answer({"name": name, "splits": shown, "sheet": str(sheet)}, f"{table(shown)}\n\ncontact sheet: {sheet}", as_json)
+    answer({"name": name, "splits": rows, "sheet": str(sheet)}, f"{table(rows)}\n\ncontact sheet: {sheet}", as_json)
 
 
 @app.command()
 def verify(name: Name, split: Split = None, as_json: AsJson = False, settings: Settings = None) -> None:
-    """Read every byte of a set's shards, here or at data.url, and compare with the index; exit code 1 if one is off.
+    """Read every byte of a set's shards, here or at data.url, and compare with the index; exit code 1 if one is wrong.
 
     Example: denoise data verify kodak -S data.url=s3://bucket/shards
     """
@@ -54,9 +124,9 @@ def verify(name: Name, split: Split = None, as_json: AsJson = False, settings: S
 
     config = configuration(settings)
     splits = _splits(config, name, split)
-    problems = [sentence for one in splits for sentence in verify_split(config, name, one)]
-    told = "\n".join(problems) or f"{name} is sound ({', '.join(splits)})"
-    answer({"name": name, "splits": splits, "problems": problems}, told, as_json)
+    problems = [problem for split_name in splits for problem in verify_split(config, name, split_name)]
+    text = "\n".join(problems) or f"{name} is sound ({', '.join(splits)})"
+    answer({"name": name, "splits": splits, "problems": problems}, text, as_json)
     if problems:
         raise typer.Exit(1)
 
@@ -70,59 +140,87 @@ def push(name: Name, split: Split = None, settings: Settings = None) -> None:
     from pipelines.datasets.sync import push as push_split
 
     config = configuration(settings)
-    for one in _splits_here(config, name, split):
-        print(push_split(config, name, one), file=sys.stderr)
+    for split_name in _local_splits(config, name, split):
+        print(push_split(config, name, split_name), file=sys.stderr)
 
 
 @app.command()
 def pull(name: Name, split: Split = None, settings: Settings = None) -> None:
-    """Copy a set's shards from data.url to data/shards; an interrupted pull goes on.
+    """Copy a set's shards from data.url to data/shards; the same command resumes an interrupted one.
 
     Example: denoise data pull kodak -S data.url=s3://bucket/shards
     """
     from pipelines.datasets.sync import pull as pull_split
 
     config = configuration(settings)
-    for one in _splits(config, name, split):
-        print(pull_split(config, name, one), file=sys.stderr)
+    for split_name in _splits(config, name, split):
+        print(pull_split(config, name, split_name), file=sys.stderr)
+
+
+def _sets_and_splits(
+    config: "Config", names: Iterable[str] | None, split: str | None
+) -> list[tuple[str, list[str] | None]]:
+    """Return the named sets, or those that params.yaml names for the split (or for all), each with its splits.
+
+    None stands for all splits that the set has.
+    """
+    from pipelines.datasets.layout import SPLITS, set_names
+
+    splits = [_checked(split)] if split is not None else None
+    if names:
+        return [(name, splits) for name in names]
+    return [(name, [split_name]) for split_name in splits or SPLITS for name in set_names(config, split_name)]
+
+
+def _fetched_splits(root: Path, name: str) -> list[str]:
+    from pipelines.datasets.layout import SPLITS, raw_folder
+
+    splits = [split for split in SPLITS if raw_folder(root, split, name).is_dir()]
+    if not splits:
+        raise UserError(f"{name} is not in {root / 'raw'}; fetch it first: denoise fetch {name}.")
+    return splits
 
 
 def _splits(config: "Config", name: str, split: str | None) -> list[str]:
     """Return the split, or those that a set has where the configuration reads it from."""
     if config.data.url is None:
-        return _splits_here(config, name, split)
-    from pipelines.datasets.layout import SPLITS, open_remote
-    from pipelines.storage.base import NotFoundError
-
+        return _local_splits(config, name, split)
     if split is not None:
-        return [_known(split)]
-    found = []
-    for one in SPLITS:
-        try:
-            open_remote(config, one, name)
-        except NotFoundError:
-            continue
-        found.append(one)
-    if not found:
-        raise UserError(f"{name} is not at {config.data.url}; put it there with `denoise data push {name}`.")
-    return found
+        return [_checked(split)]
+    return _remote_splits(config, name)
 
 
-def _splits_here(config: "Config", name: str, split: str | None) -> list[str]:
+def _local_splits(config: "Config", name: str, split: str | None) -> list[str]:
     from pipelines.datasets.layout import SPLITS, shard_folder
 
     if split is not None:
-        return [_known(split)]
+        return [_checked(split)]
     root = Path(config.data.root)
-    found = [one for one in SPLITS if shard_folder(root, one, name).is_dir()]
-    if not found:
+    splits = [split_name for split_name in SPLITS if shard_folder(root, split_name, name).is_dir()]
+    if not splits:
         raise UserError(
             f"{name} is not in {root / 'shards'}; make it with `denoise fetch {name} && denoise shard {name}`."
         )
-    return found
+    return splits
 
 
-def _known(split: str) -> str:
+def _remote_splits(config: "Config", name: str) -> list[str]:
+    from pipelines.datasets.layout import SPLITS, open_remote
+    from pipelines.storage.base import NotFoundError
+
+    splits = []
+    for split in SPLITS:
+        try:
+            open_remote(config, split, name)
+        except NotFoundError:
+            continue
+        splits.append(split)
+    if not splits:
+        raise UserError(f"{name} is not at {config.data.url}; put it there with `denoise data push {name}`.")
+    return splits
+
+
+def _checked(split: str) -> str:
     from pipelines.datasets.layout import SPLITS
 
     if split not in SPLITS:

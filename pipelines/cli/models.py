@@ -2,14 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipelines.cli.common import AsJson, Settings, answer, configuration, tracking_uri
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="List, show, register, promote and roll back models.", no_args_is_help=True, rich_markup_mode=None
@@ -25,9 +22,9 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
 
     Example: denoise models list --json
     """
-    from pipelines.registry import versions as registry
+    from pipelines.registry import versions
 
-    rows = registry.list_models(tracking_uri(configuration(settings)))
+    rows = versions.list_models(tracking_uri(configuration(settings)))
     lines = [
         f"{row['name']}  version {row['version']}  {row['method']}  {_score(row)}"
         + "".join(f"  @{alias}" for alias in row["aliases"])
@@ -42,10 +39,10 @@ def show(name: Name, settings: Settings = None, as_json: AsJson = False) -> None
 
     Example: denoise models show denoise-gauss25
     """
-    from pipelines.registry import versions as registry
+    from pipelines.registry import versions
 
-    shown = registry.show(tracking_uri(configuration(settings)), name)
-    answer(shown, json.dumps(shown, indent=1, default=str), as_json)
+    document = versions.show(tracking_uri(configuration(settings)), name)
+    answer(document, json.dumps(document, indent=1, default=str), as_json)
 
 
 @app.command()
@@ -62,14 +59,14 @@ def register(
     """
     from denoise.denoiser import read_card
     from denoise.files import write_json
-    from pipelines.registry import versions as registry
-    from pipelines.tracking.client import run_of_model
+    from pipelines.registry import versions
+    from pipelines.tracking.client import existing_run_id
 
     config = configuration(settings)
     uri = tracking_uri(config)
     figures = _read_scores(scores) if scores else None
-    run_id = run_of_model(uri, config.tracking.experiment, read_card(model)["provenance"]["run"])
-    row = registry.register(uri, model, figures, run_id)
+    run_id = existing_run_id(uri, config.tracking.experiment, read_card(model)["provenance"]["run"])
+    row = versions.register(uri, model, figures, run_id)
     if out:
         write_json(out, {key: row[key] for key in ("name", "method", "noise", "data", "protocol", "psnr", "ssim")})
     answer(row, f"{row['name']} version {row['version']}: {row['method']}, {_score(row)}", as_json)
@@ -78,7 +75,7 @@ def register(
 @app.command()
 def promote(
     name: Name,
-    version: Annotated[str | None, typer.Option(help="Which one; by default the best.")] = None,
+    version: Annotated[str | None, typer.Option(help="The version to promote; by default the best.")] = None,
     out: Record = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -90,11 +87,11 @@ def promote(
     from denoise.files import write_json
     from pipelines.registry import promotion
 
-    moved = promotion.promote(tracking_uri(configuration(settings)), name, version)
+    move = promotion.promote(tracking_uri(configuration(settings)), name, version)
     if out:
-        write_json(out, {key: moved.get(key) for key in ("name", "method", "protocol", "data", "psnr")})
-    verb = "is now" if moved["changed"] else "already was"
-    answer(moved, f"{name} version {moved['version']} {verb} @champion ({_score(moved)})", as_json)
+        write_json(out, {key: move.get(key) for key in ("name", "method", "protocol", "data", "psnr")})
+    verb = "is now" if move["changed"] else "already was"
+    answer(move, f"{name} version {move['version']} {verb} @champion ({_score(move)})", as_json)
 
 
 @app.command()
@@ -105,8 +102,8 @@ def rollback(name: Name, settings: Settings = None, as_json: AsJson = False) -> 
     """
     from pipelines.registry import promotion
 
-    moved = promotion.rollback(tracking_uri(configuration(settings)), name)
-    answer(moved, f"{name} version {moved['version']} is @champion again", as_json)
+    move = promotion.rollback(tracking_uri(configuration(settings)), name)
+    answer(move, f"{name} version {move['version']} is @champion again", as_json)
 
 
 def _score(row: "dict[str, object]") -> str:

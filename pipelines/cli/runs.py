@@ -7,9 +7,7 @@ import typer
 from denoise.errors import UserError
 from pipelines.cli.common import AsJson, Settings, answer, configuration
 
-app = typer.Typer(
-    help="List runs, and bring to MLflow what it lacks of them.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="List runs, and send MLflow what it lacks of them.", no_args_is_help=True, rich_markup_mode=None)
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Runs; without, all in ray.storage.")]
 
@@ -20,41 +18,41 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
 
     Example: denoise runs list --json
     """
-    from pipelines.tracking import lifecycle as run_sync
+    from pipelines.tracking import lifecycle
 
     storage = configuration(settings).ray.storage
-    rows = [run_sync.listed(folder) for folder in run_sync.journals(storage).values()]
+    rows = [lifecycle.list_row(folder) for folder in lifecycle.find_journals(storage).values()]
     answer(rows, "\n".join(map(_line, rows)) or f"there are no runs in {storage} yet", as_json)
 
 
 @app.command()
 def sync(names: Names = None, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Bring to MLflow what it lacks of runs because it did not answer: metrics, images, the model, the status.
+    """Send MLflow what it lacks of runs because it did not answer: metrics, images, the model, the status.
 
     Example: denoise runs sync
 
     Example: denoise runs sync n2n-5f3a --json
     """
-    from pipelines.tracking import lifecycle as run_sync
+    from pipelines.tracking import lifecycle
 
     storage = configuration(settings).ray.storage
     rows: list[dict[str, Any]] = []
-    failed = []
-    for name, folder in run_sync.journals(storage, names or []).items():
+    failures = []
+    for name, folder in lifecycle.find_journals(storage, names or []).items():
         try:
-            rows.append(run_sync.sync(folder)._asdict())
+            rows.append(lifecycle.sync(folder)._asdict())
         except UserError as error:  # the others may be for another MLflow
-            failed.append(f"{name} is not synced: {str(error).removesuffix('.')}")
+            failures.append(f"{name} is not synced: {str(error).removesuffix('.')}")
     lines = [
-        f"{row['name']}  {row['status']}  brought {row['metrics']} metrics and {row['images']} images" for row in rows
+        f"{row['name']}  {row['status']}  sent {row['metrics']} metrics and {row['images']} images" for row in rows
     ]
     answer(rows, "\n".join(lines) or f"no runs in {storage} were synced", as_json)
-    if failed:
-        raise UserError("; ".join(failed))
+    if failures:
+        raise UserError("; ".join(failures))
 
 
 def _line(row: dict[str, Any]) -> str:
-    from pipelines.tracking.lifecycle import Missing
+    from pipelines.tracking.lifecycle import MissingData
 
-    lacks = f"MLflow lacks {Missing(**row['missing'])}" if row["missing"] else f"not compared: {row['error']}"
+    lacks = f"MLflow lacks {MissingData(**row['missing'])}" if row["missing"] else f"not compared: {row['error']}"
     return f"{row['name']}  step {row['steps']}  {row['status']}  {lacks}"

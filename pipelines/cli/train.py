@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.common import AsJson, answer, configuration
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
+from pipelines.cli.common import AsJson, Overrides, Settings, all_overrides, answer, configuration
 
 
 def train(
@@ -21,13 +19,12 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The model folder to write; runs/NAME/model by default.")] = None,
     inject: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FAULT", help="Let something go wrong on purpose, e.g. kill:rank=1,step=37 (docs/training.md)."
-        ),
+        typer.Option(metavar="FAULT", help="Inject a fault on purpose, e.g. kill:rank=1,step=37 (docs/training.md)."),
     ] = None,
     profile: Annotated[
         bool, typer.Option(help="Write a profile of ten steps to runs/NAME/profile, with a page for the browser.")
     ] = False,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a method, or a published recipe. The same command resumes an interrupted run, and returns a finished one.
@@ -37,9 +34,10 @@ def train(
     Example: denoise train preset=laine2019-gauss25-ssdn-known
     """
     from denoise.training.fault_injection import parse_fault
-    from pipelines.training.common import Stopped
+    from pipelines.training.progress import Stopped
 
-    config, faults = configuration(overrides), [parse_fault(text) for text in inject or ()]
+    config = configuration(all_overrides(overrides, settings))
+    faults = [parse_fault(text) for text in inject or ()]
     try:
         if local or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun would take --local for an option of its own
             from pipelines.training.local import train_locally
@@ -50,16 +48,16 @@ def train(
             return
         from pipelines.training.on_ray import train_on_ray
 
-        done = train_on_ray(config, name, out, faults, profile)
+        result = train_on_ray(config, name, out, faults, profile)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
     except Stopped as stopped:
-        print(stopped.sentence, file=sys.stderr)
+        print(stopped.message, file=sys.stderr)
         raise
-    document = {"name": done.name, "model": str(done.folder), "run_id": done.run_id, **done.metrics}
-    where = f"MLflow run {done.run_id}" if done.run_id else "not in MLflow yet: denoise runs sync"
-    answer(document, f"model: {done.folder} ({where})", as_json)
+    document = {"name": result.name, "model": str(result.folder), "run_id": result.run_id, **result.metrics}
+    where = f"MLflow run {result.run_id}" if result.run_id else "not in MLflow yet: denoise runs sync"
+    answer(document, f"model: {result.folder} ({where})", as_json)
 
 
 def presets(
@@ -75,13 +73,9 @@ def presets(
     from pipelines.training import recipes
 
     if name is None:
-        known = recipes.recipes()
-        width = max(map(len, known))
-        answer(
-            {key: one.title for key, one in known.items()},
-            "\n".join(f"{key:{width}}  {one.title}" for key, one in known.items()),
-            as_json,
-        )
+        titles = {key: recipe.title for key, recipe in recipes.recipes().items()}
+        width = max(map(len, titles))
+        answer(titles, "\n".join(f"{key:{width}}  {title}" for key, title in titles.items()), as_json)
         return
     recipe = recipes.load_recipe(name)
-    answer(asdict(recipe), recipes.described(recipe), as_json)
+    answer(asdict(recipe), recipes.describe(recipe), as_json)

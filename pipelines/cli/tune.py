@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from denoise.errors import UsageError
-from pipelines.cli.common import AsJson, Settings, answer, configuration
+from pipelines.cli.common import AsJson, Overrides, Settings, all_overrides, answer, configuration
 
 if TYPE_CHECKING:
     from pipelines.tuning.plan import Plan
     from pipelines.tuning.sweep import SweepOutcome
 
-app = typer.Typer(help="List sweeps, and show what they found.", no_args_is_help=True, rich_markup_mode=None)
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml.")]
+app = typer.Typer(help="List sweeps and their results.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def tune(
@@ -29,10 +27,11 @@ def tune(
         int | None, typer.Option(min=1, help="Trials at a time; by default one more than there is room for.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep; the same name resumes it.")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="ID", help="Go on with the sweep of that name.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="ID", help="Resume the sweep of that name.")] = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search hyperparameters. The same command, or --resume, goes on with an interrupted sweep.
+    """Search hyperparameters. The same command, or --resume, resumes an interrupted sweep.
 
     Example: denoise tune ee559-random train.crop=32 --trials 20
 
@@ -43,19 +42,19 @@ def tune(
         if space and "=" in space:  # there is no SPACE then
             overrides, space = [space, *(overrides or [])], None
         if space or any(value is not None for value in (*options.values(), name)):
-            raise UsageError("--resume ID goes on with what that sweep was; leave SPACE, --trials and the like away.")
-        planned = _resumed(resume, overrides)
+            raise UsageError("--resume ID continues that sweep as it was; leave SPACE, --trials and the like away.")
+        sweep_plan = _plan_resumed(resume, all_overrides(overrides, settings))
     elif space is None:
         _list_spaces(as_json)
         return
     else:
-        planned = _planned(space, overrides, options, name)
+        sweep_plan = _plan(space, all_overrides(overrides, settings), options, name)
     from pipelines.tuning.sweep import run_sweep
 
     try:
-        outcome = run_sweep(planned, concurrency)
+        outcome = run_sweep(sweep_plan, concurrency)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; to resume it: denoise tune --resume {planned.name}", err=True)
+        typer.echo(f"interrupted; to resume it: denoise tune --resume {sweep_plan.name}", err=True)
         raise typer.Exit(130) from None
     document = {
         **outcome.results.summary(),
@@ -77,24 +76,24 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
     answer(rows, "\n".join(map(_line, rows)) or "there are no sweeps yet", as_json)
 
 
-def _planned(space: str, overrides: list[str] | None, options: dict[str, Any], name: str | None) -> "Plan":
+def _plan(space: str, overrides: list[str], options: dict[str, Any], name: str | None) -> "Plan":
     from pathlib import Path
 
     from pipelines.tuning.plan import plan
-    from pipelines.tuning.space import changed, load_sweep
+    from pipelines.tuning.space import load_sweep, with_options
 
-    sweep = changed(load_sweep(space), options)
+    sweep = with_options(load_sweep(space), options)
     return plan(sweep, configuration(overrides, sweep.config), Path(space).stem, name)
 
 
-def _resumed(name: str, overrides: list[str] | None) -> "Plan":
+def _plan_resumed(name: str, overrides: list[str]) -> "Plan":
     from pipelines.tuning.plan import plan
-    from pipelines.tuning.space import refuse_changes, resumed
-    from pipelines.tuning.study import known_sweep
+    from pipelines.tuning.space import from_identity, refuse_changes
+    from pipelines.tuning.study import stored_identity
 
-    refuse_changes(overrides or [])
+    refuse_changes(overrides)
     config = configuration(overrides)
-    sweep, base = resumed(known_sweep(config.tune.storage, name), config)
+    sweep, base = from_identity(stored_identity(config.tune.storage, name), config)
     return plan(sweep, base, name, name)
 
 
@@ -113,11 +112,10 @@ def _text(outcome: "SweepOutcome") -> str:
 
     results, model = outcome.results, outcome.challenger
     best, sweep = results.best or {}, results.plan.sweep
-    found = ", ".join(f"{key} {best[key]:.4g}" for key in sweep.objectives)
-    states = ", ".join(f"{count} {state}" for state, count in results.summary()["trials"].items() if count)
+    objectives = ", ".join(f"{key} {best[key]:.4g}" for key in sweep.objectives)
     return (
-        f"best: trial {best['trial']}, {as_overrides({key: best[key] for key in sweep.space})}: {found}\n"
-        f"trials: {states}; sweeps/{results.plan.name}/{PAGE} shows them\n"
+        f"best: trial {best['trial']}, {as_overrides({key: best[key] for key in sweep.space})}: {objectives}\n"
+        f"trials: {_states(results.summary())}; sweeps/{results.plan.name}/{PAGE} shows them\n"
         f"model: {model.folder}"
         + (f", {model.name} version {model.version} @challenger" if model.name else "")
         + f"; score it with: denoise evaluate {model.folder}"
@@ -125,6 +123,10 @@ def _text(outcome: "SweepOutcome") -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    states = ", ".join(f"{count} {state}" for state, count in row["trials"].items() if count)
     best = f"  best {row['best']:.4g}" if row["best"] is not None else ""
-    return f"{row['name']}  {states or 'no trials'}{best}"
+    return f"{row['name']}  {_states(row) or 'no trials'}{best}"
+
+
+def _states(summary: dict[str, Any]) -> str:
+    """Return how many trials are in which state."""
+    return ", ".join(f"{count} {state}" for state, count in summary["trials"].items() if count)

@@ -1,4 +1,4 @@
-"""Training curves: as SVG for the page, where style sheets colour them, and as one PNG figure."""
+"""Training curves: as SVG for the page, coloured by its style sheet, and as one PNG figure."""
 
 import io
 import math
@@ -13,7 +13,7 @@ Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 300  # of a chart, in the units of its viewBox
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 10, 40  # margins
-MOST_POINTS = 400  # of a drawn line
+MAX_POINTS = 400  # of a drawn line
 LOG_FROM = 8.0  # a loss that spans this factor is drawn on a logarithmic axis
 COLOURS = ("#1f5a96", "#b4531a", "#2c7a4b", "#7a4a9c", "#806600", "#a02c5a", "#22707f", "#55595f")
 
@@ -41,24 +41,24 @@ class Chart:
     table: list[tuple[str, list[str]]]  # step, one figure a method
 
 
-def curves(trainings: Sequence[Training], key: str) -> list[Curve]:
+def make_curves(trainings: Sequence[Training], key: str) -> list[Curve]:
     """Return a line for every training that logged ``key``; the loss, noisy from step to step, gets a running mean."""
-    found = []
+    curves = []
     for colour, training in enumerate(trainings):
         if series := training.series(key):
             window = max(1, len(series) // 15) if key == "loss" else 1
             smooth = _thin(_running_mean(series, window))
-            found.append(Curve(training.name, colour % len(COLOURS), _thin(series) if window > 1 else [], smooth))
-    return found
+            curves.append(Curve(training.name, colour % len(COLOURS), _thin(series) if window > 1 else [], smooth))
+    return curves
 
 
-def chart(found: Sequence[Curve], title: str, unit: str) -> Chart | None:
+def draw_chart(curves: Sequence[Curve], title: str, unit: str) -> Chart | None:
     """Return the drawing of the curves, or None where there are none."""
-    if not found:
+    if not curves:
         return None
-    values = _values(found)
+    values = _values(curves)
     log = use_log(values)
-    steps = [step for curve in found for step, _ in curve.smooth]
+    steps = [step for curve in curves for step, _ in curve.smooth]
     x_low, x_high = min(steps), max(steps)
     x_low = 0 if x_low < 0.2 * x_high else x_low
     y_low, y_high, y_values = _axis(values, log)
@@ -68,7 +68,7 @@ def chart(found: Sequence[Curve], title: str, unit: str) -> Chart | None:
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def y(value: float) -> float:
-        low, high, at = (math.log(v) for v in (y_low, y_high, value)) if log else (y_low, y_high, value)
+        low, high, at = (math.log(number) for number in (y_low, y_high, value)) if log else (y_low, y_high, value)
         return round(HEIGHT - BOTTOM - (at - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     def draw(points: Points) -> str:
@@ -86,10 +86,10 @@ def chart(found: Sequence[Curve], title: str, unit: str) -> Chart | None:
                 if len(curve.smooth) <= 40
             ],
         }
-        for curve in found
+        for curve in curves
     ]
     x_ticks = [(x(step), f"{step:,.0f}") for step in _round_values(x_low, x_high, 6) if step == int(step)]
-    return Chart(title, unit, log, lines, x_ticks, [(y(value), f"{value:g}") for value in y_values], _table(found))
+    return Chart(title, unit, log, lines, x_ticks, [(y(value), f"{value:g}") for value in y_values], _table(curves))
 
 
 def use_log(values: Sequence[float]) -> bool:
@@ -97,7 +97,7 @@ def use_log(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > LOG_FROM
 
 
-def figure(loss: Sequence[Curve], psnr: Sequence[Curve]) -> bytes:
+def curves_figure(loss: Sequence[Curve], psnr: Sequence[Curve]) -> bytes:
     """Return a PNG with the training loss and the validation PSNR by step, one line a method."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -110,38 +110,38 @@ def figure(loss: Sequence[Curve], psnr: Sequence[Curve]) -> bytes:
         mpl.rcdefaults()  # the same image whatever the user's own settings are
         sheet = Figure(figsize=(10, 3.8), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.06))
         FigureCanvasAgg(sheet)
-        for axes, found, label in zip(sheet.subplots(1, 2), (loss, psnr), labels, strict=True):
+        for axes, curves, label in zip(sheet.subplots(1, 2), (loss, psnr), labels, strict=True):
             axes.set(xlabel="step", ylabel=label)
             axes.grid(color="#d9dce0", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-            _plot(axes, found)
+            _plot(axes, curves)
         sheet.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _plot(axes: Any, found: Sequence[Curve]) -> None:
-    for curve in found:
+def _plot(axes: Any, curves: Sequence[Curve]) -> None:
+    for curve in curves:
         colour = COLOURS[curve.colour]
         if curve.logged:
             axes.plot(*zip(*curve.logged, strict=True), color=colour, linewidth=0.8, alpha=0.3)
         axes.plot(*zip(*curve.smooth, strict=True), color=colour, linewidth=1.6, label=curve.name)
-    if found:
+    if curves:
         axes.set_xlim(left=0)
         axes.legend(frameon=False)
-        axes.set_yscale("log" if use_log(_values(found)) else "linear")
+        axes.set_yscale("log" if use_log(_values(curves)) else "linear")
 
 
-def _values(found: Sequence[Curve]) -> list[float]:
-    return [value for curve in found for _, value in (*curve.logged, *curve.smooth)]
+def _values(curves: Sequence[Curve]) -> list[float]:
+    return [value for curve in curves for _, value in (*curve.logged, *curve.smooth)]
 
 
-def _table(found: Sequence[Curve]) -> list[tuple[str, list[str]]]:
+def _table(curves: Sequence[Curve]) -> list[tuple[str, list[str]]]:
     """Return about 16 steps of the lines as text, for those who cannot see the drawing."""
-    values = [dict(curve.smooth) for curve in found]
-    steps = sorted(set().union(*values))
+    lines = [dict(curve.smooth) for curve in curves]
+    steps = sorted(set().union(*lines))
     stride = max(1, math.ceil(len(steps) / 16))
     chosen = sorted({*steps[::stride], steps[-1]})
-    return [(f"{step:,.0f}", [f"{each[step]:.4g}" if step in each else "–" for each in values]) for step in chosen]
+    return [(f"{step:,.0f}", [f"{line[step]:.4g}" if step in line else "–" for line in lines]) for step in chosen]
 
 
 def _running_mean(series: Points, window: int) -> Points:
@@ -157,10 +157,10 @@ def _running_mean(series: Points, window: int) -> Points:
 
 
 def _thin(series: Points) -> Points:
-    """Return at most ``MOST_POINTS`` of the points, the first and the last among them."""
-    if len(series) <= MOST_POINTS:
+    """Return at most ``MAX_POINTS`` of the points, the first and the last among them."""
+    if len(series) <= MAX_POINTS:
         return series
-    return [series[round(index * (len(series) - 1) / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
+    return [series[round(index * (len(series) - 1) / (MAX_POINTS - 1))] for index in range(MAX_POINTS)]
 
 
 def _axis(values: Sequence[float], log: bool) -> tuple[float, float, list[float]]:

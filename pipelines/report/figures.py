@@ -1,4 +1,4 @@
-"""Which images the report shows, and how they are laid out: noisy | restored | clean, and an enlarged crop."""
+"""Images of the report: which are shown, and figures of noisy | restored | clean with an enlarged crop."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ENLARGEMENT = 3  # screen pixels along one image pixel, in the crops
-CENTRED = 0.25  # share of its detail that a crop at the middle of an edge of the image loses against the centre
+EDGE_PENALTY = 0.25  # share of its score that a crop in the middle of an edge of the image loses against the centre
 GAP = 12  # pixels between two panels
-CAPTION = 18  # height of a caption's letters
+CAPTION = 18  # font size of a caption, in pixels
 INK, MUTED, PAPER = "#1c2024", "#5b626b", "#ffffff"
 
 
 @dataclass(frozen=True)
-class MethodImages:
+class MethodResult:
     """One image restored by one method: its scores, and its files by kind."""
 
     method: str
@@ -31,75 +31,81 @@ class MethodImages:
 
 
 @dataclass(frozen=True)
-class ImageFile:
+class ComparedImage:
     """One test image under one noise, restored by one or several methods."""
 
     name: str
     noise: str
     data: str
     protocol: str
-    takes: tuple[MethodImages, ...]
+    results: tuple[MethodResult, ...]
 
 
-def choose(evaluations: Iterable[Evaluation], limit: int) -> list[ImageFile]:
-    """Return at most ``limit`` images that evaluation kept, taken evenly from every set, never by how they look."""
-    groups: dict[tuple[str, str, str], dict[str, list[MethodImages]]] = {}
-    for each in evaluations:
-        group = groups.setdefault((each.noise, each.data, each.protocol), {})
-        for scores in each.images:
-            if files := each.files(scores.stem):
-                group.setdefault(scores.stem, []).append(MethodImages(each.method, scores, files))
+def select_images(evaluations: Iterable[Evaluation], limit: int) -> list[ComparedImage]:
+    """Return at most ``limit`` images of which evaluation wrote files, as many of every set, at even intervals.
+
+    What they look like plays no part.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[MethodResult]]] = {}
+    for evaluation in evaluations:
+        group = groups.setdefault((evaluation.noise, evaluation.data, evaluation.protocol), {})
+        for scores in evaluation.images:
+            if files := evaluation.files(scores.stem):
+                group.setdefault(scores.stem, []).append(MethodResult(evaluation.method, scores, files))
     filled = [(key, group) for key, group in groups.items() if group]
-    shots = []
+    images = []
     for number, (key, group) in enumerate(filled):
-        share = limit // len(filled) + (number < limit % len(filled))
         names = list(group)
-        count = min(share, len(names))
+        count = min(limit // len(filled) + (number < limit % len(filled)), len(names))
         for name in [names[index * len(names) // count] for index in range(count)]:
-            shots.append(ImageFile(name, *key, tuple(group[name])))
-    return shots
+            images.append(ComparedImage(name, *key, tuple(group[name])))
+    return images
 
 
-def load(take: MethodImages) -> dict[str, "Image"]:
-    """Return the noisy, restored and clean image, 8-bit grey or RGB, all of one size."""
+def load_images(result: MethodResult) -> dict[str, "Image"]:
+    """Return the noisy, restored and clean image, 8-bit grey or RGB, all of one size.
+
+    Raises:
+        UserError: one of them does not decode, or their sizes differ.
+    """
     from PIL import Image, UnidentifiedImageError
 
     images = {}
     for kind in KINDS:
         try:
-            with Image.open(take.files[kind]) as image:
+            with Image.open(result.files[kind]) as image:
                 images[kind] = image.convert("L" if image.mode in ("L", "1") else "RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-            raise UserError(f"{take.files[kind]} does not decode; evaluate {take.method} again.") from None
+            raise UserError(f"{result.files[kind]} does not decode; evaluate {result.method} again.") from None
     sizes = {image.size for image in images.values()}
     if len(sizes) > 1:
-        raise UserError(f"{take.files['restored']} is not as large as its noisy or clean image; evaluate again.")
+        raise UserError(f"{result.files['restored']} is not as large as its noisy or clean image; evaluate again.")
     return images
 
 
-def centre(image: "Image", side: int) -> "Image":
+def crop_centre(image: "Image", side: int) -> "Image":
     """Return the middle of the image, at most ``side`` pixels wide and high, at its own resolution."""
     width, height = min(side, image.width), min(side, image.height)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def demo(take: MethodImages) -> bytes:
+def demo_figure(result: MethodResult) -> bytes:
     """Return a PNG 1200 pixels wide at most: noisy | restored | clean, and below them the same crop enlarged."""
-    full, crops = _panels(load(take), take, (1200 - 2 * GAP) // 3)
+    full, crops = _panels(result, (1200 - 2 * GAP) // 3)
     return _grid([full, crops])
 
 
-def comparison(shot: ImageFile) -> bytes:
+def comparison_figure(image: ComparedImage) -> bytes:
     """Return a PNG with one row a method: noisy | restored | clean, and to the right the same crop enlarged."""
     rows = []
-    for take in shot.takes:
-        full, crops = _panels(load(take), take, 300)
+    for result in image.results:
+        full, crops = _panels(result, 300)
         rows.append([*full, *crops])
     return _grid(rows)
 
 
-def encode(image: "Image") -> bytes:
+def encode_png(image: "Image") -> bytes:
     """Return the image as a PNG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
     image.info.clear()  # no metadata of the file it came from
@@ -109,24 +115,27 @@ def encode(image: "Image") -> bytes:
 
 @dataclass(frozen=True)
 class _Panel:
+    """An image in a figure, with a title above its left end and a score above its right one."""
+
     image: "Image"
     title: str = ""
-    figures: str = ""
+    score: str = ""
 
 
-def _panels(images: dict[str, "Image"], take: MethodImages, width: int) -> tuple[list[_Panel], list[_Panel]]:
+def _panels(result: MethodResult, width: int) -> tuple[list[_Panel], list[_Panel]]:
     """Return the three whole images, scaled to ``width`` with the crop marked, and the three enlarged crops."""
     from PIL import ImageDraw
     from PIL.Image import Resampling
 
+    images = load_images(result)
     clean = images["clean"]
     scale = min(width / clean.width, 1.25 * width / clean.height)
     scale = float(int(scale)) if scale > 1 else scale  # a whole factor enlarges every pixel alike
     size = max(1, round(clean.width * scale)), max(1, round(clean.height * scale))
     enlargement = max(ENLARGEMENT, 2 * int(scale))
     box = _detail(clean, max(1, size[0] // enlargement), max(1, size[1] // enlargement))
-    titles = {"noisy": "noisy", "restored": f"restored by {take.method}", "clean": "clean"}
-    figures = {"noisy": f"{take.scores.noisy_psnr:.2f} dB", "restored": f"{take.scores.psnr:.2f} dB", "clean": ""}
+    titles = {"noisy": "noisy", "restored": f"restored by {result.method}", "clean": "clean"}
+    psnr = {"noisy": f"{result.scores.noisy_psnr:.2f} dB", "restored": f"{result.scores.psnr:.2f} dB", "clean": ""}
     full, crops = [], []
     for kind in KINDS:
         image = images[kind].convert("RGB")
@@ -135,7 +144,7 @@ def _panels(images: dict[str, "Image"], take: MethodImages, width: int) -> tuple
         draw = ImageDraw.Draw(whole)
         draw.rectangle((left - 1, top - 1, right, bottom), outline="#000000")
         draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline="#ffffff", width=2)
-        full.append(_Panel(whole, titles[kind], figures[kind]))
+        full.append(_Panel(whole, titles[kind], psnr[kind]))
         crop = image.crop(box)
         enlarged = crop.resize((crop.width * enlargement, crop.height * enlargement), Resampling.NEAREST)
         crops.append(_Panel(enlarged))
@@ -143,7 +152,7 @@ def _panels(images: dict[str, "Image"], take: MethodImages, width: int) -> tuple
 
 
 def _detail(clean: "Image", width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a window full of edges: shapes that a reader knows, not grass or water.
+    """Return (left, top, right, bottom) of the window with the strongest edges: shapes, rather than grass or water.
 
     The image is reduced first, so that fine texture counts little, and windows near the middle are preferred.
     """
@@ -156,7 +165,7 @@ def _detail(clean: "Image", width: int, height: int) -> tuple[int, int, int, int
     rows, columns = max(1, height // reduction), max(1, width // reduction)
     inside = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
     y, x = (np.linspace(-1, 1, size) if size > 1 else np.zeros(1) for size in inside.shape)
-    score = inside * (1 - CENTRED * (x[None, :] ** 2 + y[:, None] ** 2))
+    score = inside * (1 - EDGE_PENALTY * (x[None, :] ** 2 + y[:, None] ** 2))
     top, left = (int(index) * reduction for index in np.unravel_index(np.argmax(score.round(6)), score.shape))
     left, top = min(left, clean.width - width), min(top, clean.height - height)
     return left, top, left + width, top + height
@@ -179,7 +188,7 @@ def _grid(rows: Sequence[Sequence[_Panel]]) -> bytes:
         for panel, width in zip(row, widths, strict=True):
             sheet.paste(panel.image, (x, y + space))
             draw.text((x, y + CAPTION), panel.title, fill=INK, font=font, anchor="ls")
-            draw.text((x + panel.image.width, y + CAPTION), panel.figures, fill=MUTED, font=font, anchor="rs")
+            draw.text((x + panel.image.width, y + CAPTION), panel.score, fill=MUTED, font=font, anchor="rs")
             x += width + GAP
         y += height + GAP
-    return encode(sheet)
+    return encode_png(sheet)

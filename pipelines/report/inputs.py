@@ -1,4 +1,4 @@
-"""What the report is made of: the scores that evaluation wrote and the logs that training wrote."""
+"""Inputs of the report: scores that evaluation wrote, and configurations and logs that training wrote."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from denoise.errors import UserError, nearest
 
 FIGURES = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
 LABELS = ("method", "noise", "data", "protocol")
-FOLDERS = ("images", "pictures")  # of the restored images; the latter of version 0.1
+FOLDERS = ("images", "pictures")  # of the restored images; the latter in version 0.1
 KINDS = ("noisy", "restored", "clean")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """PSNR in dB and SSIM of noisy and restored, of one image or the mean of a set."""
+    """PSNR in dB and SSIM of the noisy and the restored image; of one image, or the mean over a set."""
 
     name: str
     noisy_psnr: float
@@ -35,7 +35,7 @@ class Scores:
 
     @property
     def gain(self) -> float:
-        """What restoring gained, in dB."""
+        """PSNR restored minus PSNR noisy, in dB."""
         return self.psnr - self.noisy_psnr
 
 
@@ -56,18 +56,18 @@ class Evaluation:
         return next((scores for scores in self.images if name in (scores.name, scores.stem)), None)
 
     def files(self, stem: str) -> dict[str, Path] | None:
-        """Return the image's files by kind (noisy, restored, clean), or None unless all three were kept."""
+        """Return the image's files by kind (noisy, restored, clean), or None unless all three were written."""
         folder = next((path for name in FOLDERS if (path := self.file.parent / name).is_dir()), self.file.parent)
         # The names are compared with the folder's listing, so that no name can point outside it.
-        kept = {file.name for file in folder.iterdir()}
-        if not all(f"{stem}-{kind}.png" in kept for kind in KINDS):
+        names = {file.name for file in folder.iterdir()}
+        if not all(f"{stem}-{kind}.png" in names for kind in KINDS):
             return None
         return {kind: folder / f"{stem}-{kind}.png" for kind in KINDS}
 
 
 @dataclass(frozen=True)
 class Training:
-    """One train output: the configuration as dotted keys, and the logged figures by step."""
+    """One model folder: its configuration as dotted keys, and the metrics that training logged by step."""
 
     name: str
     folder: Path
@@ -75,8 +75,8 @@ class Training:
     log: tuple[Mapping[str, float], ...]
 
     def series(self, key: str) -> list[tuple[float, float]]:
-        """Return (step, value) in the order of the steps; where a resume logged a step twice, the last counts."""
-        values = {line["step"]: line[key] for line in self.log if math.isfinite(line.get(key, math.nan))}
+        """Return (step, value) in the order of the steps; where a resumed run logged a step twice, the last counts."""
+        values = {row["step"]: row[key] for row in self.log if math.isfinite(row.get(key, math.nan))}
         return sorted(values.items())
 
 
@@ -90,19 +90,22 @@ def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
     if not evaluations:
         raise UserError("No scores were given, so there is nothing to report; run `denoise evaluate` first.")
     seen: dict[tuple[str, ...], Path] = {}
-    for entry in evaluations:
-        key = (entry.method, entry.noise, entry.data, entry.protocol)
+    for evaluation in evaluations:
+        key = (evaluation.method, evaluation.noise, evaluation.data, evaluation.protocol)
         if key in seen:
-            raise UserError(f"{seen[key]} and {entry.file} both score {' '.join(key)}; give one of them.")
-        seen[key] = entry.file
+            raise UserError(f"{seen[key]} and {evaluation.file} both score {' '.join(key)}; give one of them.")
+        seen[key] = evaluation.file
     return evaluations
 
 
 def read_trainings(folders: Sequence[Path]) -> list[Training]:
     """Return the trainings of model folders, named by method, or by folder where a method was trained twice."""
     trainings = [_read_training(Path(folder)) for folder in folders]
-    times = Counter(training.name for training in trainings)
-    return [replace(each, name=each.folder.name) if times[each.name] > 1 else each for each in trainings]
+    counts = Counter(training.name for training in trainings)
+    return [
+        replace(training, name=training.folder.name) if counts[training.name] > 1 else training
+        for training in trainings
+    ]
 
 
 def _read_evaluation(path: Path) -> Evaluation:
@@ -126,8 +129,8 @@ def _scores(file: Path, name: str, entry: Mapping[str, Any]) -> Scores:
     for figure in FIGURES:
         value = entry.get(figure)
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
-            told = "is missing" if value is None else f"is {value}"
-            raise UserError(f"{file}: {figure} of {name} {told}, not a number; train and evaluate the method again.")
+            problem = "is missing" if value is None else f"is {value}"
+            raise UserError(f"{file}: {figure} of {name} {problem}, not a number; train and evaluate the method again.")
     return Scores(name, **{figure: float(entry[figure]) for figure in FIGURES})
 
 
@@ -148,26 +151,27 @@ def _read_log(folder: Path) -> tuple[Mapping[str, float], ...]:
     log = []
     for number, text in enumerate(lines, 1):
         try:
-            line = json.loads(text)
+            row = json.loads(text)
         except json.JSONDecodeError:
             if number == len(lines):  # training was stopped while it wrote
                 break
             raise UserError(f"Line {number} of {file} is not JSON; train the method again.") from None
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
             raise UserError(f"Line {number} of {file} names no step; train the method again.")
-        log.append({key: float(value) for key, value in line.items() if isinstance(value, int | float)})
+        log.append({key: float(value) for key, value in row.items() if isinstance(value, int | float)})
     return tuple(log)
 
 
-def _read_json(file: Path, what: str, todo: str) -> dict[str, Any]:
+def _read_json(file: Path, content: str, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file; the error says what it should hold and what to do about it."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         missing = file if file.parent.is_dir() else file.parent
         hint = "" if missing.suffix else nearest(missing.name, [other.name for other in missing.parent.glob("*")])
-        raise UserError(f"{file} does not exist{hint}; it should hold {what}: {todo}.") from None
+        raise UserError(f"{file} does not exist{hint}; it should hold {content}: {remedy}.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} should hold {what} as JSON, but cannot be read: {error}.") from None
+        raise UserError(f"{file} should hold {content} as JSON, but cannot be read: {error}.") from None
     if not isinstance(document, dict):
-        raise UserError(f"{file} should hold {what}, but it holds a {type(document).__name__}.")
+        raise UserError(f"{file} should hold {content}, but it holds a {type(document).__name__}.")
     return document

@@ -1,4 +1,4 @@
-"""The page: what its template shows, from scores, trainings and images."""
+"""The page of the report: fill its template from scores, trainings and images."""
 
 import base64
 import re
@@ -9,12 +9,12 @@ from typing import Any
 
 from denoise.config import Config, flatten, to_dict
 from pipelines.report.curves import Chart
-from pipelines.report.figures import ImageFile, centre, encode, load
+from pipelines.report.figures import ComparedImage, MethodResult, crop_centre, encode_png, load_images
 from pipelines.report.inputs import Evaluation, Training
 
-SIDE = 512  # a larger image is shown by its middle, at its own resolution, so that the page stays loadable
-MOST_ROWS = 600  # of the table of images, over all sets
-SETTINGS = {  # key of params.yaml -> what the page calls it
+MAX_SIDE = 512  # pixels; a larger image is shown by its middle, at its own resolution, so that the page stays loadable
+MAX_ROWS = 600  # of the table of images, over all sets
+SETTINGS = {  # key of params.yaml -> its name on the page
     "noise": "noise",
     "data.train": "training set",
     "data.colour": "colour",
@@ -29,7 +29,9 @@ SETTINGS = {  # key of params.yaml -> what the page calls it
     "ray.workers": "workers",
     "seed": "seed",
 }
-NOT_REPEATED = ("tracking.", "ray.", "compare", "evaluate.", "data.root", "data.mirror")  # where it ran, not what
+CHOICE_FIELDS = ("method.", "net.")  # what keys of a method's or a network's own fields begin with
+# Keys that say where a training ran, not what it trained: left out of the commands that repeat it.
+NOT_REPEATED = ("tracking.", "ray.", "compare", "evaluate.", "data.root", "data.mirror")
 
 
 def render(
@@ -37,7 +39,7 @@ def render(
     evaluations: Sequence[Evaluation],
     trainings: Sequence[Training],
     charts: Sequence[Chart],
-    shots: Sequence[ImageFile],
+    images: Sequence[ComparedImage],
 ) -> str:
     """Return the page as HTML that needs no other file; the same input gives the same text."""
     import jinja2
@@ -50,58 +52,64 @@ def render(
         lstrip_blocks=True,
     )
     groups = _groups(evaluations)
-    images, views, cropped = _images(shots)
+    embedded, views, cropped = _embed_images(images)
     return environment.get_template("report.html.jinja").render(
         title=title,
-        summary=[_sentence(group) for group in groups],
-        noises={each.noise: _noise_in_words(each.noise) for each in evaluations},
-        sets={each.data: len(each.images) for each in evaluations},
-        protocols={each.protocol: _protocol_in_words(each.protocol) for each in evaluations},
-        methods={each.method: _method_in_words(each.method) for each in evaluations},
+        summary=[_summarise(group) for group in groups],
+        noises={noise: _describe_noise(noise) for noise in _distinct(evaluations, "noise")},
+        sets={evaluation.data: len(evaluation.images) for evaluation in evaluations},
+        protocols={protocol: _describe_protocol(protocol) for protocol in _distinct(evaluations, "protocol")},
+        methods={method: _describe_method(method) for method in _distinct(evaluations, "method")},
         groups=groups,
-        best={each.file for group in groups if len(group) > 1 for each in [max(group, key=lambda one: one.mean.psnr)]},
-        rows=_rows(groups),
-        most_rows=MOST_ROWS,
+        best={max(group, key=lambda evaluation: evaluation.mean.psnr).file for group in groups if len(group) > 1},
+        tables=_image_tables(groups),
         charts=charts,
         trainings=trainings,
         settings=_settings(trainings),
         commands=_commands(evaluations, trainings),
-        images=images,
+        images=embedded,
         views=views,
-        shown=len(shots),
-        scored=sum(len({scores.name for each in group for scores in each.images}) for group in groups),
-        side=SIDE if cropped else None,
+        image_count=len(images),
+        test_image_count=sum(len(_image_names(group)) for group in groups),
+        max_side=MAX_SIDE if cropped else None,
     )
+
+
+def _distinct(items: Iterable[Evaluation | ComparedImage], label: str) -> list[str]:
+    """Return the different values of an attribute, in order."""
+    return list(dict.fromkeys(getattr(item, label) for item in items))
 
 
 def _groups(evaluations: Iterable[Evaluation]) -> list[list[Evaluation]]:
     """Return the evaluations that may be compared with each other: same noise, data and protocol."""
     groups: dict[tuple[str, str, str], list[Evaluation]] = {}
-    for each in evaluations:
-        groups.setdefault((each.noise, each.data, each.protocol), []).append(each)
+    for evaluation in evaluations:
+        groups.setdefault((evaluation.noise, evaluation.data, evaluation.protocol), []).append(evaluation)
     return list(groups.values())
 
 
-def _sentence(group: Sequence[Evaluation]) -> str:
+def _image_names(group: Iterable[Evaluation]) -> list[str]:
+    return list(dict.fromkeys(scores.name for evaluation in group for scores in evaluation.images))
+
+
+def _summarise(group: Sequence[Evaluation]) -> str:
+    """Return the sentences that head the page: the mean PSNR of every method, and its distance from n2c."""
     first = group[0]
     count = len(first.images)
     images = f"the {count} test images" if count > 1 else "the test images"
-    restored = _and([f"{each.mean.psnr:.2f} dB restored by {each.method}" for each in group])
-    text = f"On {images} of {first.data} with {_noise_in_words(first.noise)}, "
+    restored = _join([f"{evaluation.mean.psnr:.2f} dB restored by {evaluation.method}" for evaluation in group])
+    text = f"On {images} of {first.data} with {_describe_noise(first.noise)}, "
     text += f"the mean PSNR is {first.mean.noisy_psnr:.2f} dB noisy, {restored} (protocol {first.protocol})."
-    bound = next((each for each in group if each.method == "n2c"), None)
-    others = [each for each in group if each is not bound] if bound else []
-    if bound and others:
-        gaps = [
-            f"{each.method} is {abs(gap):.2f} dB {'below' if gap < 0 else 'above'}"
-            for each in others
-            for gap in [each.mean.psnr - bound.mean.psnr]
-        ]
-        text += f" {_and(gaps)} n2c, which is trained with clean images."
+    supervised = next((evaluation for evaluation in group if evaluation.method == "n2c"), None)
+    others = [evaluation for evaluation in group if evaluation is not supervised]
+    if supervised and others:
+        gaps = {evaluation.method: evaluation.mean.psnr - supervised.mean.psnr for evaluation in others}
+        parts = [f"{method} is {abs(gap):.2f} dB {'below' if gap < 0 else 'above'}" for method, gap in gaps.items()]
+        text += f" {_join(parts)} n2c, which is trained with clean images."
     return text
 
 
-def _noise_in_words(name: str) -> str:
+def _describe_noise(name: str) -> str:
     """Return what ``gauss25`` or ``gauss5_50`` means; another name stays as it is."""
     if match := re.fullmatch(r"gauss([\d.]+)(?:_([\d.]+))?", name):
         sigma = f"sigma {match[1]}/255" if match[2] is None else f"sigma uniform in {match[1]}/255 to {match[2]}/255"
@@ -109,125 +117,132 @@ def _noise_in_words(name: str) -> str:
     return f"{name} noise"
 
 
-def _protocol_in_words(name: str) -> str:
+def _describe_protocol(name: str) -> str:
     from denoise.evaluate import PROTOCOLS
 
     return PROTOCOLS[name].summary if name in PROTOCOLS else ""
 
 
-def _method_in_words(name: str) -> dict[str, str]:
-    """Return what the method's own file says of it, and what the method may see."""
+def _describe_method(name: str) -> dict[str, str]:
+    """Return the first line of the method's module, and the views that the method may see."""
     from denoise.methods import METHODS
 
     if name not in METHODS:
         return {"about": "", "sees": ""}
     about = (sys.modules[METHODS[name].__module__].__doc__ or "").strip().splitlines()[0]
-    return {"about": about, "sees": _and([str(view) for view in METHODS[name]().needs])}
+    return {"about": about, "sees": _join([str(view) for view in METHODS[name]().needs])}
 
 
-def _rows(groups: Sequence[Sequence[Evaluation]]) -> list[dict[str, Any]]:
-    """Return the tables of single images: for each set its images, for each image its methods."""
-    tables, left = [], MOST_ROWS
+def _image_tables(groups: Sequence[Sequence[Evaluation]]) -> list[dict[str, Any]]:
+    """Return the tables of single images: for each set its images, for each image its methods; MAX_ROWS in all."""
+    tables, rows_left = [], MAX_ROWS
     for group in groups:
-        names = list(dict.fromkeys(scores.name for each in group for scores in each.images))
-        kept = names[: max(0, left) // len(group)]
-        left -= len(kept) * len(group)
-        found = [
-            (name, [(each.method, scores) for each in group for scores in [each.image(name)] if scores])
-            for name in kept
+        names = _image_names(group)
+        page_names = names[: max(0, rows_left) // len(group)]
+        rows_left -= len(page_names) * len(group)
+        images = [
+            (name, [(evaluation.method, scores) for evaluation in group if (scores := evaluation.image(name))])
+            for name in page_names
         ]
         if names:
-            tables.append({"first": group[0], "images": found, "total": len(names)})
+            tables.append({"first": group[0], "images": images, "total": len(names)})
     return tables
 
 
 def _settings(trainings: Sequence[Training]) -> list[tuple[str, list[str]]]:
     """Return the table of settings: the usual ones, then the fields of methods and nets."""
-    fields = sorted({key for each in trainings for key in each.settings if key.startswith(("method.", "net."))})
-    known = {**SETTINGS, **{key: key for key in fields}}
+    fields = sorted({key for training in trainings for key in training.settings if key.startswith(CHOICE_FIELDS)})
+    labels = {**SETTINGS, **{key: key for key in fields}}
     return [
-        (label, [_text(each.settings[key]) if key in each.settings else "–" for each in trainings])
-        for key, label in known.items()
-        if any(key in each.settings for each in trainings)
+        (label, [_text(training.settings[key]) if key in training.settings else "–" for training in trainings])
+        for key, label in labels.items()
+        if any(key in training.settings for training in trainings)
     ]
 
 
 def _commands(evaluations: Sequence[Evaluation], trainings: Sequence[Training]) -> list[tuple[str, list[str]]]:
-    """Return (what for, commands): the whole pipeline, then each method alone."""
-    train = [shlex.join(["denoise", "train", *_overrides(each)]) for each in trainings]
-    models = {each.name: "/".join(each.folder.parts[-2:]) for each in trainings}
+    """Return (purpose, commands): the whole pipeline, then each of its steps alone."""
+    models = {training.name: "/".join(training.folder.parts[-2:]) for training in trainings}
+    train = [shlex.join(["denoise", "train", *_overrides(training)]) for training in trainings]
     evaluate = [
-        shlex.join(
-            ["denoise", "evaluate", models.get(each.method, "MODEL"), "--data", each.data, "--protocol", each.protocol]
-        )
-        for each in evaluations
+        shlex.join(["denoise", "evaluate", models.get(row.method, "MODEL"), *_options(row)]) for row in evaluations
     ]
-    model = next(iter(models.values()), "MODEL")
+    restore = ["denoise", "restore", "noisy.png", "-o", "restored.png", "--model", next(iter(models.values()), "MODEL")]
     return [
         ("Everything on this page, from the parameters in params.yaml", ["dvc repro"]),
         ("Each training alone", train),
         ("Each row of the table alone", evaluate),
-        (
-            "An image of your own",
-            [shlex.join(["denoise", "restore", "noisy.png", "-o", "restored.png", "--model", model])],
-        ),
+        ("An image of your own", [shlex.join(restore)]),
     ]
+
+
+def _options(evaluation: Evaluation) -> list[str]:
+    return ["--data", evaluation.data, "--protocol", evaluation.protocol]
 
 
 def _overrides(training: Training) -> list[str]:
-    """Return KEY=VALUE of what a reader wants to see and of what differs from the defaults."""
-    usual = flatten(to_dict(Config()))
-    named = ("method", "noise", "data.train")
+    """Return KEY=VALUE of the method, the noise and the training set, and of all that differs from the defaults."""
+    defaults = flatten(to_dict(Config()))
+    always = ("method", "noise", "data.train")
     changed = [
         key
         for key, value in training.settings.items()
-        if (key in usual or key.startswith(("method.", "net.")))
-        and usual.get(key) != value
+        if (key in defaults or key.startswith(CHOICE_FIELDS))
+        and defaults.get(key) != value
         and not key.startswith(NOT_REPEATED)
     ]
-    keys = dict.fromkeys([*(key for key in named if key in training.settings), *changed])
+    keys = dict.fromkeys([*(key for key in always if key in training.settings), *changed])
     return [f"{key}={_text(training.settings[key], ',')}" for key in keys]
 
 
-def _images(shots: Sequence[ImageFile]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], bool]:
+def _embed_images(
+    images: Sequence[ComparedImage],
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], bool]:
     """Return the images by id, each embedded once, the views made of them, and whether any image was cropped."""
-    images: dict[str, dict[str, Any]] = {}
-    known: dict[bytes, str] = {}
+    embedded: dict[str, dict[str, Any]] = {}
+    ids: dict[bytes, str] = {}
     views, cropped = [], False
-    apart = [label for label in ("data", "noise", "protocol") if len({getattr(shot, label) for shot in shots}) > 1]
-    for shot in shots:
-        where = shot.name + (f" ({', '.join(getattr(shot, label) for label in apart)})" if apart else "")
-        for take in shot.takes:
-            scores = take.scores
-            captions = {
-                "noisy": f"{scores.noisy_psnr:.2f} dB, SSIM {scores.noisy_ssim:.3f}",
-                "restored": f"{scores.psnr:.2f} dB ({scores.gain:+.2f}), SSIM {scores.ssim:.3f}",
-                "clean": "reference",
-            }
-            titles = {"noisy": "noisy", "restored": f"restored by {take.method}", "clean": "clean"}
-            view: dict[str, Any] = {"image": where, "method": take.method, "captions": captions, "titles": titles}
-            for kind, image in load(take).items():
-                middle = centre(image, SIDE)
-                cropped |= middle.size != image.size
-                data = encode(middle)
-                view[kind] = known.setdefault(data, f"image-{len(known)}")
-                images.setdefault(
+    ambiguous = [label for label in ("data", "noise", "protocol") if len(_distinct(images, label)) > 1]
+    for image in images:
+        name = image.name
+        if ambiguous:
+            name += f" ({', '.join(getattr(image, label) for label in ambiguous)})"
+        for result in image.results:
+            view = _view(name, result)
+            for kind, pixels in load_images(result).items():
+                middle = crop_centre(pixels, MAX_SIDE)
+                cropped |= middle.size != pixels.size
+                png = encode_png(middle)
+                view[kind] = ids.setdefault(png, f"image-{len(ids)}")
+                embedded.setdefault(
                     view[kind],
                     {
-                        "source": f"data:image/png;base64,{base64.b64encode(data).decode()}",
-                        "alt": f"{where}, {titles[kind]}",
-                        "caption": captions[kind],
+                        "source": f"data:image/png;base64,{base64.b64encode(png).decode()}",
+                        "alt": f"{name}, {view['titles'][kind]}",
+                        "caption": view["captions"][kind],
                         "width": middle.width,
                         "height": middle.height,
                     },
                 )
             views.append(view)
-    return images, views, cropped
+    return embedded, views, cropped
+
+
+def _view(name: str, result: MethodResult) -> dict[str, Any]:
+    """Return what the viewer shows beside the three images of one method."""
+    scores = result.scores
+    captions = {
+        "noisy": f"{scores.noisy_psnr:.2f} dB, SSIM {scores.noisy_ssim:.3f}",
+        "restored": f"{scores.psnr:.2f} dB ({scores.gain:+.2f}), SSIM {scores.ssim:.3f}",
+        "clean": "reference",
+    }
+    titles = {"noisy": "noisy", "restored": f"restored by {result.method}", "clean": "clean"}
+    return {"image": name, "method": result.method, "captions": captions, "titles": titles}
 
 
 def _text(value: object, comma: str = ", ") -> str:
     return comma.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _and(parts: Sequence[str]) -> str:
+def _join(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from denoise.errors import UserError, nearest
-from denoise.files import write_folder
+from denoise.files import write_bytes, write_folder
 from pipelines.report.inputs import FIGURES, LABELS, Evaluation, read_evaluations, read_trainings
 
 Row = Mapping[str, str | float]
 
 SCORES = "scores.csv"  # for `dvc plots`
-MOST_IMAGES = 6  # embedded in the page and drawn as figures, over all sets
+MAX_IMAGES = 6  # embedded in the page and drawn as figures, over all sets
 COLUMNS = {  # heading of the plain table -> key of a row
     "method": "method",
     "noise": "noise",
@@ -43,50 +43,50 @@ def write_report(
     Raises:
         UserError: something is missing or malformed, or ``out`` holds files that are not a report's.
     """
-    from pipelines.report.curves import chart, curves, figure
-    from pipelines.report.figures import choose, comparison
+    from pipelines.report.curves import curves_figure, draw_chart, make_curves
+    from pipelines.report.figures import comparison_figure, select_images
     from pipelines.report.page import render
 
     evaluations, trainings = read_evaluations(scores), read_trainings(models)
     _check_replaceable(out)
-    shots = choose(evaluations, MOST_IMAGES)
-    loss, psnr = curves(trainings, "loss"), curves(trainings, "val_psnr")
-    charts = [chart(loss, "Training loss", ""), chart(psnr, "Validation PSNR", "dB")]
-    page = render(title, evaluations, trainings, [each for each in charts if each], shots)
-    figures = {"curves.png": figure(loss, psnr)} if loss or psnr else {}
-    for number, shot in enumerate(shots, 1):
-        name = "comparison.png" if number == 1 else f"comparison-{number}-{_file_name(shot.name)}.png"
-        figures[name] = comparison(shot)
+    images = select_images(evaluations, MAX_IMAGES)
+    loss, psnr = make_curves(trainings, "loss"), make_curves(trainings, "val_psnr")
+    charts = [draw_chart(loss, "Training loss", ""), draw_chart(psnr, "Validation PSNR", "dB")]
+    page = render(title, evaluations, trainings, [chart for chart in charts if chart], images)
+    figures = {"curves.png": curves_figure(loss, psnr)} if loss or psnr else {}
+    for number, image in enumerate(images, 1):
+        name = "comparison.png" if number == 1 else f"comparison-{number}-{_file_name(image.name)}.png"
+        figures[name] = comparison_figure(image)
 
     def write(work: Path) -> None:
         (work / "figures").mkdir()
         (work / "index.html").write_text(page, encoding="utf-8")
-        for name, image in figures.items():
-            (work / "figures" / name).write_bytes(image)
+        for name, png in figures.items():
+            (work / "figures" / name).write_bytes(png)
         with (work / SCORES).open("w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file)
-            lines.writerow(["name", *FIGURES])
-            lines.writerows([name, *(row[key] for key in FIGURES)] for name, row in metrics(scores).items())
+            rows = csv.writer(file)
+            rows.writerow(["name", *FIGURES])
+            rows.writerows([name, *(row[key] for key in FIGURES)] for name, row in metric_rows(scores).items())
 
     write_folder(out, write)
     return out / "index.html"
 
 
-def metrics(scores: Sequence[Path]) -> dict[str, dict[str, str | float]]:
+def metric_rows(scores: Sequence[Path]) -> dict[str, dict[str, str | float]]:
     """Return one row a method: method, noise, data, protocol, and PSNR and SSIM of noisy and restored, to 4 decimals.
 
-    The key is the method, followed by whatever tells rows apart: METHOD/DATA where there are several data sets, and so
-    on for noise and protocol.
+    The key is the method, followed by what the rows differ in: METHOD/DATA where there are several data sets, and so on
+    for noise and protocol.
     """
     evaluations = read_evaluations(scores)
-    apart = [
-        label for label in ("data", "noise", "protocol") if len({getattr(each, label) for each in evaluations}) > 1
+    varying = [
+        label for label in ("data", "noise", "protocol") if len({getattr(row, label) for row in evaluations}) > 1
     ]
-    return {"/".join([each.method, *(getattr(each, label) for label in apart)]): _row(each) for each in evaluations}
+    return {"/".join([row.method, *(getattr(row, label) for label in varying)]): _row(row) for row in evaluations}
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Return the rows of ``metrics`` as aligned plain text with a heading; PSNR in dB with 2 decimals, SSIM with 4."""
+    """Return rows of ``metric_rows`` as aligned plain text with a heading; PSNR in dB with 2 decimals, SSIM with 4."""
     lines = [list(COLUMNS), *([_cell(key, row[key]) for key in COLUMNS.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     lines.insert(1, ["-" * width for width in widths])
@@ -110,23 +110,17 @@ def demo_image(out: Path, evaluation: Path, name: str) -> None:
     Raises:
         UserError: the evaluation does not hold that image.
     """
-    from pipelines.report.figures import MethodImages, demo
+    from pipelines.report.figures import MethodResult, demo_figure
 
-    scored = read_evaluations([evaluation])[0]
-    kept = [scores.stem for scores in scored.images if scored.files(scores.stem)]
-    figures = scored.image(name)
-    files = scored.files(figures.stem) if figures else None
-    if files is None or figures is None:
-        known = f"; it has {', '.join(kept[:10])}" if kept else "; it has none: evaluate again and keep images"
-        raise UserError(f"{evaluation} has no image {name}{nearest(name, kept)}{known}.")
-    image = demo(MethodImages(scored.method, figures, files))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.partial")
-    try:
-        work.write_bytes(image)
-        work.replace(out)
-    finally:
-        work.unlink(missing_ok=True)
+    document = read_evaluations([evaluation])[0]
+    names = [scores.stem for scores in document.images if document.files(scores.stem)]
+    scores = document.image(name)
+    files = document.files(scores.stem) if scores else None
+    if files is None or scores is None:
+        known = f"; it has {', '.join(names[:10])}" if names else "; it has none: evaluate again with --out"
+        raise UserError(f"{evaluation} has no image {name}{nearest(name, names)}{known}.")
+    image = demo_figure(MethodResult(document.method, scores, files))
+    write_bytes(out, image)
 
 
 def _row(evaluation: Evaluation) -> dict[str, str | float]:

@@ -5,7 +5,7 @@
   const MOST = 24; // and at most
   const byId = (id) => document.getElementById(id);
   const views = JSON.parse(byId("views").textContent);
-  const viewer = byId("viewer"), panes = byId("panes"), images = byId("image"), methods = byId("method");
+  const viewer = byId("viewer"), panes = byId("panes"), imageMenu = byId("image"), methodMenu = byId("method");
   const images = KINDS.map((kind) => byId(`pane-${kind}`));
   let zoom = 1, centreX = 0.5, centreY = 0.5; // 1 shows the whole image; the centre is in shares of the image
 
@@ -48,17 +48,17 @@
   }
 
   function show() {
-    const offered = views.filter((view) => view.image === images.value);
-    const wanted = methods.value;
-    methods.replaceChildren(...offered.map((view) => new Option(view.method)));
-    const view = offered.find((each) => each.method === wanted) || offered[0];
-    methods.value = view.method;
+    const ofImage = views.filter((view) => view.image === imageMenu.value);
+    const method = methodMenu.value;
+    methodMenu.replaceChildren(...ofImage.map((view) => new Option(view.method)));
+    const view = ofImage.find((other) => other.method === method) || ofImage[0];
+    methodMenu.value = view.method;
     KINDS.forEach((kind, index) => {
-      const kept = byId(view[kind]);
-      images[index].src = kept.src;
+      const embedded = byId(view[kind]);
+      images[index].src = embedded.src;
       images[index].alt = `${view.image}, ${view.titles[kind]}`;
-      images[index].width0 = Number(kept.getAttribute("width"));
-      images[index].parentElement.style.aspectRatio = `${kept.getAttribute("width")} / ${kept.getAttribute("height")}`;
+      images[index].width0 = Number(embedded.getAttribute("width"));
+      images[index].parentElement.style.aspectRatio = `${embedded.getAttribute("width")} / ${embedded.getAttribute("height")}`;
       byId(`title-${kind}`).textContent = view.titles[kind];
       byId(`caption-${kind}`).textContent = view.captions[kind];
     });
@@ -118,11 +118,11 @@
   byId("larger").addEventListener("click", () => zoomBy(2));
   byId("smaller").addEventListener("click", () => zoomBy(0.5));
   byId("fit").addEventListener("click", fit);
-  images.addEventListener("change", () => { fit(); show(); });
-  methods.addEventListener("change", show);
+  imageMenu.addEventListener("change", () => { fit(); show(); });
+  methodMenu.addEventListener("change", show);
   new ResizeObserver(place).observe(panes);
 
-  images.replaceChildren(...[...new Set(views.map((view) => view.image))].map((name) => new Option(name)));
+  imageMenu.replaceChildren(...[...new Set(views.map((view) => view.image))].map((name) => new Option(name)));
   viewer.hidden = false;
   byId("gallery").hidden = true;
   show();

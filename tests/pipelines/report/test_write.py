@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from denoise.config import load_config, to_dict
 from denoise.errors import UserError
 from pipelines.report.inputs import read_trainings
-from pipelines.report.write import demo_image, metrics, table, write_report
+from pipelines.report.write import demo_image, metric_rows, table, write_report
 
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 VOID = {"meta", "link", "img"}
@@ -208,13 +208,13 @@ def test_several_sets_some_without_images(models: list[Path], scores: list[Path]
     page = Page(write_report(models, [*scores, kodak], tmp_path / "report"))
     assert "3 of 4 test images" in page.text
     assert "kodim01" in page.text
-    assert set(metrics([*scores, kodak])) == {"n2c/samples", "n2n/samples", "n2n/kodak"}
+    assert set(metric_rows([*scores, kodak])) == {"n2c/samples", "n2n/samples", "n2n/kodak"}
     shutil.rmtree(kodak / "images")
     assert "<figure>" not in write_report([], [kodak / "scores.json"], tmp_path / "plain").read_text()
 
 
 def test_metrics_and_table(scores: list[Path]) -> None:
-    rows = metrics(scores)
+    rows = metric_rows(scores)
     assert list(rows) == ["n2c", "n2n"]
     document = json.loads((scores[1] / "scores.json").read_text())
     labels = {key: document[key] for key in ("method", "noise", "data", "protocol")}
@@ -294,7 +294,7 @@ def other_size(models: list[Path], scores: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (broken_json, "should hold scores as JSON"),
         (no_label, "names no noise"),
@@ -309,11 +309,11 @@ def other_size(models: list[Path], scores: list[Path]) -> None:
         (other_size, "chelsea-restored.png is not as large"),
     ],
 )
-def test_bad_input_is_told_and_nothing_written(
-    damage: object, told: str, models: list[Path], scores: list[Path], tmp_path: Path
+def test_bad_input_is_an_error_and_nothing_is_written(
+    damage: object, message: str, models: list[Path], scores: list[Path], tmp_path: Path
 ) -> None:
     damage(models, scores)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         write_report(models, scores, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
@@ -351,10 +351,12 @@ def test_zoom_in_a_browser(models: list[Path], scores: list[Path], tmp_path: Pat
     from selenium.webdriver.support.ui import Select
 
     def transform() -> str:
-        found = browser.execute_script("return [...document.querySelectorAll('.pane img')].map(i => i.style.transform)")
-        assert len(found) == 3
-        assert len(set(found)) == 1  # all three always show the same place
-        return found[0]
+        transforms = browser.execute_script(
+            "return [...document.querySelectorAll('.pane img')].map(i => i.style.transform)"
+        )
+        assert len(transforms) == 3
+        assert len(set(transforms)) == 1  # all three always show the same place
+        return transforms[0]
 
     browser.get(write_report(models, scores, tmp_path / "report").as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
