@@ -1,1 +1,1 @@
-"""Data sets: fetching images, writing them as shards, and bringing shards to and from a remote."""
+"""Data sets: fetching images, writing them as shards, and copying shards to and from a remote."""

@@ -1,4 +1,4 @@
-"""The files in tar archives from elsewhere, none of which is trusted."""
+"""Read the files in tar archives, none of which is trusted."""
 
 import gzip
 import lzma
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 
 LARGEST_IMAGE = 1 << 28  # bytes of one image in an archive
 
@@ -16,14 +16,17 @@ LARGEST_IMAGE = 1 << 28  # bytes of one image in an archive
 def tar_files(archive: Path | IO[bytes], name: str, limit: int) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Yield path and bytes of the files in a tar, one in memory at a time; tars inside it count as folders.
 
-    Nothing is unpacked here. A member that leads out of the folder (absolute, ..), or is a link or a device, is a
-    UserError; so are more than ``limit`` bytes in all, an archive that is cut short, and one with a broken header in
-    the middle, where tarfile would end without a word.
+    Nothing is unpacked here.
 
     Args:
         archive: a path (compressed or not) or an open file.
-        name: how to call it in errors.
+        name: of the archive, for messages.
         limit: bytes that the members may have together.
+
+    Raises:
+        UserError: a member leads out of the folder (absolute, ..) or is a link or a device, there are more than
+            ``limit`` bytes, or the archive is cut short or has a broken header in the middle, where tarfile would end
+            without an error.
     """
     try:
         with _open_tar(archive) as tar:
@@ -46,7 +49,7 @@ def tar_files(archive: Path | IO[bytes], name: str, limit: int) -> Iterator[tupl
                     yield path, stream.read()
             _check_end(tar)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
+        reason = first_line(error).rstrip(":")
         raise UserError(f"{name} is damaged or no tar archive ({reason}): get a whole copy of it") from error
 
 
@@ -55,7 +58,7 @@ def _open_tar(archive: Path | IO[bytes]) -> tarfile.TarFile:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """A tar ends with blocks of zeros; anything else where reading stopped is damage."""
+    """Check that reading stopped at the blocks of zeros that end a tar; anything else is damage."""
     assert tar.fileobj is not None  # noqa: S101 - mypy: a tar that was just read has one
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

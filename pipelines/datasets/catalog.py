@@ -1,4 +1,4 @@
-"""The data sets that have a name: where each comes from, its splits, and the checksum of every image."""
+"""The known data sets: where each comes from, its splits, and the checksum of every image."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ BSDS_LICENCE = "non-commercial research and education (Berkeley)"
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set that ``denoise fetch`` knows.
+    """A data set that ``denoise fetch`` knows.
 
     Attributes:
         name: what the user types.
-        splits: the parts it has, out of train, val and test.
+        splits: those it has of train, val and test.
         title: its full name.
         source: the page or the repository it comes from.
         licence: what its images may be used for, in one line; docs/data.md says more.
-        layout: where a mirror keeps an image, with {split} and {file} to fill in.
+        layout: the path of an image in a mirror, with {split} and {file} to fill in.
         address: the official address of one image, with {split} and {file}; None where there is none.
         archive: the official address of a tar that holds everything under ``layout``; None where there is none.
     """
@@ -119,59 +119,67 @@ _ALL = (
         address=f"{GITHUB}/csjunxu/PolyU-Real-World-Noisy-Images-Dataset/master/CroppedImages/{{file}}",
     ),
 )
-SETS: dict[str, DataSet] = {known.name: known for known in _ALL}
+SETS: dict[str, DataSet] = {dataset.name: dataset for dataset in _ALL}
 
 
 def data_set(name: str) -> DataSet:
-    """Return the data set called ``name``; a name that no data set has is a UserError."""
+    """Return the data set called ``name``; UserError if there is none."""
     if name not in SETS:
         raise UserError(f"no data set is called {name!r}{nearest(name, SETS)}: the known ones are {', '.join(SETS)}")
     return SETS[name]
 
 
-def choose_splits(known: DataSet, wanted: Iterable[str] | None) -> tuple[str, ...]:
-    """Return the wanted splits in the order of the set (None: all of them); an unknown one is a UserError."""
+def choose_splits(dataset: DataSet, wanted: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the wanted splits (None: all) in the order of the set; UserError for one that it does not have."""
     if wanted is None:
-        return known.splits
-    asked = tuple(wanted)
-    for split in asked:
-        if split not in known.splits:
-            hint = nearest(split, known.splits)
-            raise UserError(f"{known.name} has no split {split!r}{hint}: it has {' and '.join(known.splits)}")
-    return tuple(split for split in known.splits if split in asked)
+        return dataset.splits
+    names = tuple(wanted)
+    for split in names:
+        if split not in dataset.splits:
+            hint = nearest(split, dataset.splits)
+            raise UserError(f"{dataset.name} has no split {split!r}{hint}: it has {' and '.join(dataset.splits)}")
+    return tuple(split for split in dataset.splits if split in names)
 
 
 @cache
 def checksums(name: str) -> dict[str, dict[str, str]]:
-    """Return split -> file name -> sha256 of each image of a set; empty for ImageNet, which everyone brings along."""
+    """Return split -> file name -> sha256 of each image of a set; empty for ImageNet, of which users bring a copy."""
     pinned = files("pipelines.datasets") / "checksums" / f"{name}.txt"
-    found: dict[str, dict[str, str]] = {split: {} for split in SETS[name].splits}
+    digests: dict[str, dict[str, str]] = {split: {} for split in SETS[name].splits}
     if pinned.is_file():
         for path, digest in parse_checksums(pinned.read_text(encoding="utf-8"), f"{name}.txt").items():
             split, _, file = path.partition("/")
-            found[split][file] = digest
-    return found
+            digests[split][file] = digest
+    return digests
 
 
 def parse_checksums(text: str, origin: str) -> dict[str, str]:
-    """Read the lines "sha256  path" that sha256sum writes; a line that is none, or leads out of the folder, fails."""
-    found = {}
+    """Return path -> sha256 from the lines "sha256  path" that sha256sum writes.
+
+    Args:
+        text: the lines.
+        origin: where they come from, for messages.
+
+    Raises:
+        UserError: a line has another form, or its path leads out of the folder.
+    """
+    digests = {}
     for line in text.splitlines():
         digest, _, path = line.partition("  ")
         parts = PurePosixPath(path).parts
         if len(digest) != 64 or not parts or parts[0] == "/" or ".." in parts:
             raise UserError(f"{origin} is no list of checksums: expected 'sha256  path' lines, got {line[:80]!r}")
-        found[str(PurePosixPath(path))] = digest
-    return found
+        digests[str(PurePosixPath(path))] = digest
+    return digests
 
 
 def sample_path(file: str) -> Path:
-    """Return where an installed package keeps an image of ``samples``; UserError where it does not."""
+    """Return the path of an image of ``samples`` in the installed packages; UserError if it is missing."""
     in_sklearn = file in ("china.jpg", "flower.jpg")
     package, distribution = ("sklearn", "scikit-learn") if in_sklearn else ("skimage", "scikit-image")
     folder = Path("datasets", "images") if in_sklearn else Path("data")
-    found = find_spec(package)  # finds the folder without the seconds that importing takes
-    for root in (found.submodule_search_locations if found else None) or ():
+    spec = find_spec(package)  # has the folder without the seconds that importing takes
+    for root in (spec.submodule_search_locations if spec else None) or ():
         if (path := Path(root) / folder / file).is_file():
             return path
     raise UserError(f"the installed {distribution} has no {file}, which samples needs: install {distribution} again")

@@ -1,4 +1,4 @@
-"""ImageNet becomes image files: the user's own copy, as a folder, a mirror or the tars of ILSVRC2012."""
+"""Fetch ImageNet from the user's own copy: a folder, a mirror, or the tars of ILSVRC2012."""
 
 import hashlib
 import json
@@ -10,15 +10,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 from denoise.errors import UserError
+from denoise.files import atomic_folder, exclusive_lock, has_digest, link_or_copy, write_bytes
 from pipelines.console import progress
 from pipelines.datasets.archives import tar_files
 from pipelines.datasets.catalog import parse_checksums
-from pipelines.datasets.mirrors import local, lock
-from pipelines.storage.download import NotFoundError, download_all, read_text
-from pipelines.storage.placing import atomic_folder, exclusive_lock, is_valid, link, write
+from pipelines.datasets.layout import fetch_lock, mirror_path, raw_folder, raw_work_folder
+from pipelines.storage.base import NotFoundError
+from pipelines.storage.http import download_all, read_text
 
 IMAGENET_LIMIT = 1 << 40
-IMAGENETS: dict[str, dict[str, str]] = {"imagenet": {}, "imagenet_val": {"train": "val"}}  # our split -> theirs
+IMAGENETS: dict[str, dict[str, str]] = {"imagenet": {}, "imagenet_val": {"train": "val"}}  # name -> our split -> theirs
 ANY_SIDE = (1, 1 << 31)  # pixels
 SUFFIXES = {".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 GET_IMAGENET = (
@@ -33,8 +34,8 @@ class _Source:
 
     Attributes:
         state: a text that changes when the images do.
-        count: how many there are, None where only reading them all tells.
-        images: yields their names (with the class folder) and where they are, or their bytes.
+        count: how many there are, None if that takes reading them all.
+        images: yields their names (with the class folder) and their paths, or their bytes.
     """
 
     state: str
@@ -45,13 +46,13 @@ class _Source:
 def fetch_imagenet(
     root: Path, name: str, splits: Sequence[str], by_name: bool, mirror: str | Path | None, sides: tuple[int, int]
 ) -> list[Path]:
-    """Bring splits of ImageNet, as ``fetch`` does; ``by_name`` says that each was asked for by name."""
-    folders = {split: root / "raw" / split / name for split in splits}
+    """Fetch splits of ImageNet, as ``fetch`` does; ``by_name``: each split must exist, as the user has named it."""
+    folders = {split: raw_folder(root, split, name) for split in splits}
     if mirror is None:
-        there = [raw for raw in folders.values() if _is_as_recorded(root, raw, {"sides": [*sides]})]
-        if not there or (by_name and len(there) < len(splits)):
+        unchanged = [raw for raw in folders.values() if _matches_record(root, raw, {"sides": [*sides]})]
+        if not unchanged or (by_name and len(unchanged) < len(splits)):
             raise UserError(GET_IMAGENET)
-        return there
+        return unchanged
     theirs = {split: IMAGENETS[name].get(split, split) for split in splits}
     sources = {split: _imagenet_source(mirror, theirs[split], root) for split in splits}
     for split, source in sources.items():
@@ -65,48 +66,48 @@ def fetch_imagenet(
 
 def _fetch_imagenet_split(root: Path, raw: Path, source: _Source, sides: tuple[int, int]) -> Path:
     wanted: dict[str, object] = {"source": source.state, "sides": [*sides]}
-    if _is_as_recorded(root, raw, wanted):
+    if _matches_record(root, raw, wanted):
         return raw
-    kept = 0
-    with exclusive_lock(lock(root, "imagenet")), atomic_folder(raw) as fresh:
+    count = 0
+    with exclusive_lock(fetch_lock(root, "imagenet")), atomic_folder(raw, raw_work_folder(raw)) as work:
         with progress(f"fetch {raw.name} {raw.parent.name}", source.count) as advance:
             for name, image in source.images():
                 if _has_sides(image, name, sides):
-                    _put(image, fresh / name)
-                    kept += 1
+                    _add_image(image, work / name)
+                    count += 1
                 advance(1)
-        if not kept:
+        if not count:
             limits = "" if sides == ANY_SIDE else f" with sides of {sides[0]} to {sides[1]} pixels"
             raise UserError(
                 f"there is no image of {raw.name} {raw.parent.name}{limits}: check the mirror and the limits"
             )
-        write(_record(root, raw), json.dumps(wanted | {"pictures": _listing(fresh)}).encode())
+        write_bytes(_record_path(root, raw), json.dumps(wanted | {"pictures": _listing(work)}).encode())
     return raw
 
 
-def _record(root: Path, raw: Path) -> Path:
+def _record_path(root: Path, raw: Path) -> Path:
     return root / "downloads" / "imagenet" / f"{raw.name}-{raw.parent.name}.json"
 
 
-def _is_as_recorded(root: Path, raw: Path, wanted: dict[str, object]) -> bool:
-    """Tell whether a raw folder is untouched since it was made, and was made from what is ``wanted`` now."""
+def _matches_record(root: Path, raw: Path, wanted: dict[str, object]) -> bool:
+    """Return whether a raw folder is unchanged since it was made, and was made from what is ``wanted`` now."""
     try:
-        record = json.loads(_record(root, raw).read_text(encoding="utf-8"))
+        record = json.loads(_record_path(root, raw).read_text(encoding="utf-8"))
         wanted = wanted | {"pictures": _listing(raw)}
         return all(record[key] == value for key, value in wanted.items())
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
-def _put(image: Path | bytes, target: Path) -> None:
+def _add_image(image: Path | bytes, target: Path) -> None:
     if isinstance(image, Path):
-        link(image, target, symbolic=True)  # 150 GB are not copied
+        link_or_copy(image, target, symbolic=True)  # 150 GB are not copied
     else:
-        write(target, image)
+        write_bytes(target, image)
 
 
 def _has_sides(image: Path | bytes, name: str, sides: tuple[int, int]) -> bool:
-    """Tell whether both sides are within the limits, from the header alone."""
+    """Return whether both sides are within the limits, from the header alone."""
     if sides == ANY_SIDE:
         return True
     from PIL import Image, UnidentifiedImageError
@@ -120,8 +121,8 @@ def _has_sides(image: Path | bytes, name: str, sides: tuple[int, int]) -> bool:
 
 
 def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | None:
-    """Find a split in a mirror, an ILSVRC2012 folder or a tar; None where there is none."""
-    folder = local(mirror)
+    """Return the source of a split in a mirror, an ILSVRC2012 folder or a tar; None where there is none."""
+    folder = mirror_path(mirror)
     if folder is None:
         return _site_source(str(mirror).rstrip("/"), split, root)
     tar = f"ILSVRC2012_img_{split}.tar"
@@ -129,7 +130,7 @@ def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | No
         return _tar_source(folder) if folder.name == tar else None
     sums = folder / "SHA256SUMS"
     if (folder / "imagenet" / split).is_dir() and sums.is_file():
-        return _sums_source(folder, _lines(sums.read_text(encoding="utf-8"), str(sums), split), split)
+        return _sums_source(folder, _split_checksums(sums.read_text(encoding="utf-8"), str(sums), split), split)
     for images in (folder / "imagenet" / split, folder / split):
         if images.is_dir():
             return _folder_source(images)
@@ -137,7 +138,9 @@ def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | No
 
 
 def _folder_source(folder: Path) -> _Source:
-    names = [name for name in _names(folder) if Path(name).suffix.lower() in SUFFIXES and Path(name).name[0] != "."]
+    names = [
+        name for name in _file_names(folder) if Path(name).suffix.lower() in SUFFIXES and Path(name).name[0] != "."
+    ]
     return _Source(_listing(folder), len(names), lambda: ((name, folder / name) for name in names))
 
 
@@ -145,7 +148,7 @@ def _sums_source(mirror: Path, expected: dict[str, str], split: str) -> _Source:
     def images() -> Iterator[tuple[str, Path]]:
         for name, digest in expected.items():
             path = mirror / "imagenet" / split / name
-            if not is_valid(path, digest):
+            if not has_digest(path, digest):
                 raise UserError(f"{path} is missing or not as SHA256SUMS of the mirror says: get a good copy of it")
             yield name, path
 
@@ -157,16 +160,16 @@ def _site_source(site: str, split: str, root: Path) -> _Source | None:
     sums = folder / f"SHA256SUMS-{_digest([site])[:8]}"
     if not sums.is_file():
         try:
-            write(sums, read_text(f"{site}/SHA256SUMS").encode())
+            write_bytes(sums, read_text(f"{site}/SHA256SUMS").encode())
         except NotFoundError as error:
             raise UserError(f"the mirror {site} has no SHA256SUMS, which lists its images: add it there") from error
-    expected = _lines(sums.read_text(encoding="utf-8"), f"{site}/SHA256SUMS", split)
+    expected = _split_checksums(sums.read_text(encoding="utf-8"), f"{site}/SHA256SUMS", split)
 
     def images() -> Iterator[tuple[str, Path]]:
         missing = [
             (f"{site}/imagenet/{split}/{quote(name)}", folder / split / name, digest)
             for name, digest in expected.items()
-            if not is_valid(folder / split / name, digest)
+            if not has_digest(folder / split / name, digest)
         ]
         if missing:
             with progress(f"download imagenet {split}", len(missing)) as advance:
@@ -184,22 +187,22 @@ def _tar_source(tar: Path) -> _Source:
     return _Source(f"{tar.name} {state.st_size} {state.st_mtime_ns}", None, images)
 
 
-def _lines(text: str, origin: str, split: str) -> dict[str, str]:
-    """Return name -> sha256 of the lines of SHA256SUMS that belong to a split of ImageNet."""
+def _split_checksums(text: str, origin: str, split: str) -> dict[str, str]:
+    """Return name -> sha256 of a split of ImageNet, from the text of SHA256SUMS."""
     start = f"imagenet/{split}/"
     sums = parse_checksums(text, origin)
     return {path.removeprefix(start): digest for path, digest in sums.items() if path.startswith(start)}
 
 
-def _names(folder: Path) -> list[str]:
+def _file_names(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative to it, sorted."""
-    below = (Path(base, file) for base, _, found in os.walk(folder, followlinks=True) for file in found)
-    return sorted(path.relative_to(folder).as_posix() for path in below)
+    paths = (Path(base, file) for base, _, files in os.walk(folder, followlinks=True) for file in files)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _listing(folder: Path) -> str:
-    """Sum up the names and sizes of all files below a folder."""
-    return _digest(f"{name} {(folder / name).stat().st_size}" for name in _names(folder))
+    """Return a hash of the names and sizes of all files below a folder."""
+    return _digest(f"{name} {(folder / name).stat().st_size}" for name in _file_names(folder))
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -1,10 +1,11 @@
-"""The images on disk: where fetch puts them, where shard puts the shards, and how both are opened."""
+"""Paths of data sets: raw images, shards, temporary folders and mirrors; opening the shards of a set."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from denoise.config import Config
 from denoise.errors import UserError
@@ -20,36 +21,66 @@ def raw_folder(root: Path, split: str, name: str) -> Path:
     return root / "raw" / split / name
 
 
+def raw_work_folder(raw: Path) -> Path:
+    """Return where a raw folder is built before it is renamed.
+
+    It lies two levels up, so that what a killed process leaves can never count as part of a split.
+    """
+    return raw.parent.parent / f".{raw.parent.name}-{raw.name}.new"
+
+
+def fetch_lock(root: Path, name: str) -> Path:
+    """Return the lock file that keeps two fetches of a data set apart."""
+    return root / "downloads" / f"{name}.lock"
+
+
+def mirror_path(mirror: str | Path) -> Path | None:
+    """Return the path of a mirror, None for a web address.
+
+    Raises:
+        UserError: the path does not exist, or it is another kind of address.
+    """
+    address = urlsplit(str(mirror))
+    if address.scheme in ("http", "https"):
+        return None
+    if "://" in str(mirror) and address.scheme != "file":
+        raise UserError(f"the mirror {mirror} cannot be read: give a folder or an address that starts with http(s)://")
+    path = Path(unquote(address.path) if address.scheme == "file" else mirror).expanduser()
+    if not path.exists():
+        raise UserError(f"the mirror {mirror} does not exist: give the path of a folder that holds the set")
+    return path
+
+
 def shard_folder(root: Path, split: str, name: str) -> Path:
     """Return the folder of a set's shards."""
     return root / "shards" / split / name
 
 
 def work_folder(root: Path, split: str, name: str) -> Path:
-    """Return the folder where a set is sharded; it lies outside of what DVC clears before a stage."""
+    """Return the temporary folder in which a set is sharded; it lies outside of what DVC clears before a stage."""
     return root / "partial" / split / name
 
 
 def disk_cache() -> Path:
-    """Return the folder of shards that came from ``data.url``: DENOISE_CACHE, or the user's own cache."""
+    """Return the folder of shards downloaded from ``data.url``: in DENOISE_CACHE, or in the user's cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("DENOISE_CACHE") or home / "denoise") / "shards"
 
 
 def data_place(config: Config) -> str:
-    """Return where the shards are read from, as any working directory of this machine understands it."""
+    """Return where the shards are read from: an address, or a path that holds in any working directory."""
     if config.data.url is not None and "://" in config.data.url:
         return config.data.url
     return str(Path(config.data.url or config.data.root).absolute())
 
 
 def with_place(config: Config, place: str) -> Config:
-    """Return a configuration that reads its shards from what ``data_place`` said."""
-    where = {"root": place} if config.data.url is None else {"url": place}
-    return replace(config, data=replace(config.data, **where))  # type: ignore[arg-type]
+    """Return a configuration that reads its shards from what ``data_place`` returned."""
+    change = {"root": place} if config.data.url is None else {"url": place}
+    return replace(config, data=replace(config.data, **change))  # type: ignore[arg-type]
 
 
-def chosen(config: Config, split: str) -> tuple[str, ...]:
+def set_names(config: Config, split: str) -> tuple[str, ...]:
     """Return the sets that the configuration names for a split."""
     names: tuple[str, ...] = getattr(config.data, split)
     return names
@@ -59,16 +90,18 @@ def open_sets(config: Config, split: str, names: Iterable[str] | None = None) ->
     """Open the shards of the configured (or the given) sets of a split.
 
     Raises:
-        UserError: a set that is not there yet, with the commands that make it.
+        UserError: a set does not exist yet; the message names the commands that make it.
     """
-    return [(name, open_set(config, split, name)) for name in (names if names is not None else chosen(config, split))]
+    return [
+        (name, open_set(config, split, name)) for name in (names if names is not None else set_names(config, split))
+    ]
 
 
 def open_set(config: Config, split: str, name: str) -> "Shards":
-    """Open the shards of a set: at ``data.url`` where that is given, else below ``data.root``.
+    """Open the shards of a set: at ``data.url`` if that is set, else below ``data.root``.
 
     Raises:
-        UserError: the set is not there, or its index is not understood.
+        UserError: the set does not exist, or its index cannot be read.
     """
     from denoise.data.shards import Shards
 
@@ -84,25 +117,26 @@ def open_set(config: Config, split: str, name: str) -> "Shards":
 
 
 def open_remote(config: Config, split: str, name: str) -> "Shards":
-    """Open the shards of a set at ``data.url``; what is read of them is kept on this machine's disk.
+    """Open the shards of a set at ``data.url``; what is read of them is cached on this machine's disk.
 
     Raises:
-        UserError: the set is not there, or its index is not understood.
+        UserError: the set does not exist, or its index cannot be read.
     """
     from denoise.data.shards import INDEX, Shards, list_name
-    from pipelines.storage.base import NotFoundError, fetch_bytes, remote
+    from pipelines.storage.base import NotFoundError
+    from pipelines.storage.remote import fetch_bytes, remote
     from pipelines.storage.shard_cache import ShardCache
 
-    place, prefix = remote(str(config.data.url)), f"{split}/{name}"
+    source, prefix = remote(str(config.data.url)), f"{split}/{name}"
     try:
-        index = fetch_bytes(place, f"{prefix}/{INDEX}")
+        index = fetch_bytes(source, f"{prefix}/{INDEX}")
     except NotFoundError:
         raise NotFoundError(
-            f"the {split} split of {name} is not at {place.address}; put it there with `denoise data push {name}`."
+            f"the {split} split of {name} is not at {source.address}; put it there with `denoise data push {name}`."
         ) from None
     sizes: dict[str, int] = {}
-    shard_cache = ShardCache(place, prefix, disk_cache(), int(config.data.disk_gb * 1e9), sizes)
-    shards = Shards.read(f"{place.address}/{prefix}", index, shard_cache)
+    cache = ShardCache(source, prefix, disk_cache(), int(config.data.disk_gb * 1e9), sizes)
+    shards = Shards.read(f"{source.address}/{prefix}", index, cache)
     for entry in shards.entries:
         sizes[entry["file"]], sizes[list_name(entry["file"])] = entry["bytes"], entry["samples_bytes"]
     return shards

@@ -1,4 +1,4 @@
-"""What a data set holds: counts, sizes, and a contact sheet of its images."""
+"""Preview of a data set: counts, sizes, and a contact sheet of its images."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from denoise.data.shards import Shards
 
-SHOWN = 24  # images of a split
+MAX_IMAGES = 24  # of a split, on the sheet
 COLUMNS, SIDE, GAP, CAPTION = 6, 160, 8, 16  # of the sheet, in pixels
 
 
 def describe(config: Config, name: str, split: str) -> dict[str, Any]:
-    """Return what the index of one split says."""
+    """Return counts and sizes of one split, from its index and its lists of samples."""
     shards = open_set(config, split, name)
     sides: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
@@ -46,38 +46,38 @@ def describe(config: Config, name: str, split: str) -> dict[str, Any]:
 
 
 def table(splits: Iterable[Mapping[str, Any]]) -> str:
-    """Return the same as text for people."""
+    """Return the descriptions of splits as text."""
     lines = []
-    for one in splits:
-        sizes = ", ".join(f"{size} ({count})" for size, count in one["sizes"].items())
-        modes = ", ".join(f"{mode} ({count})" for mode, count in one["modes"].items())
+    for split in splits:
+        sizes = ", ".join(f"{size} ({count})" for size, count in split["sizes"].items())
+        modes = ", ".join(f"{mode} ({count})" for mode, count in split["modes"].items())
         lines += [
-            f"{one['split']}: {one['samples']} samples in {one['shards']} shards, {one['bytes'] / 1e6:.1f} MB",
-            f"  at       {one['place']}",
-            f"  version  {one['digest']}",
-            f"  views    {', '.join(one['views'])}",
+            f"{split['split']}: {split['samples']} samples in {split['shards']} shards, {split['bytes'] / 1e6:.1f} MB",
+            f"  at       {split['place']}",
+            f"  version  {split['digest']}",
+            f"  views    {', '.join(split['views'])}",
             f"  kinds    {modes}",
-            f"  sizes    {sizes}; sides from {one['smallest_side']} to {one['largest_side']}",
+            f"  sizes    {sizes}; sides from {split['smallest_side']} to {split['largest_side']}",
         ]
     return "\n".join(lines)
 
 
 def contact_sheet(config: Config, name: str, splits: Sequence[str], target: Path) -> Path:
-    """Draw images spread evenly over each split, and return the file."""
+    """Draw images spread evenly over each split into ``target``, and return that."""
     from PIL import Image, ImageDraw
 
     tiles: list[tuple[str, Image.Image]] = []
     for split in splits:
         shards = open_set(config, split, name)
-        count = min(SHOWN, len(shards))
+        count = min(MAX_IMAGES, len(shards))
         tiles += [(f"{split}/{label}", small) for label, small in _thumbnails(shards, count)]
     rows = -(-len(tiles) // COLUMNS)
     size = (GAP + COLUMNS * (SIDE + GAP), GAP + rows * (SIDE + CAPTION + GAP))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (label, small) in enumerate(tiles):
-        left = GAP + place % COLUMNS * (SIDE + GAP)
-        top = GAP + place // COLUMNS * (SIDE + CAPTION + GAP)
+    for position, (label, small) in enumerate(tiles):
+        left = GAP + position % COLUMNS * (SIDE + GAP)
+        top = GAP + position // COLUMNS * (SIDE + CAPTION + GAP)
         sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))
         draw.text((left, top + SIDE + 2), label[-26:], fill="black")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ def contact_sheet(config: Config, name: str, splits: Sequence[str], target: Path
 def _thumbnails(shards: "Shards", count: int) -> "Iterable[tuple[str, Image]]":
     from PIL import Image
 
-    for place in range(count):
-        index = place * len(shards) // count
+    for position in range(count):
+        index = position * len(shards) // count
         sample = shards.describe(index)
         view = next(iter(sample["views"]))
         pixels = shards.pixels(index, view)

@@ -1,37 +1,30 @@
-"""Shards between this machine and another place: push, pull and verify, file by file against the index."""
+"""Push, pull and verify shards: file by file against the index, between this machine and a remote."""
 
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from denoise.config import Config
-from denoise.data.shards import DamagedError
+from denoise.data.shards import INDEX, DamagedError, ShardFolder, Shards, list_name
 from denoise.errors import UserError
-from denoise.files import file_digest, put_in_place
+from denoise.files import atomic_folder, explain_write_errors, file_digest, has_digest
 from pipelines.console import progress
 from pipelines.datasets.layout import shard_folder, work_folder
-from pipelines.storage.base import (
-    NotFoundError,
-    Remote,
-    WritableRemote,
-    fetch_bytes,
-    remote,
-    with_retries,
-    writable_remote,
-)
+from pipelines.storage.base import NotFoundError, Remote, WritableRemote, with_retries
+from pipelines.storage.remote import fetch_bytes, remote, writable_remote
 
 CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a set of shards, as its index describes it."""
+    """A file of a set of shards, as the index describes it."""
 
     name: str
     size: int
@@ -41,46 +34,43 @@ class File:
 def push(config: Config, name: str, split: str) -> str:
     """Copy a set's shards to ``data.url``, the index last, so that nobody ever sees a part of them; return the address.
 
-    What is there already is not sent again.
+    Files that exist there are not sent again.
 
     Raises:
-        UserError: no ``data.url``, shards that are damaged or missing here, or a place that cannot be written to.
+        UserError: no ``data.url``, shards that are damaged or missing here, or a remote that cannot be written to.
     """
-    from denoise.data.shards import INDEX
-
-    place, folder, prefix = (
-        writable_remote(_url(config)),
-        shard_folder(Path(config.data.root), split, name),
-        f"{split}/{name}",
-    )
+    target, prefix = writable_remote(_url(config)), f"{split}/{name}"
+    folder = shard_folder(Path(config.data.root), split, name)
     problems = list(check_folder(folder))
     if problems:
-        raise UserError(f"the shards of {name} are not sound ({problems[0]}); make them again before they are pushed.")
-    there = _files_there(place, prefix)
-    files = [file for file in _files(_index(folder)) if file not in there]
+        raise UserError(f"the shards of {name} are damaged ({problems[0]}); make them again before you push them.")
+    existing = _remote_files(target, prefix)
+    files = [file for file in _files_of(_local_index(folder)) if file not in existing]
     with progress(f"push {name} {split}", sum(file.size for file in files), "bytes") as advance:
-        for file in _side_by_side(files, lambda file: _send(place, folder / file.name, f"{prefix}/{file.name}")):
+        for file in _in_parallel(files, lambda file: _send(target, folder / file.name, f"{prefix}/{file.name}")):
             advance(file.size)
-    _send(place, folder / INDEX, f"{prefix}/{INDEX}")
-    return f"{place.address}/{prefix}"
+    _send(target, folder / INDEX, f"{prefix}/{INDEX}")
+    return f"{target.address}/{prefix}"
 
 
 def pull(config: Config, name: str, split: str) -> Path:
     """Copy a set's shards from ``data.url`` to the data folder and return their folder.
 
-    What an interrupted pull brought is kept and not brought again.
+    Files of an interrupted pull are not downloaded again.
 
     Raises:
-        UserError: no ``data.url``, no such set there, or a file that is not the one of the index.
+        UserError: no ``data.url``, no such set there, or a file with another sha256 than the index says.
     """
-    from denoise.data.shards import INDEX
-
-    place, prefix, root = remote(_url(config)), f"{split}/{name}", Path(config.data.root)
-    index = _index_there(place, prefix)
+    source, prefix, root = remote(_url(config)), f"{split}/{name}", Path(config.data.root)
+    index = _remote_index(source, prefix)
     target, work = shard_folder(root, split, name), work_folder(root, split, name).with_name(f"{name}.pull")
-    files = _files(json.loads(index))
-    with put_in_place(work, target), progress(f"pull {name} {split}", sum(f.size for f in files), "bytes") as advance:
-        for file in _side_by_side(files, lambda file: _receive(place, prefix, file, target, work)):
+    files = _files_of(json.loads(index))
+    with (
+        explain_write_errors(target),
+        atomic_folder(target, work, resume=True),
+        progress(f"pull {name} {split}", sum(file.size for file in files), "bytes") as advance,
+    ):
+        for file in _in_parallel(files, lambda file: _receive(source, prefix, file, target, work)):
             advance(file.size)
         (work / INDEX).write_bytes(index)
         for path in set(work.iterdir()) - {work / INDEX, *(work / file.name for file in files)}:
@@ -89,37 +79,35 @@ def pull(config: Config, name: str, split: str) -> Path:
 
 
 def verify(config: Config, name: str, split: str) -> list[str]:
-    """Return what is wrong with a set's shards, one sentence each: those at ``data.url`` if given, else those here.
+    """Return the problems of a set's shards, one sentence each: of those at ``data.url`` if set, else of those here.
 
     Every byte is read.
     """
     if config.data.url is None:
         return list(check_folder(shard_folder(Path(config.data.root), split, name)))
-    place, prefix = remote(_url(config)), f"{split}/{name}"
-    files = _files(json.loads(_index_there(place, prefix)))
+    source, prefix = remote(_url(config)), f"{split}/{name}"
+    files = _files_of(json.loads(_remote_index(source, prefix)))
     problems: list[str] = []
     with progress(f"verify {name} {split}", sum(file.size for file in files), "bytes") as advance:
 
         def check(file: File) -> None:
             try:
-                received = fetch_digest(place, f"{prefix}/{file.name}")
+                actual = fetch_digest(source, f"{prefix}/{file.name}")
             except NotFoundError:
-                problems.append(f"{place.address}/{prefix}/{file.name} is missing.")
+                problems.append(f"{source.address}/{prefix}/{file.name} is missing.")
                 return
-            if received != (file.size, file.sha256):
-                problems.append(f"{place.address}/{prefix}/{file.name} is not the file of the index.")
+            if actual != (file.size, file.sha256):
+                problems.append(f"{source.address}/{prefix}/{file.name} is not the file of the index.")
 
-        for file in _side_by_side(files, check):
+        for file in _in_parallel(files, check):
             advance(file.size)
     return sorted(problems)
 
 
 def check_folder(folder: Path) -> Iterator[str]:
-    """Yield what is wrong with a folder of shards."""
-    from denoise.data.shards import INDEX
-
+    """Yield the problems of a folder of shards, one sentence each."""
     try:
-        files = _files(_index(folder))
+        files = _files_of(_local_index(folder))
     except UserError as error:
         yield str(error)
         return
@@ -137,19 +125,19 @@ def check_folder(folder: Path) -> Iterator[str]:
         yield f"{path} is not in the index."
 
 
-def fetch_digest(place: Remote, path: str) -> tuple[int, str]:
-    """Return size and sha256 of a file elsewhere without keeping it."""
+def fetch_digest(source: Remote, path: str) -> tuple[int, str]:
+    """Return size and sha256 of a remote file without storing it."""
 
     def attempt() -> tuple[int, str]:
-        sink = _Hashing()
-        place.receive(path, sink, 0)  # type: ignore[arg-type]
+        sink = _DigestSink()
+        source.receive(path, sink, 0)  # type: ignore[arg-type]
         return sink.size, sink.digest.hexdigest()
 
-    return with_retries(f"{place.address}/{path}", attempt)
+    return with_retries(f"{source.address}/{path}", attempt)
 
 
-class _Hashing(io.RawIOBase):
-    """A file that keeps only the hash of what is written to it."""
+class _DigestSink(io.RawIOBase):
+    """A file that hashes what is written to it and stores nothing."""
 
     def __init__(self) -> None:
         self.digest, self.size = hashlib.sha256(), 0
@@ -166,9 +154,7 @@ def _url(config: Config) -> str:
     return config.data.url
 
 
-def _index(folder: Path) -> Mapping[str, Any]:
-    from denoise.data.shards import INDEX, ShardFolder, Shards
-
+def _local_index(folder: Path) -> Mapping[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise UserError(f"{folder} holds no shards ({INDEX} is missing); make them with `denoise shard NAME`.")
@@ -176,69 +162,65 @@ def _index(folder: Path) -> Mapping[str, Any]:
     return {"shards": shards.entries}
 
 
-def _index_there(place: Remote, prefix: str) -> bytes:
-    from denoise.data.shards import INDEX, ShardFolder, Shards
-
+def _remote_index(source: Remote, prefix: str) -> bytes:
     try:
-        index = fetch_bytes(place, f"{prefix}/{INDEX}")
+        index = fetch_bytes(source, f"{prefix}/{INDEX}")
     except NotFoundError:
         raise NotFoundError(
-            f"there is no {prefix} at {place.address}; put it there with `denoise data push`."
+            f"there is no {prefix} at {source.address}; put it there with `denoise data push`."
         ) from None
-    Shards.read(f"{place.address}/{prefix}", index, ShardFolder(Path(prefix)))  # is it one?
+    Shards.read(f"{source.address}/{prefix}", index, ShardFolder(Path(prefix)))  # raises if it is no index
     return index
 
 
-def _files_there(place: Remote, prefix: str) -> set[File]:
-    """Return the files of the set that is there now; none where there is no set, or a damaged one."""
+def _remote_files(source: Remote, prefix: str) -> set[File]:
+    """Return the files of the set at a remote; none where there is no set, or a damaged one."""
     try:
-        return set(_files(json.loads(_index_there(place, prefix))))
+        return set(_files_of(json.loads(_remote_index(source, prefix))))
     except (NotFoundError, DamagedError):
         return set()
 
 
-def _files(index: Mapping[str, Any]) -> list[File]:
-    from denoise.data.shards import list_name
-
-    found = []
+def _files_of(index: Mapping[str, Any]) -> list[File]:
+    files = []
     for entry in index["shards"]:
-        found.append(File(entry["file"], entry["bytes"], entry["sha256"]))
-        found.append(File(list_name(entry["file"]), entry["samples_bytes"], entry["samples_sha256"]))
-    return found
+        files.append(File(entry["file"], entry["bytes"], entry["sha256"]))
+        files.append(File(list_name(entry["file"]), entry["samples_bytes"], entry["samples_sha256"]))
+    return files
 
 
-def _send(place: WritableRemote, source: Path, path: str) -> None:
-    with_retries(f"{place.address}/{path}", lambda: place.send(source, path))
+def _send(target: WritableRemote, source: Path, path: str) -> None:
+    with_retries(f"{target.address}/{path}", lambda: target.send(source, path))
 
 
-def _receive(place: Remote, prefix: str, file: File, target: Path, work: Path) -> None:
-    """Bring one file, unless an earlier pull, or the version that is here, has the same one."""
+def _receive(source: Remote, prefix: str, file: File, target: Path, work: Path) -> None:
+    """Download one file, unless an earlier pull, or the older version in ``target``, has the same one."""
     path = work / file.name
-    if path.is_file() and file_digest(path) == file.sha256:
+    if has_digest(path, file.sha256):
         return
-    here = target / file.name
-    if here.is_file() and here.stat().st_size == file.size and file_digest(here) == file.sha256:
-        os.link(here, path)
+    older = target / file.name
+    if older.is_file() and older.stat().st_size == file.size and file_digest(older) == file.sha256:
+        os.link(older, path)
         return
     part = path.with_suffix(path.suffix + ".part")
 
     def attempt() -> None:
         with part.open("wb") as sink:
-            place.receive(f"{prefix}/{file.name}", sink, 0)
+            source.receive(f"{prefix}/{file.name}", sink, 0)
 
-    with_retries(f"{place.address}/{prefix}/{file.name}", attempt)
+    with_retries(f"{source.address}/{prefix}/{file.name}", attempt)
     if file_digest(part) != file.sha256:
-        raise UserError(f"{place.address}/{prefix}/{file.name} is not the file of the index; push the set again.")
+        raise UserError(f"{source.address}/{prefix}/{file.name} is not the file of the index; push the set again.")
     part.replace(path)
 
 
-def _side_by_side(files: list[File], work: Any) -> Iterator[File]:
-    """Do something with every file, several at once; the first failure ends it."""
+def _in_parallel(files: list[File], work: Callable[[File], None]) -> Iterator[File]:
+    """Call ``work`` on every file, several at once, and yield each that is done; the first error ends it."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        waiting = {pool.submit(work, file): file for file in files}
+        futures = {pool.submit(work, file): file for file in files}
         try:
-            for done in as_completed(waiting):
-                done.result()
-                yield waiting[done]
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
         finally:
             pool.shutdown(cancel_futures=True)

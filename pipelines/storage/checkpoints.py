@@ -1,7 +1,7 @@
-"""The checkpoints of a run on S3, or in a folder where that is what ray.storage names.
+"""Checkpoints of a run on S3, or in a folder if ray.storage is one.
 
-S3 has no folders that appear in one rename. Here the manifest makes a checkpoint: it comes last and goes first, so that
-a process may be killed at any moment and leaves whole checkpoints and files that nobody lists.
+S3 has no folders that appear in one rename. Here the manifest makes a checkpoint: it is sent last and deleted first, so
+that a process may be killed at any moment and leaves whole checkpoints, and files that no list contains.
 """
 
 import tempfile
@@ -13,32 +13,34 @@ from denoise.errors import UserError
 from denoise.files import write_folder
 from denoise.training.checkpoint import MANIFEST
 from denoise.training.checkpoint_manager import CheckpointStore, FolderStore
-from pipelines.storage.base import NotFoundError, S3Remote, bucket_at, with_retries
+from pipelines.storage.base import NotFoundError, with_retries
+from pipelines.storage.remote import bucket_at
+from pipelines.storage.s3 import S3Remote
 
 KEY = "ray.storage"
-OURS = "step-"  # what the names of checkpoints begin with; anything else there is not ours to delete
+NAME_PREFIX = "step-"  # of the names of checkpoints; anything else there is not ours to delete
 
 
 class S3Store:
     """Checkpoints under ``s3://BUCKET/PREFIX/NAME/checkpoints``; a ``CheckpointStore``.
 
-    They pass through a temporary folder (TMPDIR), which has to have room for one.
+    They pass through a temporary folder (TMPDIR), which needs room for one.
     """
 
-    def __init__(self, place: S3Remote) -> None:
-        self.place = place
+    def __init__(self, remote: S3Remote) -> None:
+        self.remote = remote
 
     def names(self) -> list[str]:
         """Return the names that have a manifest, oldest first."""
-        return _whole(self._paths(OURS))
+        return _names_with_manifest(self._paths(NAME_PREFIX))
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
         """Send a folder, its manifest last; an older one of that name is deleted first.
 
         Raises:
-            UserError: the disk is full, S3 refuses, or it could not be reached for ten minutes.
+            UserError: the disk is full, S3 denies access, or it could not be reached for ten minutes.
         """
-        with _temporary(name) as folder:
+        with _temporary_folder(name) as folder:
             write_folder(folder, write)
             self.delete(name)
             for source in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
@@ -46,24 +48,24 @@ class S3Store:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Path]:
-        """Return a temporary folder with the files that are there; one without a manifest stays empty.
+        """Hand out a temporary folder with the files that exist; without a manifest it stays empty.
 
         Raises:
-            UserError: the disk is full, S3 refuses, or it could not be reached for ten minutes.
+            UserError: the disk is full, S3 denies access, or it could not be reached for ten minutes.
         """
-        with _temporary(name) as folder:
+        with _temporary_folder(name) as folder:
             write_folder(folder, lambda work: self._receive_all(name, work))
             yield folder
 
     def delete(self, name: str) -> None:
-        """Delete the manifest, with which the name goes, and then the rest."""
+        """Delete the manifest, which removes the name from the list, and then the rest."""
         self._delete(sorted(self._paths(f"{name}/"), key=lambda path: path != f"{name}/{MANIFEST}"))
 
     def clean(self) -> None:
-        """Delete the files of names without a manifest, which a killed process has left."""
-        paths = self._paths(OURS)
-        whole = _whole(paths)
-        self._delete([path for path in paths if path.partition("/")[0] not in whole])
+        """Delete the files of names without a manifest, left by a killed process."""
+        paths = self._paths(NAME_PREFIX)
+        complete = _names_with_manifest(paths)
+        self._delete([path for path in paths if path.partition("/")[0] not in complete])
 
     def _receive_all(self, name: str, work: Path) -> None:
         if self._receive(f"{name}/{MANIFEST}", work / MANIFEST):
@@ -73,38 +75,38 @@ class S3Store:
                     self._receive(path, work / file)
 
     def _receive(self, path: str, target: Path) -> bool:
-        """Bring a file; say whether it was there."""
+        """Download a file; return whether it exists."""
 
         def attempt() -> None:
             with target.open("wb") as file:
-                self.place.receive(path, file, 0)
+                self.remote.receive(path, file, 0)
 
         try:
             with_retries(self._address(path), attempt)
-        except NotFoundError:  # it has vanished since it was listed: ``damage`` will say so
+        except NotFoundError:  # deleted since it was listed: ``damage`` will report it
             target.unlink()
             return False
         return True
 
     def _send(self, source: Path, path: str) -> None:
-        with_retries(self._address(path), lambda: self.place.send(source, path))
+        with_retries(self._address(path), lambda: self.remote.send(source, path))
 
     def _paths(self, prefix: str) -> list[str]:
-        return with_retries(self._address(f"{prefix}*"), lambda: self.place.list(prefix))
+        return with_retries(self._address(f"{prefix}*"), lambda: self.remote.list(prefix))
 
     def _delete(self, paths: list[str]) -> None:
-        with_retries(self.place.address, lambda: self.place.delete(paths))
+        with_retries(self.remote.address, lambda: self.remote.delete(paths))
 
     def _address(self, path: str) -> str:
-        return f"{self.place.address}/{path}"
+        return f"{self.remote.address}/{path}"
 
 
 def open_store(storage: str, name: str) -> CheckpointStore:
-    """Return the checkpoints of a run.
+    """Return the store of a run's checkpoints.
 
     Args:
         storage: ray.storage, a folder or ``s3://BUCKET/PREFIX``.
-        name: of the run.
+        name: the run's name.
 
     Raises:
         UserError: another kind of address.
@@ -117,17 +119,17 @@ def open_store(storage: str, name: str) -> CheckpointStore:
 
 
 def absolute(storage: str) -> str:
-    """Return the storage as workers find it, whose current folder is another."""
+    """Return ray.storage as workers need it, whose current folder is another one."""
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
-def _whole(paths: list[str]) -> list[str]:
+def _names_with_manifest(paths: list[str]) -> list[str]:
     """Return the names among the paths NAME/FILE that have a manifest."""
     return sorted(path.partition("/")[0] for path in paths if path.partition("/")[2] == MANIFEST)
 
 
 @contextmanager
-def _temporary(name: str) -> Iterator[Path]:
-    """Return a folder that may be made, and is removed when the block ends."""
+def _temporary_folder(name: str) -> Iterator[Path]:
+    """Hand out the path of a folder that may be made, and is deleted when the block ends."""
     with tempfile.TemporaryDirectory(prefix="denoise-checkpoint-") as parent:
         yield Path(parent) / name

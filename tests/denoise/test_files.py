@@ -1,9 +1,24 @@
+import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from denoise.errors import UserError
-from denoise.files import write_folder, write_json
+from denoise.files import (
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
+    has_digest,
+    link_or_copy,
+    lock_folder,
+    write_folder,
+    write_json,
+)
 
 
 def test_json_is_the_same_for_the_same_data_and_makes_its_folder(tmp_path):
@@ -20,7 +35,7 @@ def test_a_folder_replaces_the_older_one_whole(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failed_folder_leaves_the_older_one(tmp_path):
     write_folder(tmp_path / "folder", lambda work: (work / "old").write_text("old") and None)
 
     def fail(work):
@@ -32,9 +47,183 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "old"]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="could not be written"):
         write_json(tmp_path / "file" / "a.json", {})
     with pytest.raises(UserError, match="could not be written"):
         write_folder(tmp_path / "file" / "folder", lambda work: None)
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_file_replaces_the_older_one_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    with atomic_file(path) as work:
+        work.write_text("first")
+        assert not path.exists()
+
+    def fail():
+        with atomic_file(path) as work:
+            work.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "first"
+    assert tree(tmp_path) == ["file"]
+
+
+def test_a_temporary_path_of_its_own_is_emptied_first(tmp_path):
+    (tmp_path / "work").write_text("left by a killed process")
+    with atomic_file(tmp_path / "file", tmp_path / "work") as work:
+        assert not work.exists()
+        work.write_text("new")
+    assert tree(tmp_path) == ["file"]
+
+
+def test_a_file_in_the_place_of_a_folder_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+
+    def fail():
+        with atomic_file(tmp_path / "folder") as work:
+            work.write_text("half")
+
+    with pytest.raises(IsADirectoryError):
+        fail()
+    assert tree(tmp_path) == ["folder"]
+
+
+def test_a_folder_with_a_work_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder, work_path = tmp_path / "raw" / "train" / "set", tmp_path / "raw" / ".train-set.new"
+    for content in ("first", "second"):
+        with atomic_folder(folder, work_path) as work:
+            (work / content).touch()
+        assert tree(folder) == [content]
+
+    def fail():
+        with atomic_folder(folder, work_path) as work:
+            (work / "third").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert tree(tmp_path / "raw") == ["train", "train/set", "train/set/second"]
+    work_path.mkdir()
+    (work_path / "left by a killed process").touch()
+    with atomic_folder(folder, work_path) as work:
+        assert tree(work) == []
+    assert tree(tmp_path / "raw") == ["train", "train/set"]
+
+
+def test_a_folder_comes_back_after_a_kill_between_the_renames(tmp_path):
+    folder, work_path = tmp_path / "folder", tmp_path / "work"
+    (tmp_path / "work.old").mkdir()
+    (tmp_path / "work.old" / "first").touch()
+
+    def fail():
+        with atomic_folder(folder, work_path):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert tree(tmp_path) == ["folder", "folder/first"]
+
+
+def test_a_resumed_work_folder_keeps_its_files_after_an_error(tmp_path):
+    folder, work_path = tmp_path / "folder", tmp_path / "work"
+
+    def fail():
+        with atomic_folder(folder, work_path, resume=True) as work:
+            (work / "first").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert tree(tmp_path) == ["work", "work/first"]
+    with atomic_folder(folder, work_path, resume=True) as work:
+        (work / "second").touch()
+    assert tree(tmp_path) == ["folder", "folder/first", "folder/second"]
+
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from denoise.files import atomic_file, atomic_folder, exclusive_lock
+kind, path = sys.argv[1], Path(sys.argv[2])
+manager = {"file": atomic_file, "folder": atomic_folder, "lock": exclusive_lock}[kind]
+with manager(path) as work:
+    if kind != "lock":
+        (work if kind == "file" else work / "half").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "lock"])
+def test_a_killed_process_leaves_nothing_under_the_final_name_and_no_lock(tmp_path, kind):
+    path = tmp_path / "final"
+    done = subprocess.run([sys.executable, "-c", KILLED, kind, path])
+    assert done.returncode == -signal.SIGKILL
+    if kind == "lock":
+        with exclusive_lock(path, blocking=False):
+            pass
+    else:
+        assert not path.exists()
+        assert all(left.name.startswith(".") for left in tmp_path.iterdir())
+
+
+def test_a_lock_keeps_other_threads_waiting(tmp_path):
+    path, order = tmp_path / "new" / "lock", []
+
+    def wait():
+        with exclusive_lock(path):
+            order.append("second")
+
+    with exclusive_lock(path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        with pytest.raises(BlockingIOError), exclusive_lock(path, blocking=False):
+            pass
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_folder_that_is_held_is_a_user_error(tmp_path):
+    work = tmp_path / "set" / "work"
+    message = f"another process is sharding into {work.parent}; wait"
+    held, again = lock_folder(work, "sharding into"), lock_folder(work, "sharding into")
+    with held, pytest.raises(UserError, match=message), again:
+        pass
+    with lock_folder(work, "sharding into"), pytest.raises(BlockingIOError):
+        raise BlockingIOError  # an error of the block is not taken for the lock's
+    assert tree(tmp_path) == ["set", "set/work"]
+
+
+def test_a_digest_matches_only_the_same_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"data")
+    assert has_digest(tmp_path / "file", hashlib.sha256(b"data").hexdigest())
+    assert not has_digest(tmp_path / "file", "0" * 64)
+    assert not has_digest(tmp_path / "nothing", "0" * 64)
+
+
+def test_a_link_shares_the_file_behind_a_symbolic_link(tmp_path):
+    (tmp_path / "a").write_bytes(b"data")
+    (tmp_path / "to a").symlink_to("a")
+    link_or_copy(tmp_path / "to a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+    assert not (tmp_path / "b").is_symlink()
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_a_link_to_another_disk_becomes_a_copy_or_a_symbolic_link(tmp_path, monkeypatch, symbolic):
+    def other_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_disk)
+    (tmp_path / "a").write_bytes(b"data")
+    link_or_copy(tmp_path / "a", tmp_path / "b", symbolic)
+    assert (tmp_path / "b").read_bytes() == b"data"
+    assert (tmp_path / "b").is_symlink() is symbolic

@@ -87,7 +87,7 @@ def test_a_broken_header_in_the_middle_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar " * 1000, gzip.compress(BODY)[:-5000]])
-def test_what_is_no_tar_is_refused(tmp_path, content):
+def test_another_file_than_a_tar_is_refused(tmp_path, content):
     (tmp_path / "a.tgz").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.tgz is damaged or no tar archive") as error:
         read(tmp_path / "a.tgz")

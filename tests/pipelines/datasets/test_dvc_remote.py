@@ -20,7 +20,7 @@ def digests(folder):
     return {path.name: file_digest(path) for path in folder.iterdir()}
 
 
-def test_shards_go_there_and_back_and_damage_is_found(s3, small_shards, tmp_path, monkeypatch):
+def test_shards_are_pushed_and_pulled_and_damage_is_detected(s3, small_shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_shards, tmp_path / "shards")
     before = digests(tmp_path / "shards")

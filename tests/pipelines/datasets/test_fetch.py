@@ -33,7 +33,7 @@ def test_one_split_only(mirror, tmp_path):
     assert "train" not in in_raw(tmp_path)
 
 
-def test_a_site_is_asked_once(mirror, tmp_path, serve):
+def test_a_site_is_read_once(mirror, tmp_path, serve):
     site = serve(mirror)
     for name in ("kodak", "bsds300"):
         fetch(name, tmp_path, mirror=site.url)
@@ -88,7 +88,7 @@ def test_a_flipped_byte_in_a_mirror_is_refused(small_mirror, tmp_path, serve, th
     assert not list(tmp_path.rglob("downloads/kodak/test/*13*"))
 
 
-def test_a_mirror_that_is_not_whole_names_what_is_missing(small_mirror, tmp_path, serve):
+def test_an_incomplete_mirror_names_what_is_missing(small_mirror, tmp_path, serve):
     (small_mirror / "kodak" / "kodim24.png").unlink()
     with pytest.raises(UserError, match=r"has no kodak/kodim24\.png"):
         fetch("kodak", tmp_path, mirror=small_mirror)
@@ -100,7 +100,7 @@ def test_a_mirror_that_is_not_whole_names_what_is_missing(small_mirror, tmp_path
 
 
 @pytest.mark.parametrize("name", ["kodak", "bsds300", "imagenet"])
-def test_a_mirror_that_is_none(tmp_path, name):
+def test_a_missing_or_unreadable_mirror_is_a_user_error(tmp_path, name):
     with pytest.raises(UserError, match=r"the mirror .*nowhere does not exist"):
         fetch(name, tmp_path, mirror=tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"s3://bucket cannot be read"):
@@ -122,7 +122,7 @@ def test_unknown_names_and_limits_that_do_not_apply(tmp_path):
 
 def test_a_data_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(UserError, match="cannot bring samples to"):
+    with pytest.raises(UserError, match="cannot fetch samples to"):
         fetch("samples", tmp_path / "data")
 
 

@@ -1,4 +1,4 @@
-"""Fetching ImageNet: of a mirror, a folder of one's own, the tars of ILSVRC2012."""
+"""Fetching ImageNet: from a mirror, the user's folder, the tars of ILSVRC2012."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ def imagenet_of(mirror):
     return {split: digests(mirror / "imagenet" / split) for split in ("train", "val")}
 
 
-def test_imagenet_without_a_mirror_tells_how_to_get_it(tmp_path):
+def test_imagenet_without_a_mirror_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"register at https://image-net\.org.*denoise fetch imagenet --mirror PATH"):
         fetch("imagenet", tmp_path)
 
@@ -54,7 +54,7 @@ def test_a_flipped_byte_in_an_imagenet_mirror(small_mirror, tmp_path, serve):
     assert in_raw(tmp_path) == []
 
 
-def test_imagenet_of_a_site_is_asked_once(small_mirror, tmp_path, serve):
+def test_a_site_with_imagenet_is_read_once(small_mirror, tmp_path, serve):
     site = serve(small_mirror)
     fetch("imagenet", tmp_path, mirror=site.url)
     site.stop()

@@ -8,7 +8,6 @@ from denoise.config import load_config
 from denoise.data.shards import Shards
 from denoise.images.io import read_image
 from pipelines.datasets.preview import contact_sheet, describe, table
-from tests.pipelines.conftest import call
 
 
 @pytest.fixture
@@ -16,14 +15,14 @@ def config(project):
     return load_config(Path("params.yaml"))
 
 
-def test_what_a_set_holds(config, project):
-    shown = describe(config, "small", "train")
+def test_counts_and_sizes_of_a_set(config, project):
+    preview = describe(config, "small", "train")
     shards = Shards.open(project / "data/shards/train/small")
-    assert (shown["samples"], shown["shards"], shown["digest"]) == (5, len(shards.entries), shards.digest)
-    assert shown["modes"] == {"RGB": 3, "L": 2}
-    assert (shown["smallest_side"], shown["largest_side"]) == (96, 128)
-    assert sum(shown["sizes"].values()) == 5
-    text = table([shown])
+    assert (preview["samples"], preview["shards"], preview["digest"]) == (5, len(shards.entries), shards.digest)
+    assert preview["modes"] == {"RGB": 3, "L": 2}
+    assert (preview["smallest_side"], preview["largest_side"]) == (96, 128)
+    assert sum(preview["sizes"].values()) == 5
+    text = table([preview])
     assert "train: 5 samples" in text
     assert shards.digest in text
 
@@ -37,13 +36,13 @@ def test_the_contact_sheet_shows_every_image(config, tmp_path):
     assert np.ptp(sheet[8:168, 8:168]) > 50
 
 
-def test_the_commands_answer(project):
-    shown = json.loads(call("denoise", "data", "show", "small", "--json", cwd=project))
-    assert [one["split"] for one in shown["splits"]] == ["train", "val"]
-    assert (project / shown["sheet"]).is_file()
+def test_the_commands_answer(project, call):
+    preview = json.loads(call("denoise", "data", "show", "small", "--json", cwd=project))
+    assert [split["split"] for split in preview["splits"]] == ["train", "val"]
+    assert (project / preview["sheet"]).is_file()
     assert json.loads(call("denoise", "data", "verify", "small", "--json", cwd=project))["problems"] == []
     path = project / "data/shards/val/small/000000.tar"
     path.write_bytes(path.read_bytes()[:-1])
-    found = json.loads(call("denoise", "data", "verify", "small", "--json", cwd=project, code=1))
-    assert len(found["problems"]) == 1
-    assert "000000.tar" in found["problems"][0]
+    answer = json.loads(call("denoise", "data", "verify", "small", "--json", cwd=project, code=1))
+    assert len(answer["problems"]) == 1
+    assert "000000.tar" in answer["problems"][0]

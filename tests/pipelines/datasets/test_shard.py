@@ -8,11 +8,11 @@ import pytest
 from denoise.data.shards import Shards
 from denoise.errors import UserError
 from denoise.files import file_digest
-from denoise.sharding.writer import Rules
+from denoise.sharding.plan import SampleFilter
 from pipelines.datasets.shard import find_sources, shard
 
 
-def test_a_folder_of_ones_own_in_a_stable_order(small_images, tmp_path):
+def test_a_folder_of_the_user_is_sharded_in_a_stable_order(small_images, tmp_path):
     own = tmp_path / "own"
     (own / "b").mkdir(parents=True)
     (own / "a").mkdir()
@@ -33,8 +33,10 @@ def test_images_of_one_scene_are_one_sample(small_images, tmp_path):
     for name in names:
         (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
         shutil.copy(image, tmp_path / f"{name}.png")
-    found = {source.name: {view: path.stem for view, path in source.views.items()} for source in find_sources(tmp_path)}
-    assert found == {
+    samples = {
+        source.name: {view: path.stem for view, path in source.views.items()} for source in find_sources(tmp_path)
+    }
+    assert samples == {
         "a.png": {"noisy": "a_noisy", "noisy2": "a_noisy2", "clean": "a_clean"},
         "c.png": {"clean": "c"},  # a name that says nothing makes no pair
         "c_clean.png": {"clean": "c_clean"},
@@ -43,7 +45,7 @@ def test_images_of_one_scene_are_one_sample(small_images, tmp_path):
     }
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_a_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="denoise fetch kodak"):
         shard("kodak", "test", tmp_path)
     with pytest.raises(UserError, match="folder of images"):
@@ -55,10 +57,10 @@ def test_a_broken_image_is_left_out_and_counted(small_images, tmp_path, capsys):
     (own / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"broken\.png"):
         shard("own", "train", tmp_path, own)
-    shard("own", "train", tmp_path, own, rules=Rules(skip_broken=True))
-    told = capsys.readouterr().err
-    assert "broken.png" in told
-    assert "1 of 6 images were left out" in told
+    shard("own", "train", tmp_path, own, sample_filter=SampleFilter(skip_broken=True))
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "1 of 6 images were left out" in errors
 
 
 @pytest.mark.parametrize("name", ["kodak", "bsds300", "bsd68", "polyu"])
@@ -99,16 +101,16 @@ ALL_SETS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in ("kodak", "polyu-test") else pytest.mark.slow) for name in ALL_SETS]
 )
-def test_every_set_gives_the_same_bytes_again(mirror, tmp_path, name):
+def test_every_set_gives_the_same_bytes_every_time(mirror, tmp_path, name):
     """By one process here, and by two with another umask, time zone and locale."""
     source = mirror / ALL_SETS[name]
-    one = shard(name, "train", tmp_path / "one", source, shard_mb=1)
+    first = shard(name, "train", tmp_path / "one", source, shard_mb=1)
     (tmp_path / "again.py").write_text(SHARD)
     there = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
     arguments = [sys.executable, tmp_path / "again.py", name, "train", tmp_path / "two", source]
     subprocess.run(arguments, check=True, env=there)
-    two = tmp_path / "two" / "shards" / "train" / name
-    assert len(list(one.glob("*.tar"))) > 1
-    assert {path.name: file_digest(path) for path in one.iterdir()} == {
-        path.name: file_digest(path) for path in two.iterdir()
+    second = tmp_path / "two" / "shards" / "train" / name
+    assert len(list(first.glob("*.tar"))) > 1
+    assert {path.name: file_digest(path) for path in first.iterdir()} == {
+        path.name: file_digest(path) for path in second.iterdir()
     }

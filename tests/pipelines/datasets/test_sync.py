@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from denoise.config import load_config
 from denoise.errors import UserError
 from denoise.files import file_digest
-from pipelines.datasets import sync as data_sync
+from pipelines.datasets import sync
 from pipelines.datasets.layout import open_set
 from pipelines.storage import base as storage
+from pipelines.storage.s3 import S3Remote
 from tests.pipelines.s3_helpers import Network, s3_environment
 
 
@@ -41,48 +42,48 @@ def objects(s3):
     return {item["Key"]: item["LastModified"] for item in listed}
 
 
-def test_push_and_pull_bring_the_same_bytes(config, s3, project, capsys):
-    assert data_sync.push(config, "small", "train") == "s3://bucket/sets/train/small"
+def test_push_and_pull_copy_the_same_bytes(config, s3, project, capsys):
+    assert sync.push(config, "small", "train") == "s3://bucket/sets/train/small"
     here = digests(project / "data/shards/train/small")
     assert {key.rpartition("/")[2] for key in objects(s3)} == set(here)
     shutil.rmtree(project / "data/shards/train/small")
-    assert digests(data_sync.pull(config, "small", "train")) == here
-    assert data_sync.verify(config, "small", "train") == []
+    assert digests(sync.pull(config, "small", "train")) == here
+    assert sync.verify(config, "small", "train") == []
     capsys.readouterr()
 
 
-def test_what_is_there_is_not_sent_again(config, s3, monkeypatch):
-    data_sync.push(config, "small", "train")
+def test_existing_files_are_not_sent_again(config, s3, monkeypatch):
+    sync.push(config, "small", "train")
     sent = []
-    monkeypatch.setattr(storage.S3, "send", lambda place, source, path: sent.append(path))
-    data_sync.push(config, "small", "train")
+    monkeypatch.setattr(S3Remote, "send", lambda place, source, path: sent.append(path))
+    sync.push(config, "small", "train")
     assert sent == ["train/small/index.json"]
 
 
-def test_a_set_that_is_pushed_in_part_is_not_seen(config, monkeypatch):
+def test_a_partly_pushed_set_is_not_found(config, monkeypatch):
     class Killed(BaseException):
         pass
 
-    send = storage.S3.send
+    send = S3Remote.send
 
     def die(place, source, path):
         if path.endswith("index.json"):
             raise Killed
         send(place, source, path)
 
-    monkeypatch.setattr(storage.S3, "send", die)
+    monkeypatch.setattr(S3Remote, "send", die)
     with pytest.raises(Killed):
-        data_sync.push(config, "small", "train")
+        sync.push(config, "small", "train")
     with pytest.raises(UserError, match="denoise data push"):
         open_set(config, "train", "small")
-    monkeypatch.setattr(storage.S3, "send", send)
-    data_sync.push(config, "small", "train")
+    monkeypatch.setattr(S3Remote, "send", send)
+    sync.push(config, "small", "train")
     assert len(open_set(config, "train", "small")) == 5
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
-def test_damage_there_is_found(config, s3, project, harm):
-    data_sync.push(config, "small", "train")
+def test_damage_at_the_remote_is_reported(config, s3, project, harm):
+    sync.push(config, "small", "train")
     key, client = "sets/train/small/000001.tar", s3.client()
     data = client.get_object(Bucket="bucket", Key=key)["Body"].read()
     if harm == "gone":
@@ -90,32 +91,32 @@ def test_damage_there_is_found(config, s3, project, harm):
     else:
         harmed = data[:-512] if harm == "cut" else data[:700] + bytes([data[700] ^ 1]) + data[701:]
         client.put_object(Bucket="bucket", Key=key, Body=harmed)
-    (problem,) = data_sync.verify(config, "small", "train")
+    (problem,) = sync.verify(config, "small", "train")
     assert "000001.tar" in problem
     before = digests(project / "data/shards/train/small")
     (project / "data/shards/train/small/000001.tar").unlink()
     with pytest.raises(UserError, match=r"000001\.tar"):
-        data_sync.pull(config, "small", "train")
+        sync.pull(config, "small", "train")
     assert digests(project / "data/shards/train/small").items() < before.items()  # what was there stays
 
 
-def test_damage_here_is_found_and_not_pushed(config, s3, project):
+def test_local_damage_is_reported_and_not_pushed(config, s3, project):
     folder = project / "data/shards/train/small"
     (folder / "000000.tar").write_bytes((folder / "000000.tar").read_bytes()[:-1])
     (folder / "stray").write_text("")
     local = load_config(Path("params.yaml"))
-    problems = data_sync.verify(local, "small", "train")
+    problems = sync.verify(local, "small", "train")
     assert len(problems) == 2
     assert "000000.tar has" in problems[0]
     assert "stray is not in the index" in problems[1]
-    with pytest.raises(UserError, match="are not sound"):
-        data_sync.push(config, "small", "train")
+    with pytest.raises(UserError, match="are damaged"):
+        sync.push(config, "small", "train")
     assert objects(s3) == {}
 
 
-def test_without_an_address_nothing_moves(project):
+def test_a_push_without_an_address_is_a_user_error(project):
     with pytest.raises(UserError, match=r"data\.url is not set"):
-        data_sync.push(load_config(Path("params.yaml")), "small", "train")
+        sync.push(load_config(Path("params.yaml")), "small", "train")
 
 
 STEPS = [
@@ -134,8 +135,8 @@ def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_pat
 
     The samples are those of two workers that read from a folder: the weights are the same to the last bit.
     """
-    data_sync.push(config, "small", "train")
-    data_sync.push(config, "small", "val")
+    sync.push(config, "small", "train")
+    sync.push(config, "small", "val")
     reference = subprocess.run(
         [*denoise, "train", "--out", str(tmp_path / "near"), *STEPS], capture_output=True, text=True
     )
@@ -149,8 +150,8 @@ def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_pat
     biggest = max(path.stat().st_size for path in folder.glob("*.tar"))
     limit = max(size * 0.6, biggest * 1.2) / 1e9
     assert limit * 1e9 < size
-    kept = project / "kept"
-    (project / "data/shards").rename(kept)  # nothing is left here
+    moved = project / "moved"
+    (project / "data/shards").rename(moved)  # nothing is left here
     network = Network(s3.port, cut_share=0.5)
     network.up()
     environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{network.port}"}
@@ -172,14 +173,14 @@ def test_training_from_a_server_that_fails(config, s3, project, denoise, tmp_pat
     s3.kill()
     time.sleep(3)
     s3.start()
-    s3.fill(kept, "bucket", "sets")
+    s3.fill(moved, "bucket", "sets")
     network.up()
     out, err = training.communicate(timeout=400)
     network.down()
     assert training.returncode == 0, err
     assert network.cuts > 0
     model = Path(json.loads(out)["model"])
-    near, far = (load_file(one / "net.safetensors") for one in (tmp_path / "near", model))
+    near, far = (load_file(folder / "net.safetensors") for folder in (tmp_path / "near", model))
     far_state = next(project.glob("runs/ray/*/checkpoints/step-00000060/state.json"))
     assert json.loads(far_state.read_text())["samples"] == samples
     assert all(torch.equal(near[name], far[name]) for name in near)

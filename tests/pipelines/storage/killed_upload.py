@@ -1,4 +1,4 @@
-"""Put a checkpoint on S3 and be killed after every number of changes there (run by test_checkpoint_s3.py).
+"""Put a checkpoint on S3 and be killed after every number of changes there (run by test_checkpoints.py).
 
 Run with the folder of a sound checkpoint: the run ``killed-K`` holds the same one as step 1 and, being killed after K
 changes, some of it as step 2; run ``again-K`` had a whole step 2 before. The last runs of each are killed after all is
@@ -13,27 +13,28 @@ import sys
 from pathlib import Path
 
 from denoise.training.checkpoint import checkpoint_name
-from pipelines.storage.base import S3Remote, bucket_at
 from pipelines.storage.checkpoints import S3Store, open_store
+from pipelines.storage.remote import bucket_at
+from pipelines.storage.s3 import S3Remote
 
 WHOLE = 3  # the exit status of a process that has put all of it there
 
 
 class Dying(S3Remote):
-    """A place whose user is killed before it changes one object too many."""
+    """A remote whose user is killed after ``left`` changes."""
 
     left = 0
 
     def send(self, source, path):
-        self._live()
+        self._count_change()
         super().send(source, path)
 
     def delete(self, paths):
         for path in paths:
-            self._live()
+            self._count_change()
             super().delete([path])
 
-    def _live(self):
+    def _count_change(self):
         if not self.left:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
@@ -43,8 +44,8 @@ def put(storage, run, folder, left):
     """Put step 2 there in a process of its own; say whether that was killed."""
     pid = os.fork()
     if not pid:
-        place = bucket_at(f"{storage}/{run}/checkpoints")
-        dying = Dying(place.address, place.bucket, place.prefix)
+        bucket = bucket_at(f"{storage}/{run}/checkpoints")
+        dying = Dying(bucket.address, bucket.bucket, bucket.prefix)
         dying.left = left
         S3Store(dying).put(checkpoint_name(2), lambda work: fill(work, folder))
         os._exit(WHOLE)

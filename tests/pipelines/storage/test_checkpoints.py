@@ -1,6 +1,5 @@
 """Against a real server of the S3 protocol."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -25,9 +24,11 @@ from denoise.training.checkpoint import (
     snapshot,
 )
 from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
+from denoise.training.fault_injection import FaultInjector
 from pipelines.storage import base as storage
 from pipelines.storage.checkpoints import S3Store, open_store
-from tests.pipelines.s3_helpers import Network, S3Server, s3_environment, up_when_missed
+from pipelines.storage.s3 import S3Remote
+from tests.pipelines.s3_helpers import Network, s3_environment, up_when_missed
 
 CARD = make_card(to_dict(with_net(Config())), channels=3)
 FILES = ["manifest.json", "metrics.jsonl", "model.json", "net.safetensors", "optimizer.safetensors", "state.json"]
@@ -50,27 +51,11 @@ def temporary(tmp_path, monkeypatch):
     assert not list(folder.glob("denoise-*"))  # torch has a cache there
 
 
-@pytest.fixture(scope="module")
-def running():
-    server = S3Server()
-    server.start()
-    client(server).create_bucket(Bucket="bucket")
-    yield server
-    server.kill()
-
-
 @pytest.fixture
-def server(running, monkeypatch):
-    """The server, its bucket empty."""
-    for key in keys(running, ""):
-        client(running).delete_object(Bucket="bucket", Key=key)
-    with s3_environment(monkeypatch, running.port):
-        yield running
-
-
-@functools.cache
-def client(server):
-    return server.client()
+def server(s3, monkeypatch):
+    """The server, its bucket empty, where boto3 looks for it."""
+    with s3_environment(monkeypatch, s3.port):
+        yield s3
 
 
 def trained(steps):
@@ -100,21 +85,21 @@ def newest(checkpoints):
         return (load_checkpoint(folder, training).step, training) if folder else (None, None)
 
 
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.net.parameters(), other.net.parameters(), strict=True))
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True))
 
 
 def keys(server, prefix=f"{THERE}/"):
-    answer = client(server).list_objects_v2(Bucket="bucket", Prefix=prefix)
+    answer = server.client().list_objects_v2(Bucket="bucket", Prefix=prefix)
     return sorted(entry["Key"].removeprefix(prefix) for entry in answer.get("Contents", ()))
 
 
 def read(server, path):
-    return client(server).get_object(Bucket="bucket", Key=f"{THERE}/{path}")["Body"].read()
+    return server.client().get_object(Bucket="bucket", Key=f"{THERE}/{path}")["Body"].read()
 
 
 def write(server, path, data):
-    client(server).put_object(Bucket="bucket", Key=f"{THERE}/{path}", Body=data)
+    server.client().put_object(Bucket="bucket", Key=f"{THERE}/{path}", Body=data)
 
 
 def test_everything_comes_back_exactly(server):
@@ -155,7 +140,7 @@ def test_the_newest_and_the_best_are_kept(server):
     assert len(keys(server)) == 3 * len(FILES)
 
 
-def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_name(server):
+def test_a_checkpoint_replaces_an_older_one_of_its_name(server):
     store = open_store(RUNS, "a")
     store.put(checkpoint_name(3), lambda work: (work / "raw.safetensors").write_bytes(b"old"))
     assert store.names() == []
@@ -165,9 +150,9 @@ def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_name(server):
 
 
 @pytest.mark.parametrize("harm", [*(f"flip {file}" for file in FILES), *(f"lose {file}" for file in FILES[1:]), "cut"])
-def test_a_damaged_one_is_told_once_and_the_older_one_taken(server, harm):
-    told = []
-    checkpoints = CheckpointManager(open_store(RUNS, "a"), tell=told.append)
+def test_a_damaged_checkpoint_is_reported_once_and_the_older_one_used(server, harm):
+    messages = []
+    checkpoints = CheckpointManager(open_store(RUNS, "a"), on_message=messages.append)
     for step in (1, 2):
         save(checkpoints, step, history(20.0))
     kind, _, file = harm.partition(" ")
@@ -177,31 +162,31 @@ def test_a_damaged_one_is_told_once_and_the_older_one_taken(server, harm):
         data[len(data) // 2] ^= 1
         write(server, path, bytes(data))
     elif kind == "lose":
-        client(server).delete_object(Bucket="bucket", Key=f"{THERE}/{path}")
+        server.client().delete_object(Bucket="bucket", Key=f"{THERE}/{path}")
     else:
         write(server, path, read(server, path)[:-20])
     step, training = newest(checkpoints)
     assert step == 1
     assert same(training, trained(1))
-    assert len(told) == 1
-    assert told[0].startswith(f"warning: checkpoint {checkpoint_name(2)} is damaged (")
-    assert told[0].endswith(f"; going on from {checkpoint_name(1)}")
+    assert len(messages) == 1
+    assert messages[0].startswith(f"warning: checkpoint {checkpoint_name(2)} is damaged (")
+    assert messages[0].endswith(f"; resuming from {checkpoint_name(1)}")
 
 
-def test_one_that_vanishes_while_it_is_read_is_damaged(server):
+def test_a_checkpoint_deleted_while_it_is_read_is_damaged(server):
     """Every file but the manifest is deleted after the names were listed, and then the manifest as well."""
     store = open_store(RUNS, "a")
     save(CheckpointManager(store), 1, history(20.0))
     for file in reversed(FILES):
-        client(server).delete_object(Bucket="bucket", Key=f"{THERE}/{checkpoint_name(1)}/{file}")
+        server.client().delete_object(Bucket="bucket", Key=f"{THERE}/{checkpoint_name(1)}/{file}")
         with store.open(checkpoint_name(1)) as folder:
             assert damage(folder).endswith("is missing" if file != MANIFEST else "is missing or unreadable")
             assert not (folder / file).exists()
 
 
-def test_a_file_that_vanishes_between_list_and_download_is_absent(server):
-    class Late(storage.S3):
-        """A place where a file goes just before it is asked for."""
+def test_a_file_deleted_between_list_and_download_is_absent(server):
+    class Late(S3Remote):
+        """A remote whose file is deleted just before it is requested."""
 
         def receive(self, path, file, start):
             if path.endswith("net.safetensors"):
@@ -210,13 +195,13 @@ def test_a_file_that_vanishes_between_list_and_download_is_absent(server):
 
     store = open_store(RUNS, "a")
     save(CheckpointManager(store), 1)
-    place = store.place
-    with S3Store(Late(place.address, place.bucket, place.prefix)).open(checkpoint_name(1)) as folder:
+    bucket = store.remote
+    with S3Store(Late(bucket.address, bucket.bucket, bucket.prefix)).open(checkpoint_name(1)) as folder:
         assert damage(folder) == "net.safetensors is missing"
 
 
 @pytest.mark.slow
-def test_an_upload_killed_between_any_two_files_never_shows(server, tmp_path):
+def test_an_upload_killed_between_any_two_files_is_never_listed(server, tmp_path):
     folder = tmp_path / "sound"
     folder.mkdir()
     snapshot(trained(1), RunProgress(1), CARD).write(folder)
@@ -233,13 +218,13 @@ def test_an_upload_killed_between_any_two_files_never_shows(server, tmp_path):
 
 
 def check_after_kill(server, run, whole):
-    told, store = [], open_store(RUNS, run)
+    messages, store = [], open_store(RUNS, run)
     names = [checkpoint_name(step) for step in ((1, 2) if whole else (1,))]
     assert store.names() == names, run
-    checkpoints = CheckpointManager(store, tell=told.append)
+    checkpoints = CheckpointManager(store, on_message=messages.append)
     with checkpoints.newest() as folder:
         assert not damage(folder)
-    assert told == [f"going on from {names[-1]}"]
+    assert messages == [f"resuming from {names[-1]}"]
     assert keys(server, f"deep/runs/{run}/checkpoints/") == [f"{name}/{file}" for name in names for file in FILES]
     store.put(checkpoint_name(2), snapshot(trained(2), RunProgress(2), CARD).write)
     with store.open(checkpoint_name(2)) as folder:
@@ -247,7 +232,7 @@ def check_after_kill(server, run, whole):
         assert load_checkpoint(folder, trained(0)).step == 2
 
 
-def test_what_is_not_ours_stays(server):
+def test_foreign_objects_stay(server):
     foreign = ["notes.txt", "other/file", ""]
     for path in foreign:
         write(server, path, b"foreign")
@@ -259,26 +244,27 @@ def test_what_is_not_ours_stays(server):
     assert set(keys(server)) == {*foreign, *(f"{checkpoint_name(1)}/{file}" for file in ("", *FILES))}
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for(server, monkeypatch):
+def test_an_unreachable_server_is_tried_again(server, monkeypatch):
     network = Network(server.port)
     network.up()
-    said = up_when_missed(network, monkeypatch)
+    messages = up_when_missed(network, monkeypatch)
 
-    def cut(step, write):
-        def away(work):
-            write(work)
-            network.down()
+    class Cut(FaultInjector):
+        def wrap_writer(self, step, write):
+            def away(work):
+                write(work)
+                network.down()
 
-        return away
+            return away
 
     with s3_environment(monkeypatch, network.port):
-        save(CheckpointManager(open_store(RUNS, "a"), tamper=cut), 1)
+        save(CheckpointManager(open_store(RUNS, "a"), faults=Cut()), 1)
         assert newest(CheckpointManager(open_store(RUNS, "a")))[0] == 1
     network.down()
-    assert said[0].startswith(f"{RUNS}/a/checkpoints/{checkpoint_name(1)}/")
+    assert messages[0].startswith(f"{RUNS}/a/checkpoints/{checkpoint_name(1)}/")
 
 
-def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
+def test_transfers_cut_at_random_arrive(server, monkeypatch):
     network = Network(server.port, cut_share=0.6, seed=3)
     network.up()
     torch.manual_seed(0)
@@ -294,7 +280,7 @@ def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
     assert network.cuts
 
 
-def test_a_full_disk_is_told_and_what_is_there_stays(server):
+def test_a_full_disk_is_a_user_error_and_the_older_checkpoint_stays(server):
     store = open_store(RUNS, "a")
     save(CheckpointManager(store), 1)
 
@@ -304,13 +290,13 @@ def test_a_full_disk_is_told_and_what_is_there_stays(server):
 
 
 @pytest.mark.parametrize("address", ["s3://nowhere/runs", "s3://no_[bucket]/runs"])
-def test_a_wrong_bucket_is_told(server, address):
+def test_a_wrong_bucket_is_a_user_error(server, address):
     checkpoints = CheckpointManager(open_store(address, "a"))
     for attempt in (lambda: newest(checkpoints), lambda: save(checkpoints, 1)):
-        with pytest.raises(UserError, match=r"^s3://no.*; check ray\.storage.*\.$") as told:
+        with pytest.raises(UserError, match=r"^s3://no.*; check ray\.storage.*\.$") as error:
             attempt()
-        assert "data.url" not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert "data.url" not in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -322,13 +308,13 @@ def test_a_wrong_bucket_is_told(server, address):
         ("http://h/r", "ray.storage=http://h/r is not understood; write s3://BUCKET/PREFIX or a folder."),
     ],
 )
-def test_an_address_that_is_none_is_told(address, expected):
-    with pytest.raises(UserError) as told:
+def test_a_malformed_address_is_a_user_error(address, expected):
+    with pytest.raises(UserError) as error:
         open_store(address, "a")
-    assert str(told.value) == expected
+    assert str(error.value) == expected
 
 
-def test_a_folder_is_a_folder(tmp_path, monkeypatch):
+def test_a_folder_as_storage_gives_a_folder_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given in ("runs/ray", str(tmp_path / "runs" / "ray")):
         store = open_store(given, "a")

@@ -9,8 +9,10 @@ import pytest
 
 from denoise.errors import UserError
 from pipelines.storage import base as storage
-from pipelines.storage.base import NotFoundError, TransientError, fetch_bytes, remote, with_retries, writable_remote
-from tests.pipelines.s3_helpers import Network, S3Server, s3_environment, up_when_missed
+from pipelines.storage import s3 as s3_module
+from pipelines.storage.base import NotFoundError, TransientError, with_retries
+from pipelines.storage.remote import fetch_bytes, remote, writable_remote
+from tests.pipelines.s3_helpers import Network, s3_environment, up_when_missed
 
 DATA = bytes(range(256)) * 5000
 
@@ -20,15 +22,11 @@ def no_pause(monkeypatch):
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = S3Server()
-    server.start()
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "file").write_bytes(DATA)
-    server.fill(folder, "bucket", "deep/prefix")
-    yield server
-    server.kill()
+@pytest.fixture
+def server(s3):
+    """The server, a file in its bucket."""
+    s3.client().put_object(Bucket="bucket", Key="deep/prefix/file", Body=DATA)
+    return s3
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def place(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_file_arrives_whole_or_from_where_it_broke_off(place):
+def test_a_file_is_received_whole_or_from_a_byte_on(place):
     assert fetch_bytes(place, "file") == DATA
     sink = io.BytesIO(DATA[:1000])
     sink.seek(1000)
@@ -67,12 +65,12 @@ def test_a_file_arrives_whole_or_from_where_it_broke_off(place):
     assert sink.getvalue() == DATA
 
 
-def test_a_file_that_is_not_there_is_told(place):
+def test_a_missing_file_is_not_found(place):
     with pytest.raises(NotFoundError, match="nothing does not exist"):
         fetch_bytes(place, "nothing")
 
 
-def test_what_was_sent_comes_back(bucket, tmp_path):
+def test_a_file_that_was_sent_is_received(bucket, tmp_path):
     for target in (bucket, remote(str(tmp_path / "folder"))):
         source = tmp_path / "source"
         source.write_bytes(DATA * 10)  # S3 takes it in parts
@@ -81,8 +79,8 @@ def test_what_was_sent_comes_back(bucket, tmp_path):
         assert target.address.rstrip("/") == target.address
 
 
-def test_what_begins_with_a_prefix_is_listed_over_all_pages_and_deleted(server, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "PAGE", 2)
+def test_objects_are_listed_by_prefix_over_all_pages_and_deleted(server, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3_module, "PAGE_SIZE", 2)
     (tmp_path / "source").write_bytes(b"x")
     names = [f"of/{number} +é" for number in range(5)]
     for name in (*names, "other"):
@@ -96,7 +94,7 @@ def test_what_begins_with_a_prefix_is_listed_over_all_pages_and_deleted(server, 
 
 
 @pytest.mark.parametrize("attempt", ["list", "delete", "send"])
-def test_changes_in_a_wrong_bucket_are_told_at_once(bucket, tmp_path, attempt):
+def test_a_wrong_bucket_is_a_user_error_at_once(bucket, tmp_path, attempt):
     (tmp_path / "source").write_bytes(b"x")
     place = remote("s3://nowhere/prefix", "ray.storage")
     attempts = {
@@ -113,7 +111,7 @@ def test_a_web_site_cannot_be_written_to(site):
         writable_remote(site.address)
 
 
-def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
+def test_transfers_cut_at_random_arrive(server, monkeypatch):
     network = Network(server.port, cut_share=0.6, seed=3)
     network.up()
     with s3_environment(monkeypatch, network.port):
@@ -124,22 +122,22 @@ def test_transfers_that_are_cut_at_random_arrive(server, monkeypatch):
     assert network.cuts
 
 
-def test_no_server_is_waited_for(server, monkeypatch):
+def test_an_unreachable_server_is_tried_again(server, monkeypatch):
     network = Network(server.port)
-    said = up_when_missed(network, monkeypatch)
+    messages = up_when_missed(network, monkeypatch)
     with s3_environment(monkeypatch, network.port):
         assert fetch_bytes(remote("s3://bucket/deep/prefix"), "file") == DATA
     network.down()
-    assert said[0].startswith("s3://bucket/deep/prefix/file: ")
+    assert messages[0].startswith("s3://bucket/deep/prefix/file: ")
 
 
-def test_patience_ends_with_a_sentence(monkeypatch):
+def test_retries_end_with_a_user_error(monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE", 0.02)
     with pytest.raises(UserError, match=r"there could not be transferred .* \(it is broken\)"):
         with_retries("there", lambda: (_ for _ in ()).throw(TransientError("it is broken")))
 
 
-def test_no_bucket_and_no_credentials_are_told(bucket, monkeypatch, tmp_path):
+def test_no_bucket_and_no_credentials_are_user_errors(bucket, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="there is no such bucket"):
         fetch_bytes(remote("s3://nowhere"), "file")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -151,7 +149,18 @@ def test_no_bucket_and_no_credentials_are_told(bucket, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["data.url", "ray.storage"])
-@pytest.mark.parametrize(("url", "told"), [("s3://", "names no bucket"), ("ftp://host/x", "is not understood")])
-def test_an_address_that_is_none_is_told(url, told, key):
-    with pytest.raises(UserError, match=f"^{key}={url} {told}"):
+@pytest.mark.parametrize(("url", "message"), [("s3://", "names no bucket"), ("ftp://host/x", "is not understood")])
+def test_a_malformed_address_is_a_user_error(url, message, key):
+    with pytest.raises(UserError, match=f"^{key}={url} {message}"):
         remote(url, *([key] if key != "data.url" else []))
+
+
+def test_a_number_of_attempts_ends_with_the_last_error_and_no_message(capsys):
+    failures = iter("abcd")
+
+    def attempt():
+        raise TransientError(next(failures))
+
+    with pytest.raises(TransientError, match="c"):
+        with_retries("there", attempt, 3)
+    assert capsys.readouterr().err == ""
