@@ -1,18 +1,18 @@
-"""The one exception that speaks to a user."""
+"""The exception whose message is shown to the user."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what was given, what was expected, what to do.
+    """Bad input, explained in one sentence: what was given, what was expected, what to do.
 
-    The command line prints the sentence and exits with 1; a traceback would tell the user nothing more.
+    The command line prints the sentence and exits with 1, without a traceback.
     """
 
 
 class UsageError(UserError):
-    """A command or key that does not exist; the command line exits with 2."""
+    """An unknown command or key; the command line exits with 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

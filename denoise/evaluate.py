@@ -1,6 +1,6 @@
-"""Named evaluation protocols: PSNR and SSIM of a denoiser on a set of images.
+"""Evaluation: PSNR and SSIM of a denoiser on a set of images, under a named protocol.
 
-A PSNR means nothing without the way it was computed; every result carries the name of its protocol.
+A PSNR is comparable only with others of the same protocol, so every result carries the protocol's name.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,42 +25,42 @@ from denoise.rng import batch_rng
 class Protocol:
     """How noise is drawn and how images are compared.
 
-    Noise of the r-th repeat of the i-th image is keyed by (seed, r, i): fixed, and independent between repeats.
-    Images are padded by reflection after the noise was added; PSNR and SSIM are means over images and repeats.
+    The noise of the r-th repeat of the i-th image is keyed by (seed, r, i): fixed, and independent between repeats.
+    Images are padded by reflection after the noise is added; PSNR and SSIM are means over images and repeats.
     """
 
     name: str
     summary: str
-    compared: Callable[[Tensor], Tensor]  # what is compared of noisy, restored and clean images
+    quantise: Callable[[Tensor], Tensor]  # applied to noisy, restored and clean images before they are compared
     seed: int = 0
-    repeats: Mapping[str, int] = field(default_factory=dict)  # data set -> passes with fresh noise, 1 where not listed
+    repeats: Mapping[str, int] = field(default_factory=dict)  # data set -> repeats with fresh noise, 1 where not listed
 
 
-def quantised(images: Tensor) -> Tensor:
+def to_8_bits(images: Tensor) -> Tensor:
     """Return images clipped to [0, 1] and rounded to 8 bits, halves up: ``clip(x 255 + 0.5, 0, 255)`` to uint8."""
     return (images * 255 + 0.5).floor().clamp(0, 255) / 255
 
 
-def clamped(images: Tensor) -> Tensor:
+def clip(images: Tensor) -> Tensor:
     """Return images clipped to [0, 1]."""
     return images.clamp(0, 1)
 
 
-def untouched(images: Tensor) -> Tensor:
-    """Return images as they are."""
+def identity(images: Tensor) -> Tensor:
+    """Return images unchanged."""
     return images
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("float", "unclipped, unrounded images, one pass (as Noise2Void's BSD68 notebook)", untouched),
-        Protocol("clamped", "clipped to [0, 1], unrounded, one pass (as Recorrupted-to-Recorrupted's code)", clamped),
-        Protocol("uint8", "clipped and rounded to 8 bits, one pass", quantised),
+        Protocol("float", "unclipped, unrounded images, one pass (as Noise2Void's BSD68 notebook)", identity),
+        Protocol("clamped", "clipped to [0, 1], unrounded, one pass (as Recorrupted-to-Recorrupted's code)", clip),
+        Protocol("uint8", "clipped and rounded to 8 bits, one pass", to_8_bits),
         Protocol(
             "laine2019",
             "clipped and rounded to 8 bits, mean over images; Kodak x10, BSD300 x3, Set14 x20 (Laine et al. 2019)",
-            quantised,
+            to_8_bits,
             repeats={"kodak": 10, "bsds300": 3, "set14": 20},
         ),
     )
@@ -68,18 +68,18 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One restored image with its figures; tensors are (C, H, W) as the protocol compares them."""
+class ScoredImage:
+    """One restored image with its scores; tensors are (C, H, W) as the protocol compares them."""
 
     name: str
     repeat: int
     noisy: Tensor
     restored: Tensor
     clean: Tensor
-    figures: Mapping[str, float]
+    scores: Mapping[str, float]
 
 
-def protocol_named(name: str) -> Protocol:
+def get_protocol(name: str) -> Protocol:
     """Return the protocol of a name."""
     if name not in PROTOCOLS:
         raise UserError(
@@ -88,7 +88,7 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def passes(protocol: Protocol, data: str, shards: Shards) -> int:
+def count_restorations(protocol: Protocol, data: str, shards: Shards) -> int:
     """Return how many images an evaluation restores: the repeats of the set times its size."""
     return protocol.repeats.get(data, 1) * len(shards)
 
@@ -100,7 +100,7 @@ def evaluate(
     noise: Noise,
     protocol: Protocol,
     device: torch.device | str = "cpu",
-    each: Callable[[Scored], None] = lambda scored: None,
+    on_image: Callable[[ScoredImage], None] = lambda image: None,
 ) -> dict[str, Any]:
     """Score a denoiser on a data set.
 
@@ -109,37 +109,37 @@ def evaluate(
         shards: the clean images.
         data: the name of the set, which decides the repeats.
         noise: added to the clean images.
-        protocol: how.
+        protocol: how noise is drawn and images are compared.
         device: where to compute.
-        each: called with every restored image, for progress and for keeping some.
+        on_image: called with every restored image, for progress and to save some.
 
     Returns:
-        method, noise, data, protocol, how passes were averaged, how the training noise was drawn, the means noisy_psnr,
-        psnr, noisy_ssim, ssim, and the same for each image.
+        method, noise, data, protocol, what was averaged, how the training noise was drawn, the means noisy_psnr, psnr,
+        noisy_ssim and ssim, and the same four for each image.
     """
-    rows: dict[str, list[Mapping[str, float]]] = {}
+    scores: dict[str, list[Mapping[str, float]]] = {}  # image -> scores of its repeats
     for repeat in range(protocol.repeats.get(data, 1)):
         for index in range(len(shards)):
             scored = _score(denoiser, shards, index, repeat, noise, protocol, device)
-            rows.setdefault(scored.name, []).append(scored.figures)
-            each(scored)
-    images = [{"name": name, **_means(figures)} for name, figures in rows.items()]
+            scores.setdefault(scored.name, []).append(scored.scores)
+            on_image(scored)
+    images = [{"name": name, **_means(repeats)} for name, repeats in scores.items()]
     return {
         "method": denoiser.name,
         "noise": noise.name,
         "data": data,
         "data_digest": shards.digest,
         "protocol": protocol.name,
-        "passes": denoiser.passes or denoiser.method.passes_at_test(),
+        "passes": denoiser.passes or denoiser.method.test_time_passes(),
         "averaged_over": len(denoiser.symmetries),
         "training_noise": training_noise(denoiser.card),
-        **_means([figures for row in rows.values() for figures in row]),
+        **_means([image_scores for repeats in scores.values() for image_scores in repeats]),
         "images": images,
     }
 
 
 def training_noise(card: ModelCard) -> str:
-    """Say how the noise that a model was trained with was drawn: fresh each step, one fixed realisation, or real."""
+    """Return how a model's training noise was drawn: fresh (each step), fixed (one realisation), real, or untrained."""
     config = card["config"]
     if "data" not in config:
         return "untrained"
@@ -156,25 +156,25 @@ def _score(
     noise: Noise,
     protocol: Protocol,
     device: torch.device | str,
-) -> Scored:
+) -> ScoredImage:
     rng = batch_rng(protocol.seed, repeat, torch.tensor([index], device=device))
     images = ShardedDataset([shards])
-    seen = evaluation_pair(images, index, noise, denoiser.channels, rng, device)
-    if seen.clean is None:
+    pair = evaluation_pair(images, index, noise, denoiser.channels, rng, device)
+    if pair.clean is None:
         raise UserError(
             f"{images.name(index)} has no clean image to compare with; evaluate on a set of pairs, such as polyu, "
             "or look at restored images instead (denoise restore)."
         )
-    restored = unpad(denoiser(pad(seen.noisy, denoiser.multiple), seen.level, rng), *seen.noisy.shape[-2:])
-    noisy, restored, clean = (protocol.compared(image) for image in (seen.noisy, restored, seen.clean))
-    figures = {
+    restored = unpad(denoiser(pad(pair.noisy, denoiser.multiple), pair.level, rng), *pair.noisy.shape[-2:])
+    noisy, restored, clean = (protocol.quantise(image) for image in (pair.noisy, restored, pair.clean))
+    scores = {
         "noisy_psnr": psnr(noisy[0], clean[0]),
         "psnr": psnr(restored[0], clean[0]),
         "noisy_ssim": ssim(noisy[0], clean[0]),
         "ssim": ssim(restored[0], clean[0]),
     }
-    return Scored(images.name(index), repeat, noisy[0], restored[0], clean[0], figures)
+    return ScoredImage(images.name(index), repeat, noisy[0], restored[0], clean[0], scores)
 
 
-def _means(rows: list[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+def _means(scores: list[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in scores) / len(scores) for name in scores[0]}

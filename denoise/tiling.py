@@ -1,59 +1,56 @@
-"""Restore images of any size: in one pass where they fit into a tile, else tile by tile, without seams.
+"""Restoring images of any size: in one pass where they fit into a tile, else tile by tile, without seams.
 
 Tiles start at multiples of what the net's pooling needs, so that its grid lies where it would lie in a pass over the
-whole image. Where two tiles overlap, the outer quarter of each is thrown away (there the tile's border shows) and
-the middle half is a raised-cosine cross-fade. Of the image only one band of tiles is ever held as float.
+whole image. Where two tiles overlap, the outer quarter of each is discarded (the tile's border shows there) and the
+middle half is a raised-cosine cross-fade. Of the image only one band of tiles is ever held as float.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from denoise.denoiser import Denoiser
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage
 from denoise.images.tensors import as_channels, pad, to_pixels, to_tensor, unpad
 
-if TYPE_CHECKING:
-    from denoise.denoiser import Denoiser
-
 TILE, OVERLAP = 512, 64  # pixels
-ESTIMATED = 1024  # side of the centre of an image that its noise level is estimated from
+ESTIMATION_SIDE = 1024  # of the centre of an image, from which its noise level is estimated
 
-Advance = Callable[[float], None]  # called with 1 after each tile
-Read = Callable[[slice, slice], Tensor]  # rows, columns -> that part of the noisy image (C, h, w)
-Window = tuple[int, Tensor]  # where a tile starts along one side, and the weights of its pixels along that side
+AdvanceProgress = Callable[[float], None]  # called with 1 after each tile
+ReadRegion = Callable[[slice, slice], Tensor]  # rows, columns -> that part of the noisy image (C, h, w)
+TileWindow = tuple[int, Tensor]  # start of a tile along one side, and the weights of its pixels along that side
 
 
 def restore_tensor(
-    denoiser: "Denoiser",
+    denoiser: Denoiser,
     noisy: Tensor,
     level: float | None = None,
     *,
     tile: int = TILE,
     overlap: int = OVERLAP,
     device: torch.device | str = "cpu",
-    advance: Advance | None = None,
+    advance: AdvanceProgress | None = None,
 ) -> Tensor:
     """Return the restored image of a noisy one (C, H, W) in [0, 1]: float32 on the CPU, same shape, not clipped.
 
     Args:
         denoiser: of 1 or 3 channels. A grey image is repeated for a colour denoiser, which returns the mean; the
-            channels of a colour image go through a grey denoiser one by one.
+            channels of a colour image go through a grey denoiser one at a time.
         noisy: C 1 or 3, any H and W.
-        level: of the noise in its own unit (sigma in [0, 1], a Poisson peak); None: what the denoiser was trained for,
-            estimated from the image where that is a range and the denoiser needs it.
+        level: of the noise in its own unit (sigma in [0, 1], a Poisson peak); None: the level that the denoiser was
+            trained for, or, where that is a range and the denoiser needs a level, one estimated from the image.
         tile: side of a tile in pixels, rounded up to a multiple of ``denoiser.multiple``.
-        overlap: the least overlap of neighbouring tiles in pixels.
+        overlap: the minimum overlap of neighbouring tiles in pixels.
         device: where the denoiser is.
         advance: called after each of the ``count_tiles`` tiles.
 
     Raises:
-        UserError: a sigma outside [0, 1], or tile and overlap that do not go together.
+        UserError: a sigma outside [0, 1], or a tile and an overlap that do not fit together.
     """
     restored = torch.empty(noisy.shape, dtype=torch.float32)
     channels, height, width = noisy.shape
@@ -61,31 +58,26 @@ def restore_tensor(
     def read(rows: slice, columns: slice) -> Tensor:
         return noisy[:, rows, columns].float()
 
-    bands = _restored_bands(
-        read,
-        _tile_restorer(denoiser, _level(denoiser, level, read, height, width), device, advance),
-        _windows(height, denoiser.multiple, tile, overlap),
-        _windows(width, denoiser.multiple, tile, overlap),
-        (channels, height, width),
-    )
-    for top, band in bands:
+    level = _level(denoiser, level, read, height, width)
+    restore = _tile_restorer(denoiser, level, device, advance)
+    for top, band in _restore_bands(read, restore, (channels, height, width), denoiser.multiple, tile, overlap):
         restored[:, top : top + band.shape[1]] = band
     return restored
 
 
 def restore_image(
-    denoiser: "Denoiser",
+    denoiser: Denoiser,
     image: DecodedImage,
     level: float | None = None,
     *,
     tile: int = TILE,
     overlap: int = OVERLAP,
     device: torch.device | str = "cpu",
-    advance: Advance | None = None,
+    advance: AdvanceProgress | None = None,
 ) -> DecodedImage:
     """Return the restored image: same size, type, alpha and metadata; arguments as for ``restore_tensor``.
 
-    Besides the two images it holds one band of tiles as float, never the whole image.
+    Beside the two images, one band of tiles is held as float, never the whole image.
     """
     pixels = np.empty_like(image.pixels)
     height, width, channels = pixels.shape
@@ -93,73 +85,70 @@ def restore_image(
     def read(rows: slice, columns: slice) -> Tensor:
         return to_tensor(image.pixels[rows, columns])
 
-    bands = _restored_bands(
-        read,
-        _tile_restorer(denoiser, _level(denoiser, level, read, height, width), device, advance),
-        _windows(height, denoiser.multiple, tile, overlap),
-        _windows(width, denoiser.multiple, tile, overlap),
-        (channels, height, width),
-    )
-    for top, band in bands:
+    level = _level(denoiser, level, read, height, width)
+    restore = _tile_restorer(denoiser, level, device, advance)
+    for top, band in _restore_bands(read, restore, (channels, height, width), denoiser.multiple, tile, overlap):
         pixels[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
     return replace(image, pixels=pixels)
 
 
 def count_tiles(height: int, width: int, multiple: int, tile: int = TILE, overlap: int = OVERLAP) -> int:
-    """Return how many tiles an image is restored in."""
+    """Return the number of tiles that an image of this size is divided into."""
     return len(_starts(height, multiple, tile, overlap)) * len(_starts(width, multiple, tile, overlap))
 
 
-def _level(denoiser: "Denoiser", level: float | None, read: Read, height: int, width: int) -> float | None:
-    """Return the noise level of the image: one for all its tiles, estimated from its centre if at all."""
+def _level(denoiser: Denoiser, level: float | None, read: ReadRegion, height: int, width: int) -> float | None:
+    """Return the noise level of the image, the same for all tiles; if it is estimated, then from the image's centre."""
     if level is not None and denoiser.noise.startswith("gauss") and not 0 <= level <= 1:
         raise UserError(
             f"sigma is {level:g}, expected a number from 0 to 1; for 25 of 255 grey levels give {25 / 255:.3f}."
         )
     if level is not None or not denoiser.needs_level:
         return level
-    top, left = max(0, height - ESTIMATED) // 2, max(0, width - ESTIMATED) // 2
-    return denoiser.level_of(read(slice(top, top + ESTIMATED), slice(left, left + ESTIMATED)))
+    top, left = max(0, height - ESTIMATION_SIDE) // 2, max(0, width - ESTIMATION_SIDE) // 2
+    return denoiser.level_of(read(slice(top, top + ESTIMATION_SIDE), slice(left, left + ESTIMATION_SIDE)))
 
 
 def _tile_restorer(
-    denoiser: "Denoiser", level: float | None, device: torch.device | str, advance: Advance | None
+    denoiser: Denoiser, level: float | None, device: torch.device | str, advance: AdvanceProgress | None
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function that restores (C, h, w) in one pass, whatever its size and channels."""
+    """Return the function that restores (C, h, w), of any size and channels, in one pass."""
 
     def restore(noisy: Tensor) -> Tensor:
         channels, height, width = noisy.shape
-        one_by_one = channels > denoiser.channels
-        batch = noisy.unsqueeze(1) if one_by_one else as_channels(noisy, denoiser.channels).unsqueeze(0)
+        per_channel = channels > denoiser.channels
+        batch = noisy.unsqueeze(1) if per_channel else as_channels(noisy, denoiser.channels).unsqueeze(0)
         batch = pad(batch.to(device), denoiser.multiple)
         levels = None if level is None else torch.full((len(batch), 1, 1, 1), level, device=device)
         with torch.inference_mode():
             restored = unpad(denoiser(batch, levels), height, width).float().cpu()
         if advance is not None:
             advance(1)
-        return restored.squeeze(1) if one_by_one else as_channels(restored.squeeze(0), channels)
+        return restored.squeeze(1) if per_channel else as_channels(restored.squeeze(0), channels)
 
     return restore
 
 
-def _restored_bands(
-    read: Read,
+def _restore_bands(
+    read: ReadRegion,
     restore: Callable[[Tensor], Tensor],
-    rows: list[Window],
-    columns: list[Window],
     shape: tuple[int, int, int],
+    multiple: int,
+    tile: int,
+    overlap: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (top, (C, h, W)): the restored image from top to bottom, each row once."""
     channels, height, width = shape
+    rows, columns = _windows(height, multiple, tile, overlap), _windows(width, multiple, tile, overlap)
     unfinished = torch.zeros(channels, 0, width)  # rows of the band above that this band adds to
-    for index, (top, down) in enumerate(rows):
-        bottom = min(top + len(down), height)
+    for index, (top, row_weights) in enumerate(rows):
+        bottom = min(top + len(row_weights), height)
         band = torch.zeros(channels, bottom - top, width)
         band[:, : unfinished.shape[1]] = unfinished
-        for left, across in columns:
-            right = min(left + len(across), width)
+        for left, column_weights in columns:
+            right = min(left + len(column_weights), width)
             restored = restore(read(slice(top, bottom), slice(left, right)))
-            restored = restored * down[: bottom - top, None] * across[: right - left]
+            restored = restored * row_weights[: bottom - top, None] * column_weights[: right - left]
             band[:, :, left:right] += restored
         finished = (rows[index + 1][0] if index + 1 < len(rows) else height) - top
         unfinished = band[:, finished:].clone()
@@ -167,22 +156,22 @@ def _restored_bands(
 
 
 def _starts(size: int, multiple: int, tile: int, overlap: int) -> list[int]:
-    """Return where the tiles along one side start: multiples of ``multiple``, evenly spread, ending with the side."""
+    """Return the starts of the tiles along one side: multiples of ``multiple``, evenly spaced up to the side's end."""
     tile = ceil(tile / multiple) * multiple
     stride = (tile - overlap) // multiple * multiple
     if overlap < 0 or stride < multiple:
         raise UserError(
-            f"tile {tile} and overlap {overlap} do not go together: "
+            f"tile {tile} and overlap {overlap} do not fit together: "
             f"expected an overlap of 0 to {max(tile - multiple, 0)}; give a larger tile or a smaller overlap."
         )
-    reach = ceil(size / multiple) * multiple - tile  # the last start
-    if reach <= 0:
+    last = ceil(size / multiple) * multiple - tile
+    if last <= 0:
         return [0]
-    steps = ceil(reach / stride)
-    return [reach * step // steps // multiple * multiple for step in range(steps + 1)]
+    steps = ceil(last / stride)
+    return [last * step // steps // multiple * multiple for step in range(steps + 1)]
 
 
-def _windows(size: int, multiple: int, tile: int, overlap: int) -> list[Window]:
+def _windows(size: int, multiple: int, tile: int, overlap: int) -> list[TileWindow]:
     """Return the tiles along one side of the padded image; the weights at each pixel sum to 1."""
     padded = ceil(size / multiple) * multiple
     starts = _starts(size, multiple, tile, overlap)
@@ -192,7 +181,7 @@ def _windows(size: int, multiple: int, tile: int, overlap: int) -> list[Window]:
         fade = _fade(starts[index] + length - starts[index + 1])
         weights[index, length - len(fade) :] *= 1 - fade
         weights[index + 1, : len(fade)] *= fade
-    total = torch.zeros(padded)  # 1 but where three tiles meet
+    total = torch.zeros(padded)  # 1 except where three tiles meet
     for start, weight in zip(starts, weights, strict=True):
         total[start : start + length] += weight
     return [(start, weight / total[start : start + length]) for start, weight in zip(starts, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""docs/methods.md against the code: every method, noise, network and recipe is there, with its true size."""
+"""docs/methods.md against the code: every method, noise, network and recipe is there, with its size."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ def test_every_method_has_its_row(title):
     assert set(METHODS) <= set(rows(section(title)))
 
 
-def test_every_kind_of_noise_has_its_row_with_a_name_that_is_understood():
+def test_every_kind_of_noise_has_its_row_with_a_valid_name():
     from denoise.noise import parse_noise
 
     names = set(rows(section("Noise"))) - {"name", "---"}
@@ -53,9 +53,9 @@ def test_a_network_has_its_row_with_its_fields_and_its_number_of_weights(name):
 
 @pytest.mark.parametrize(("name", "net"), [(name, method.net) for name, method in METHODS.items() if name != "bm3d"])
 def test_the_page_says_which_network_auto_is(name, net):
-    said = re.search(r"`net=auto` is the method's own: (.*)", section("Networks"))[1]
-    assert net == "unet_n2n" or f"`{net}` for `{name}`" in said
-    assert "else `unet_n2n`" in said
+    sentence = re.search(r"`net=auto` is the method's own: (.*)", section("Networks"))[1]
+    assert net == "unet_n2n" or f"`{net}` for `{name}`" in sentence
+    assert "else `unet_n2n`" in sentence
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_the_variants_of_ssdn_have_the_weights_the_page_says(fields, weights):
     def count(**fields):
         with torch.device("meta"):
             net = METHODS["ssdn"](**fields).make_net(NetMaker("unet_ssdn", 3, {}))
-        return sum(one.numel() for one in net.parameters())
+        return sum(weights.numel() for weights in net.parameters())
 
     (key, value), *_ = fields.items()
-    said = rows(section("What each method assumes about the noise"))[f"method.{key}={str(value).lower()}"][2]
-    assert said == weights
+    cell = rows(section("What each method assumes about the noise"))[f"method.{key}={str(value).lower()}"][2]
+    assert cell == weights
     fewer = weights.endswith("fewer")
     assert f"{count() - count(**fields)} fewer" == weights if fewer else f"{count(**fields):,}" == weights

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a restored image, by scikit-image. Every figure must be shown with its protocol's name."""
+"""PSNR and SSIM of a restored image, by scikit-image. Every score must be shown with its protocol's name."""
 
 import numpy as np
 from torch import Tensor
@@ -21,12 +21,18 @@ def ssim(restored: Tensor, clean: Tensor) -> float:
     """
     from skimage.metrics import structural_similarity
 
-    one, other = _array(clean), _array(restored)
-    missing = [(0, 0)] + [(0, max(0, WINDOW - side)) for side in one.shape[1:]]
-    one, other = np.pad(one, missing, mode="symmetric"), np.pad(other, missing, mode="symmetric")
+    images = _array(clean), _array(restored)
+    missing = [(0, 0)] + [(0, max(0, WINDOW - side)) for side in clean.shape[1:]]
+    padded_clean, padded_restored = (np.pad(image, missing, mode="symmetric") for image in images)
     return float(
         structural_similarity(
-            one, other, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            padded_clean,
+            padded_restored,
+            data_range=1.0,
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
         )
     )
 

@@ -1,8 +1,8 @@
-"""The noise level of a single image, for real noise, of which nobody says how strong it is.
+"""Estimating the noise level of a single image, for real noise of unknown strength.
 
 G. Chen, F. Zhu and P. A. Heng, "An efficient statistical method for image noise level estimation", ICCV 2015: small
 patches of clean images lie near a subspace, so the smallest eigenvalues of their covariance are those of the noise
-alone. Sorted, noise eigenvalues lie evenly around their mean; the largest of all are dropped until they do.
+alone. Sorted eigenvalues of noise lie evenly around their mean; the largest of all are dropped until this holds.
 """
 
 import torch
@@ -12,20 +12,21 @@ from denoise.errors import UserError
 
 PATCH = 8  # side in pixels, as in the paper
 STRIDES = (3, 2, 1)  # 3 as in the public implementations
-SMALLEST_PATCH = 2
-# Too few patches a dimension bias the estimate down: on 64x64 crops of Kodak by 4 % at 17, 1 % at 32, nothing at 50.
-ENOUGH = 50  # patches a dimension; where an image has fewer its patches come closer together
-NEEDED = 32  # fewer than this, closer together than which they cannot come, and they become smaller
-MOST = 100_000  # patches of a large image
+MIN_PATCH = 2
+# Too few patches per dimension bias the estimate down: on 64x64 crops of Kodak by 4 % at 17, 1 % at 32, nothing at 50.
+ENOUGH = 50  # patches per dimension; an image with fewer gets a smaller stride
+REQUIRED = 32  # patches per dimension; an image with fewer at stride 1 gets smaller patches
+MAX_PATCHES = 100_000  # of a large image
 ROWS = 16  # of patches that are held in memory at once
 
 
 def estimate_sigma(noisy: Tensor) -> float:
     """Return the standard deviation of the noise of one image (C, H, W) in [0, 1], in the same unit.
 
-    One sigma for all channels, as if the noise were Gaussian and white. Texture that looks like noise is counted as
-    noise: little of it in colour, where the channels share it (Kodak at sigma 10 to 50 of 255: by 0.5 % on average,
-    2.6 % at worst); in grey the estimate is too high at low noise (by 13 % at sigma 10, 2.5 % at 25, 1 % at 50).
+    One sigma stands for all channels, as if the noise were Gaussian and white. Texture that resembles noise counts as
+    noise: little in colour, where the channels share texture (Kodak at sigma 10 to 50 of 255: 0.5 % too high on
+    average, 2.6 % at worst); in grey the estimate is too high at low noise (by 13 % at sigma 10, 2.5 % at 25, 1 % at
+    50).
 
     Raises:
         UserError: the image is too small: 21x21 pixels are enough in colour, 13x13 in grey.
@@ -36,14 +37,14 @@ def estimate_sigma(noisy: Tensor) -> float:
 
 
 def _layout(channels: int, height: int, width: int) -> tuple[int, int]:
-    """Return side and stride of the patches: as published where the image is large enough for these."""
-    sparse = int((height * width / MOST) ** 0.5) + 1
+    """Return side and stride of the patches: the published ones if the image is large enough."""
+    sparse = int((height * width / MAX_PATCHES) ** 0.5) + 1
     if sparse > STRIDES[0]:
         return PATCH, sparse
-    for patch in range(PATCH, SMALLEST_PATCH - 1, -1):
-        for stride, wanted in [(stride, ENOUGH) for stride in STRIDES] + [(1, NEEDED)]:
+    for patch in range(PATCH, MIN_PATCH - 1, -1):
+        for stride, minimum in [(stride, ENOUGH) for stride in STRIDES] + [(1, REQUIRED)]:
             rows, columns = ((side - patch) // stride + 1 for side in (height, width))
-            if min(rows, columns) > 0 and rows * columns >= wanted * channels * patch**2:
+            if min(rows, columns) > 0 and rows * columns >= minimum * channels * patch**2:
                 return patch, stride
     raise UserError(
         f"the noise level of an image of {width}x{height} pixels cannot be estimated: it is too small; "
@@ -53,7 +54,7 @@ def _layout(channels: int, height: int, width: int) -> tuple[int, int]:
 
 def _covariance(image: Tensor, patch: int, stride: int) -> Tensor:
     """Return the covariance of all patches, (C patch^2, C patch^2)."""
-    centred = image - image.mean((1, 2), keepdim=True)  # the products of small numbers lose fewer digits
+    centred = image - image.mean((1, 2), keepdim=True)  # products of small numbers lose fewer digits
     patches = centred.unfold(1, patch, stride).unfold(2, patch, stride).permute(1, 2, 0, 3, 4)
     rows, columns = patches.shape[:2]
     size = patches[0, 0].numel()
@@ -67,10 +68,10 @@ def _covariance(image: Tensor, patch: int, stride: int) -> Tensor:
 
 
 def _noise_variance(eigenvalues: Tensor) -> Tensor:
-    """Return the mean of the smallest ascending eigenvalues, the most of them whose mean is not above their median.
+    """Return the mean of the smallest eigenvalues (ascending), as many as have a mean not above their median.
 
-    The public implementations ask for as many values above the mean as below, and can step over it; "not fewer
-    above" is where that is crossed, and always happens. The largest eigenvalue is never counted.
+    The public implementations test for equally many values above and below the mean, and can step over that point; the
+    test here, "at least as many above", always finds the crossing. The largest eigenvalue is never counted.
     """
     count = torch.arange(1, len(eigenvalues), device=eigenvalues.device)
     mean = eigenvalues[:-1].cumsum(0) / count

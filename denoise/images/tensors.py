@@ -34,8 +34,8 @@ def as_channels(tensor: Tensor, channels: int) -> Tensor:
 def pad(batch: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) at the bottom and right, by reflection, to sides that are multiples of ``multiple``.
 
-    Works for any size: where the padding is larger than the image the reflection goes back and forth, and a side
-    of one pixel is repeated.
+    Works for any size: if the padding is larger than the image, the reflection goes back and forth; a side of one pixel
+    is repeated.
     """
     for dim in (-2, -1):
         size = batch.shape[dim]
@@ -50,7 +50,7 @@ def unpad(batch: Tensor, height: int, width: int) -> Tensor:
 
 
 def _reflection(size: int, padded: int) -> Tensor:
-    """Return for each of ``padded`` places which of ``size`` pixels it shows: 0 1 2 1 0 1 2 ..."""
+    """Return the index in 0 .. size - 1 that each of ``padded`` positions repeats: 0 1 2 1 0 1 2 ..."""
     period = max(2 * (size - 1), 1)
-    place = torch.arange(padded) % period
-    return torch.minimum(place, period - place) if size > 1 else torch.zeros_like(place)
+    position = torch.arange(padded) % period
+    return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)

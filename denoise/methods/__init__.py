@@ -1,4 +1,4 @@
-"""The noise2X methods by their command-line name."""
+"""The noise2X methods: the registry by command-line name, and how a method is built from a configuration."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -43,12 +43,12 @@ METHODS: dict[str, type[Method]] = {
 def build_method(name: str, fields: Mapping[str, object], noise: Noise) -> Method:
     """Return the method of a name with its hyperparameters, for images with that noise.
 
-    A method that has a field ``family`` left at "auto" is told the family of the noise there.
+    A method whose field ``family`` is "auto" gets the family of the noise in its place.
 
     Raises:
-        UserError: an unknown name or field (the nearest one is named), or noise that the method is not defined for.
+        UserError: an unknown name or field (the nearest is suggested), or noise that the method is not defined for.
     """
-    method = build(_known(name), fields, where="method")
+    method = build(_method_class(name), fields, where="method")
     if method.families is not None and noise.family not in method.families:
         known = ", ".join(method.families)
         raise UserError(f"method={name} is not defined for noise={noise.name}; it knows noise of family {known}.")
@@ -61,10 +61,10 @@ def with_net(config: Config) -> Config:
     """Return the configuration with ``net=auto`` replaced by the network of the method's paper."""
     if config.net.name != "auto":
         return config
-    return dataclasses.replace(config, net=Choice(_known(config.method.name).net, config.net.fields))
+    return dataclasses.replace(config, net=Choice(_method_class(config.method.name).net, config.net.fields))
 
 
-def _known(name: str) -> type[Method]:
+def _method_class(name: str) -> type[Method]:
     if name not in METHODS:
         raise UserError(f"method={name} is not known{nearest(name, METHODS)}; use one of {', '.join(METHODS)}.")
     return METHODS[name]

@@ -1,17 +1,15 @@
-"""What a noise2X method is: what it may see, what the net gets, how it is scored, how it restores."""
+"""The interface of a noise2X method: the views it may see, its batch, its loss, and how it restores an image."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from denoise.errors import UserError
 from denoise.noise import Noise
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 View = Literal["noisy", "noisy2", "clean", "level", "mask", "mask2"]
 Views = Mapping[str, Tensor]  # view -> (B, C, H, W), or (B, 1, 1, 1) for level and for masks that count everything
@@ -44,11 +42,12 @@ class MakeNet(Protocol):
 class Method:
     """A way to train a denoiser. Implementations are frozen dataclasses; their fields are the hyperparameters.
 
-    What one phase knows and the next needs (masks, recorruption) travels in the batch, never on an object.
+    What one phase knows and the next needs (masks, recorruption) travels in the batch, never on an object. In the
+    formulas of the subclasses f is the net, and mean is over the values of a sample, then over samples.
     """
 
     needs: ClassVar[tuple[View, ...]]  # the views this method may see; it is never handed another
-    net: ClassVar[str] = "unet_n2n"  # the network that ``net=auto`` stands for
+    net: ClassVar[str] = "unet_n2n"  # the network that ``net=auto`` chooses
     families: ClassVar[tuple[str, ...] | None] = None  # the noise it is defined for, by family; None: any
     trained: ClassVar[bool] = True  # False: it restores without any training
 
@@ -56,19 +55,19 @@ class Method:
         """Return the views that training needs with these hyperparameters."""
         return self.needs
 
-    def passes_at_test(self) -> int:
+    def test_time_passes(self) -> int:
         """Return how many passes of ``predict``, each with its own randomness, are averaged to restore an image."""
         return 1
 
     def needs_level(self) -> bool:
-        """Return whether ``predict`` cannot do without the noise level."""
+        """Return whether ``predict`` needs the noise level."""
         return False
 
     def make_net(self, make: MakeNet) -> nn.Module:
-        """Return the module to train: the configured network, alone or with what the method learns beside it."""
+        """Return the module to train: the configured network, alone or with further modules that the method learns."""
         return make()
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return what the net is fed (``input``), is compared with (``target``), and whatever else the loss needs."""
         raise NotImplementedError
 
@@ -79,7 +78,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
         """Return the restored images of a noisy batch (B, C, H, W), same shape; by default the net's output."""
         restored: Tensor = net(noisy)
         return restored
@@ -89,21 +88,23 @@ class Method:
         raise UserError(f"{type(self).__name__} gives no standard deviation; of the methods only ssdn does.")
 
 
-def observe(image: Tensor, noise: Noise, needs: Iterable[View], rng: "Rng") -> Views:
+def observe(image: Tensor, noise: Noise, needs: Iterable[View], rng: Rng) -> Views:
     """Return the views of a batch of images that a method asked for, and no other.
 
     noisy and noisy2 are independent: noise, and its level where it has a range, are drawn anew for each of them.
     ``level`` and ``mask`` are those of noisy, ``mask2`` is that of noisy2.
     """
-    wanted = set(needs)
+    requested = set(needs)
     views: dict[str, Tensor] = {}
-    everything = torch.ones(len(image), 1, 1, 1, device=image.device)
-    if wanted & {"noisy", "level", "mask"}:
-        seen = noise.corrupt(image, rng.stream("noisy"))
-        views.update(noisy=seen.noisy, level=seen.level, mask=everything if seen.mask is None else seen.mask)
-    if wanted & {"noisy2", "mask2"}:
-        seen = noise.corrupt(image, rng.stream("noisy2"))
-        views.update(noisy2=seen.noisy, mask2=everything if seen.mask is None else seen.mask)
-    if "clean" in wanted:
+    all_counted = torch.ones(len(image), 1, 1, 1, device=image.device)
+    if requested & {"noisy", "level", "mask"}:
+        observed = noise.corrupt(image, rng.stream("noisy"))
+        views.update(
+            noisy=observed.noisy, level=observed.level, mask=all_counted if observed.mask is None else observed.mask
+        )
+    if requested & {"noisy2", "mask2"}:
+        observed = noise.corrupt(image, rng.stream("noisy2"))
+        views.update(noisy2=observed.noisy, mask2=all_counted if observed.mask is None else observed.mask)
+    if "clean" in requested:
         views["clean"] = noise.reference(image)
-    return {name: view for name, view in views.items() if name in wanted}
+    return {name: view for name, view in views.items() if name in requested}

@@ -1,7 +1,7 @@
 """Blind2Unblind: hide every pixel once, then make the hidden visible again (Wang et al., CVPR 2022)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -9,28 +9,27 @@ from torch import Tensor, nn
 
 from denoise.config import Share
 from denoise.methods.base import Batch, Method, View, Views
-from denoise.methods.blind_grid import fill, grid_mask
+from denoise.methods.blind_grid import fill_hidden, grid_mask
 from denoise.methods.losses import masked_mean
 from denoise.methods.noise2self import restore_hidden
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 Weight = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Blind2Unblind(Method):
-    """Restore each pixel from a copy that hides it, and draw that towards the net's output for the whole image.
+    """Restore each pixel from a copy that hides it, and pull that towards the net's output for the visible image.
 
-    ``h`` (the global mask mapper) collects from the cell^2 masked copies of the noisy image y the pixels that each
-    hides; ``f(y)`` takes no gradient. The loss is
+        L = mean (h + beta f(y) - (beta + 1) y)^2 + alpha mean (h - y)^2
 
-        alpha mean (h - y)^2 + mean (h - y + beta (f(y) - y))^2
+        restored = (h + beta f(y)) / (beta + 1)
 
-    with beta at ``beta_start`` for the share ``hold`` of training, then rising linearly to ``beta_end``. The authors
-    hold it for 0.8 with noise of one level and for 0.4 with a range. A step costs cell^2 + 1 passes. Pixels that noise
-    is known to have destroyed do not count.
+    with the noisy image y; f(y) without gradient; and h the image put together from the outputs for the cell^2 masked
+    copies of y, each pixel from the copy that hides it (the global mask mapper). The paper writes lambda for beta and
+    eta for alpha; beta is ``beta_start`` for the fraction ``hold`` of training, then rises linearly to ``beta_end``.
+    The authors hold it for 0.8 with noise of one level and for 0.4 with a range. A step costs cell^2 + 1 passes. Pixels
+    that the noise is known to have destroyed do not count.
     """
 
     cell: Annotated[int, Field(ge=2)] = 4  # one pixel of cell^2 is hidden in each copy
@@ -41,11 +40,11 @@ class Blind2Unblind(Method):
     fast: bool = False  # restore by f(y) alone: one pass instead of cell^2 + 1
     needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the masked copies (B, cell^2, C, H, W) as input, the noisy image as target. Nothing is drawn."""
         noisy = sample["noisy"]
         masks = self._masks(noisy)
-        return {"input": fill(noisy, masks).transpose(0, 1), "target": noisy, "mask": sample["mask"]}
+        return {"input": fill_hidden(noisy, masks).transpose(0, 1), "target": noisy, "mask": sample["mask"]}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
         """Return the loss, its regularisation (blind) and its re-visible term."""
@@ -62,7 +61,7 @@ class Blind2Unblind(Method):
             "revisible": revisible.detach(),
         }
 
-    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
         """Return (h + beta f(y)) / (1 + beta) with the last beta of training, or f(y) where ``fast``."""
         visible: Tensor = net(noisy)
         if self.fast:
@@ -71,8 +70,8 @@ class Blind2Unblind(Method):
 
     def beta(self, progress: float) -> float:
         """Return the weight of the visible term."""
-        risen = (progress - self.hold) / (1 - self.hold) if progress > self.hold else 0.0
-        return self.beta_start + (self.beta_end - self.beta_start) * min(risen, 1.0)
+        rise = (progress - self.hold) / (1 - self.hold) if progress > self.hold else 0.0
+        return self.beta_start + (self.beta_end - self.beta_start) * min(rise, 1.0)
 
     def _masks(self, noisy: Tensor) -> Tensor:
         """Return (cell^2, 1, 1, H, W), True where each copy hides."""

@@ -1,22 +1,26 @@
-"""BM3D: the classical baseline, which learns nothing (Dabov et al. 2007; Mäkinen, Azzari and Foi 2020)."""
+"""BM3D: the classical baseline without training (Dabov et al. 2007; Mäkinen, Azzari and Foi 2020)."""
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from denoise.errors import UserError
 from denoise.methods.base import Batch, MakeNet, Method, View, Views
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
 class BM3D(Method):
-    """Filter blocks that look alike together, for white Gaussian noise of known sigma.
+    """Filter groups of similar blocks together, for white Gaussian noise of known sigma. Nothing is trained.
+
+        x1 = aggregate T^-1(hard(T y, lambda sigma))                         (Dabov et al. 2007, section III)
+        x2 = aggregate T^-1(|T x1|^2 / (|T x1|^2 + sigma^2) T y)             the restored image
+
+    with the noisy image y, T the 3-D transform of a group of similar blocks, hard the threshold that sets coefficients
+    below lambda sigma to 0, and aggregate the weighted mean of the blocks that cover a pixel.
 
     It calls the package ``bm3d``, closed binaries that are free for non-commercial use only and therefore an extra
     (noise2x[bm3d]). Colour images are matched by their luminance in the opponent space (CBM3D); without
@@ -29,14 +33,14 @@ class BM3D(Method):
     trained: ClassVar[bool] = False
 
     def needs_level(self) -> bool:
-        """Return True: the filter is told sigma."""
+        """Return True: the filter is given sigma."""
         return True
 
     def make_net(self, make: MakeNet) -> nn.Module:
         """Return a module without weights, which is never called."""
         return nn.Identity()
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Raise UserError: there is nothing to train."""
         _refuse()
 
@@ -44,7 +48,7 @@ class BM3D(Method):
         """Raise UserError: there is nothing to train."""
         _refuse()
 
-    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
         """Return the filtered batch, not clipped; ``level`` (B, 1, 1, 1) is the sigma of each image in [0, 1].
 
         Raises:
@@ -53,12 +57,14 @@ class BM3D(Method):
         if level is None:
             raise UserError("method=bm3d needs the level of the noise and got none; give sigma.")
         package = _package()
-        restored = [_filter(package, *one) for one in zip(noisy, level.flatten().tolist(), strict=True)]
+        restored = [
+            _filter(package, image, sigma) for image, sigma in zip(noisy, level.flatten().tolist(), strict=True)
+        ]
         return torch.stack(restored).to(noisy)
 
 
 def _filter(package: Any, noisy: Tensor, sigma: float) -> Tensor:
-    """Return one image (C, H, W) filtered."""
+    """Return the filtered image (C, H, W)."""
     pixels = noisy.permute(1, 2, 0).double().cpu().numpy()
     if pixels.shape[2] == 1:
         return torch.from_numpy(package.bm3d(pixels[..., 0], sigma)).reshape(noisy.shape)

@@ -1,11 +1,11 @@
-"""The noise level at test: some methods cannot restore without it."""
+"""The check that a noise level was given to a method that cannot restore without it."""
 
 from torch import Tensor
 
 from denoise.errors import UserError
 
 
-def known(level: Tensor | None, method: str) -> Tensor:
+def require_level(level: Tensor | None, method: str) -> Tensor:
     """Return the noise level (B, 1, 1, 1) of the images to restore.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a restored image is compared by."""
+"""Losses between restored and target images, with masks."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ def distance(
     l1 is the mean absolute, l2 the mean squared difference, l0 the mean of (|difference| + 1e-8)^gamma with gamma
     falling from 2 by 2 over training, but not below ``final_exponent`` (Lehtinen et al. 2018, section 3, go to 0, the
     code of Laine et al. 2019 to 0.5). With a mask (1 = counted, broadcast over channels) each sample's mean is over its
-    counted values; a mask (B, 1, 1, 1) says that nothing was lost.
+    counted values; a mask (B, 1, 1, 1) counts all values.
     """
     difference = (restored.float() - target.float()).abs()
     if kind == "l2":
@@ -37,7 +37,7 @@ def distance(
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean over samples of each sample's mean over its counted values.
 
-    Averaging a sample first keeps the loss of a global batch the same however it is shared between ranks. A sample
+    Averaging each sample first keeps the loss of a global batch the same however it is divided between ranks. A sample
     without any counted value counts as 0.
     """
     counted = mask.float().expand_as(values)

@@ -1,25 +1,28 @@
 """Noise2Clean: ordinary supervised denoising, the bound that methods without clean images are measured against."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.losses import LossName, distance
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
 class Noise2Clean(Method):
-    """Map a noisy image to its clean one; the only method that sees clean images."""
+    """Map a noisy image y to its clean one x; the only method that sees clean images.
+
+        L = mean (f(y) - x)^2
+
+    or another distance of the two (``loss_name``; see ``losses.distance``).
+    """
 
     loss_name: LossName = "l2"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "clean")
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the noisy image as input, the clean one as target."""
         return {"input": sample["noisy"], "target": sample["clean"]}
 

@@ -1,7 +1,7 @@
 """Noise2Void: predict hidden pixels of single noisy images (Krull et al., CVPR 2019); N2V2 and structN2V."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,35 +11,44 @@ from torch.nn import functional as F
 from denoise.config import Positive
 from denoise.errors import UserError
 from denoise.methods.base import Batch, Method, View, Views
-from denoise.methods.blind_pixels import Places, box_side, draw_places, median_neighbours, uniform_neighbours
+from denoise.methods.blind_pixels import (
+    HiddenPixels,
+    box_side,
+    draw_hidden_pixels,
+    median_neighbours,
+    uniform_neighbours,
+)
 from denoise.methods.losses import LossName, distance
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 Structure = Literal["none", "h", "v", "cross", "square"]
 
 
 @dataclass(frozen=True)
 class Noise2Void(Method):
-    """Replace a few pixels by neighbours and ask for their noisy values, which only their surroundings can tell.
+    """Replace a few pixels by neighbours and predict their noisy values from the surroundings.
+
+        L = mean over the hidden pixels i of (f(x~)_i - x_i)^2
+
+    with the noisy image x and its copy x~, where each hidden pixel i holds the value of a pixel drawn uniformly from
+    the window around it (section 3; ``replacement`` and ``loss_name`` vary this).
 
     The defaults are those of the authors' BSD68 experiment (juglab/n2v): one pixel in a box of 22 x 22, a window of
-    5 x 5 that includes the pixel itself, places of its own for every channel, the mean squared error over the hidden
-    pixels. These are 8 or 9 values a channel in a crop of 64, made for batches of 128; with small batches a larger
-    ``mask_ratio`` (0.01) learns faster a step. A crop should not be smaller than a box.
+    5 x 5 that includes the pixel itself, hidden pixels drawn for each channel on its own. These are 8 or 9 values a
+    channel in a crop of 64, meant for batches of 128; with small batches a larger ``mask_ratio`` (0.01) learns more per
+    step. A crop should not be smaller than a box.
 
-    The loss is a mean over each sample's hidden pixels, then over samples; the authors' sum(mask d^2) / sum(mask) of
-    the batch is the same where all samples hide as many. Pixels that noise is known to have destroyed do not count.
+    The mean is over each sample's hidden pixels, then over samples; the authors' sum(mask d^2) / sum(mask) of the batch
+    is the same where all samples hide equally many. Pixels that the noise is known to have destroyed do not count.
 
     N2V2 (Höck et al. 2022) is ``replacement=median`` with its network. structN2V (Broaddus et al. 2020) also hides
-    the pixels whose noise goes with that of the hidden one: see ``hide_structure``.
+    the pixels whose noise is correlated with that of the hidden one: see ``hide_structure``.
     """
 
     mask_ratio: Annotated[float, Field(gt=0, le=1)] = 0.00198  # share of hidden pixels
     radius: Positive = 2  # of the window that replacements come from
     replacement: Literal["uniform_with_centre", "uniform", "median"] = "uniform_with_centre"
-    per_channel: bool = True  # each channel hides pixels of its own; False: the same pixels, replaced as a whole
+    per_channel: bool = True  # each channel hides its own pixels; False: all channels of one pixel
     structure: Structure = "none"  # h: along a row, v: along a column, cross: both, square: all around
     structure_size: Annotated[int, Field(ge=3)] = 11  # side in pixels, odd
     loss_name: LossName = "l2"
@@ -49,13 +58,14 @@ class Noise2Void(Method):
         if self.structure_size % 2 == 0:
             raise UserError(f"method.structure_size is {self.structure_size}, expected an odd number; write 9 or 11.")
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the image with hidden pixels as input, the image as target, the mask of the hidden pixels."""
         noisy = sample["noisy"]
         _, channels, height, width = noisy.shape
-        places = draw_places(rng, channels if self.per_channel else 1, height, width, box_side(self.mask_ratio))
-        hidden = places.put(noisy, self._replacements(noisy, places, rng))
-        mask = places.mask()
+        planes = channels if self.per_channel else 1
+        pixels = draw_hidden_pixels(rng, planes, height, width, box_side(self.mask_ratio))
+        hidden = pixels.put(noisy, self._replacements(noisy, pixels, rng))
+        mask = pixels.mask()
         if self.structure != "none":
             hidden = hide_structure(hidden, mask, self.structure, self.structure_size, rng)
         return {"input": hidden, "target": noisy, "mask": mask * sample["mask"]}
@@ -65,16 +75,15 @@ class Noise2Void(Method):
         restored = net(batch["input"])
         return {"loss": distance(self.loss_name, restored, batch["target"], progress=progress, mask=batch["mask"])}
 
-    def _replacements(self, noisy: Tensor, places: Places, rng: "Rng") -> Tensor:
+    def _replacements(self, noisy: Tensor, pixels: HiddenPixels, rng: Rng) -> Tensor:
         if self.replacement == "median":
-            return median_neighbours(noisy, places, self.radius)
-        return uniform_neighbours(
-            noisy, places, self.radius, rng, with_centre=self.replacement == "uniform_with_centre"
-        )
+            return median_neighbours(noisy, pixels, self.radius)
+        with_centre = self.replacement == "uniform_with_centre"
+        return uniform_neighbours(noisy, pixels, self.radius, rng, with_centre=with_centre)
 
 
-def hide_structure(image: Tensor, mask: Tensor, structure: Structure, size: int, rng: "Rng") -> Tensor:
-    """Fill the pixels around each hidden one with numbers uniform between the least and greatest of the sample.
+def hide_structure(image: Tensor, mask: Tensor, structure: Structure, size: int, rng: Rng) -> Tensor:
+    """Fill the pixels around each hidden one with numbers uniform between the smallest and largest of the sample.
 
     The range is CAREamics'; the authors' code draws from [-2, 2] on data of unit deviation. The hidden pixel itself
     keeps its replacement, unless it lies in the structure of another. What would lie outside the image is left out

@@ -1,31 +1,29 @@
-"""SSDN: a blind-spot network predicts a distribution, which the noisy pixel narrows (Laine et al., NeurIPS 2019)."""
+"""SSDN: a blind-spot network predicts a prior, and Bayes' rule adds the noisy pixel (Laine et al., NeurIPS 2019)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.methods import ssdn_posterior as posterior
+import denoise.methods.ssdn_posterior as posterior
 from denoise.methods.base import Batch, MakeNet, Method, View, Views
-from denoise.methods.level import known
+from denoise.methods.level import require_level
 from denoise.methods.losses import distance
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 Family = Literal["auto", "gauss", "poisson", "impulse", "none"]
 SigmaKind = Literal["known", "constant", "variable"]
 
-SMALLEST = 1e-3  # of sigma, of a share of lost pixels, and of the signal that Poisson noise is computed from
+MIN_VALUE = 1e-3  # of sigma, of the fraction of lost pixels, and of the signal that Poisson noise is computed from
 OFFSET = 4.0  # a learnt parameter starts at softplus(-4) + 1e-3 = 0.0191
-REGULARISATION = 0.1  # how much a large learnt sigma is favoured over a large prior variance
+REGULARISATION = 0.1  # how strongly a large learnt sigma is preferred to a large prior variance
 FINAL_EXPONENT = 0.5  # of the annealed loss of ``mu_only`` for impulse noise
 
 
 class BlindSpotNet(nn.Module):
-    """The blind-spot network and, where the noise is not known, what learns its parameter."""
+    """The blind-spot network and, where the noise level is unknown, the parameter or network that learns it."""
 
     def __init__(self, blind: nn.Module, sigma: SigmaKind, sigma_net: nn.Module | None = None) -> None:
         super().__init__()
@@ -43,23 +41,33 @@ class BlindSpotNet(nn.Module):
             theta = self.sigma_net(noisy).float().mean((1, 2, 3), keepdim=True)
         else:
             return raw, None
-        return raw, F.softplus(theta - OFFSET) + SMALLEST
+        return raw, F.softplus(theta - OFFSET) + MIN_VALUE
 
 
 @dataclass(frozen=True)
 class SSDN(Method):
-    """Predict a pixel's mean and covariance from its neighbours, and combine it with the pixel by Bayes' rule.
+    """Predict the mean mu and covariance Sx of a pixel from its neighbours, and add the pixel y by Bayes' rule.
 
-    The loss is the negative log-likelihood of the noisy pixel (section 3.1), a mean over pixels: halved for several
-    channels and not halved for one, as in the paper's code, so that the 0.1 of the regularisation weighs relatively
-    half there. Impulse noise has neither the half nor the regularisation. Noise of family none is taken for Gaussian.
+        L = c mean over pixels [(y - mu)^T (Sx + Sn)^-1 (y - mu) + log det(Sx + Sn)] - 0.1 mean sigma_n
 
-    A learnt parameter (``constant``, ``variable``) is sigma for Gaussian noise, the share of lost pixels for impulse
+        restored = mu + Sx (Sx + Sn)^-1 (y - mu)
+
+    L is the negative log-likelihood of y (section 3.1) less a constant, with c = 1/2 for several channels; for one
+    channel c = 1, as in the paper's code, which halves the relative weight of the 0.1. The noise has the covariance
+    Sn = sigma_n^2 I (Gaussian) or diag(mu / peak) (Poisson: sigma_n is the root of its diagonal, mu at least 1e-3
+    there). The last term is there only where the noise parameter is learnt. Impulse noise has moments of its own,
+
+        L = mean over pixels [(y - m)^T S^-1 (y - m) + log det S]        m, S: ``ssdn_posterior.impulse_marginal``
+
+    and ``mu_only`` the plain losses mean (mu - y)^2 or, for impulse noise, mean (|mu - y| + 1e-8)^max(0.5, 2 - 2 t)
+    with the progress t of training. Noise of family none is treated as Gaussian.
+
+    A learnt parameter (``constant``, ``variable``) is sigma for Gaussian noise, the fraction of lost pixels for impulse
     noise, and 1/peak for Poisson noise.
     """
 
     family: Family = "auto"  # of the noise; auto: as the images have it
-    sigma: SigmaKind = "known"  # the noise parameter: given, one number for all images, or a number an image
+    sigma: SigmaKind = "known"  # the noise parameter: given, learnt for all images, or estimated for each
     mu_only: bool = False  # the plain blind-spot network of table 1: the mean is the result, learnt by L2
     covariance: posterior.Covariance = "full"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
@@ -67,7 +75,7 @@ class SSDN(Method):
     families: ClassVar[tuple[str, ...] | None] = ("gauss", "poisson", "impulse", "none")
 
     def views(self) -> tuple[View, ...]:
-        """Return noisy, and its level where that is known and used."""
+        """Return noisy, and its level if that is known and used."""
         return self.needs if self.needs_level() else ("noisy",)
 
     def needs_level(self) -> bool:
@@ -75,26 +83,26 @@ class SSDN(Method):
         return self.sigma == "known" and not self.mu_only
 
     def make_net(self, make: MakeNet) -> nn.Module:
-        """Return the blind-spot network with what learns the noise parameter.
+        """Return the blind-spot network with the parameter or network that learns the noise.
 
-        The network of ``variable`` sees the pixel itself, and its last layer starts at zero: without that, training was
-        reported not to converge.
+        The second network of ``variable`` sees the pixel itself. Its last layer starts at zero: without that, training
+        was reported not to converge.
         """
         if self.mu_only:
             return BlindSpotNet(make(blind_spot=True), "known")
-        blind = make(outputs=posterior.outputs(make.channels, self.covariance), blind_spot=True)
+        blind = make(outputs=posterior.output_count(make.channels, self.covariance), blind_spot=True)
         sigma_net = make(outputs=1, zero_last=True) if self.sigma == "variable" else None
         return BlindSpotNet(blind, self.sigma, sigma_net)
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the noisy image, which the blind-spot network is fed and compared with."""
         return {"input": sample["noisy"], **({"level": sample["level"]} if self.needs_level() else {})}
 
     def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
         """Return the negative log-likelihood, regularised where the noise is learnt; logs the learnt parameter.
 
-        With ``mu_only`` the mean squared difference to the noisy image; for impulse noise its exponent falls from 2
-        to 0.5, because the mean of the lost pixels is not what is wanted.
+        With ``mu_only`` and impulse noise the exponent falls from 2 to 0.5, because the mean over the lost pixels is
+        not the clean value.
         """
         noisy = batch["input"]
         raw, theta = net(noisy)
@@ -105,17 +113,17 @@ class SSDN(Method):
         mean, prior = posterior.moments(raw, noisy.shape[1], self.covariance)
         terms = {} if theta is None else {"theta": theta.detach().mean()}
         if self._kind == "impulse":
-            marginal = posterior.impulse_marginal(mean, prior, self._share(theta, batch.get("level")))
-            return {"loss": posterior.surprise(noisy, *marginal).mean().float(), **terms}
+            marginal = posterior.impulse_marginal(mean, prior, self._lost_fraction(theta, batch.get("level")))
+            return {"loss": posterior.double_nll(noisy, *marginal).mean().float(), **terms}
         variance = self._variance(mean, theta, batch.get("level"))
-        loss = posterior.surprise(noisy, mean, prior + posterior.diagonal(variance)).mean()
+        loss = posterior.double_nll(noisy, mean, prior + posterior.diagonal(variance)).mean()
         if noisy.shape[1] > 1:
             loss = 0.5 * loss
         if theta is not None:
             loss = loss - REGULARISATION * variance.sqrt().mean()
         return {"loss": loss.float(), **terms}
 
-    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
         """Return the posterior mean, or with ``mu_only`` the mean of the prior."""
         raw, theta = net(noisy)
         if self.mu_only:
@@ -123,7 +131,7 @@ class SSDN(Method):
             return prior_mean
         mean, prior = posterior.moments(raw, noisy.shape[1], self.covariance)
         if self._kind == "impulse":
-            restored, _ = posterior.impulse_posterior(noisy, mean, prior, self._share(theta, level))
+            restored, _ = posterior.impulse_posterior(noisy, mean, prior, self._lost_fraction(theta, level))
         else:
             restored = posterior.posterior_mean(
                 noisy, mean, prior, posterior.diagonal(self._variance(mean, theta, level))
@@ -131,13 +139,13 @@ class SSDN(Method):
         return restored.to(noisy.dtype)
 
     def deviation(self, net: nn.Module, noisy: Tensor, level: Tensor | None) -> Tensor:
-        """Return the posterior standard deviation of every value (B, C, H, W), which trusts the network's prior."""
+        """Return the posterior standard deviation of every value (B, C, H, W); it is as reliable as the prior."""
         if self.mu_only:
             return super().deviation(net, noisy, level)
         raw, theta = net(noisy)
         mean, prior = posterior.moments(raw, noisy.shape[1], self.covariance)
         if self._kind == "impulse":
-            _, covariance = posterior.impulse_posterior(noisy, mean, prior, self._share(theta, level))
+            _, covariance = posterior.impulse_posterior(noisy, mean, prior, self._lost_fraction(theta, level))
         else:
             covariance = posterior.posterior_covariance(prior, posterior.diagonal(self._variance(mean, theta, level)))
         variance = covariance.diagonal(dim1=1, dim2=2).movedim(-1, 1).clamp_min(0)  # rounding may leave -1e-18
@@ -153,12 +161,12 @@ class SSDN(Method):
         The signal is the predicted mean, and the gradient reaches it (section 3.2).
         """
         if self._kind == "poisson":
-            signal = mean.clamp_min(SMALLEST)
-            return signal / known(level, "ssdn").double() if theta is None else signal * theta.double()
-        sigma = known(level, "ssdn").clamp_min(SMALLEST) if theta is None else theta
+            signal = mean.clamp_min(MIN_VALUE)
+            return signal / require_level(level, "ssdn").double() if theta is None else signal * theta.double()
+        sigma = require_level(level, "ssdn").clamp_min(MIN_VALUE) if theta is None else theta
         return sigma.double().square().expand_as(mean)
 
-    def _share(self, theta: Tensor | None, level: Tensor | None) -> Tensor:
-        """Return the share of lost pixels (B, 1, 1, 1), kept off 0 and 1."""
-        share = known(level, "ssdn") if theta is None else theta
-        return share.clamp(SMALLEST, 1 - SMALLEST)
+    def _lost_fraction(self, theta: Tensor | None, level: Tensor | None) -> Tensor:
+        """Return the fraction of lost pixels (B, 1, 1, 1), bounded away from 0 and 1."""
+        fraction = require_level(level, "ssdn") if theta is None else theta
+        return fraction.clamp(MIN_VALUE, 1 - MIN_VALUE)

@@ -1,4 +1,4 @@
-"""The mathematics of SSDN (Laine et al. 2019, section 3): a Gaussian prior of a pixel and what its noise makes of it.
+"""The mathematics of SSDN (Laine et al. 2019, section 3): the prior, marginal and posterior of a pixel.
 
 A pixel's prior is N(mu, Sx) over its C channels, predicted from its neighbours. Images, means and variances are
 (B, C, H, W), covariances (B, C, C, H, W). Everything is elementwise over pixels in float64: a learnt covariance may be
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 Covariance = Literal["full", "diagonal"]
-SMALLEST_VARIANCE = 1e-6  # added to the prior where its density is needed (the paper's code)
+MIN_VARIANCE = 1e-6  # added to the prior where its density is needed (the paper's code)
 
 
-def outputs(channels: int, kind: Covariance) -> int:
-    """Return how many numbers a network must predict for a pixel: C means, and a triangle or a diagonal."""
+def output_count(channels: int, kind: Covariance) -> int:
+    """Return how many numbers a network must predict for each pixel: C means, and a triangle or a diagonal."""
     return 2 * channels if kind == "diagonal" else channels + channels * (channels + 1) // 2
 
 
 def moments(raw: Tensor, channels: int, kind: Covariance) -> tuple[Tensor, Tensor]:
-    """Return the mean and the covariance A A^T that a network's raw outputs (B, outputs, H, W) stand for.
+    """Return the mean and the covariance A A^T that a network's raw outputs (B, outputs, H, W) encode.
 
-    A is upper triangular and its entries are read row by row, or it is diagonal; any sign will do.
+    A is upper triangular, with its entries row by row, or diagonal; the entries may have any sign.
     """
     raw = raw.double()
     mean, entries = raw[:, :channels], raw[:, channels:]
@@ -43,9 +43,9 @@ def diagonal(variance: Tensor) -> Tensor:
     return torch.diag_embed(variance.double().movedim(1, -1), dim1=1, dim2=2)
 
 
-def surprise(observed: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+def double_nll(observed: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """Return (y - m)^T S^-1 (y - m) + log det S, (B, H, W): twice the negative log-likelihood, less C log 2 pi."""
-    factor = Factor.of(covariance)
+    factor = Factorisation.of(covariance)
     return factor.quadratic(observed.double() - mean) + factor.log_determinant()
 
 
@@ -54,7 +54,7 @@ def posterior_mean(observed: Tensor, mean: Tensor, prior: Tensor, noise: Tensor)
 
     Equal to the paper's (Sx^-1 + Sn^-1)^-1 (Sx^-1 mu + Sn^-1 y), but defined for a singular prior too.
     """
-    weight = Factor.of(prior + noise).solve(observed.double() - mean)
+    weight = Factorisation.of(prior + noise).solve(observed.double() - mean)
     return mean + (prior * weight[:, None]).sum(2)
 
 
@@ -63,57 +63,57 @@ def posterior_covariance(prior: Tensor, noise: Tensor) -> Tensor:
 
     Written (I - K) Sx (I - K)^T + K Sn K^T with the gain K (Joseph's form): a sum of squares, never negative.
     """
-    factor = Factor.of(prior + noise)
+    factor = Factorisation.of(prior + noise)
     gain = torch.stack([factor.solve(prior[:, :, c]) for c in range(prior.shape[1])], dim=1)  # row c is (Sy^-1 Sx_c)^T
-    rest = diagonal(torch.ones_like(prior[:, 0])) - gain
-    return _between(rest, prior) + _between(gain, noise)
+    complement = diagonal(torch.ones_like(prior[:, 0])) - gain
+    return _sandwich(complement, prior) + _sandwich(gain, noise)
 
 
-def impulse_marginal(mean: Tensor, prior: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and covariance of a pixel that with probability ``share`` was replaced by a uniform colour.
+def impulse_marginal(mean: Tensor, prior: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and covariance of a pixel that with probability ``alpha`` was replaced by a uniform colour.
 
     The uniform colour has mean 1/2 and covariance I/12, so the mixture has mean alpha/2 + (1 - alpha) mu and covariance
     alpha I/12 + (1 - alpha) Sx + alpha (1 - alpha) (mu - 1/2)(mu - 1/2)^T: the paper's second moments less m m^T,
     without its cancellation. The paper's code keeps the determinant above 1e-9; here it is above (alpha/12)^C.
     """
-    share = share.double()
-    apart = mean - 0.5
-    matrix_share = share.unsqueeze(1)
+    alpha = alpha.double()
+    difference = mean - 0.5
+    matrix_alpha = alpha.unsqueeze(1)
     covariance = (
-        diagonal((share / 12).expand_as(mean))
-        + (1 - matrix_share) * prior
-        + matrix_share * (1 - matrix_share) * apart[:, :, None] * apart[:, None]
+        diagonal((alpha / 12).expand_as(mean))
+        + (1 - matrix_alpha) * prior
+        + matrix_alpha * (1 - matrix_alpha) * difference[:, :, None] * difference[:, None]
     )
-    return 0.5 * share + (1 - share) * mean, covariance
+    return 0.5 * alpha + (1 - alpha) * mean, covariance
 
 
-def impulse_posterior(observed: Tensor, mean: Tensor, prior: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+def impulse_posterior(observed: Tensor, mean: Tensor, prior: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and covariance of the clean value of a pixel that may have been replaced by a uniform colour.
 
-    The pixel is clean with the odds (1 - alpha) N(y; mu, Sx) : alpha, and then its value is known; else it says nothing
-    and the prior stands. Mean (alpha mu + h y) / (alpha + h) with h = (1 - alpha) N(y; mu, Sx) (the paper's appendix);
-    the covariance is that of the same mixture.
+    The odds that the pixel is clean are (1 - alpha) N(y; mu, Sx) : alpha. If so, its value is known; if not, it holds
+    no information and the prior remains. The mean is (alpha mu + h y) / (alpha + h) with h = (1 - alpha) N(y; mu, Sx)
+    (the paper's appendix); the covariance is that of the same mixture.
     """
-    share, observed = share.double(), observed.double()
-    apart = observed - mean
-    factor = Factor.of(prior + diagonal(torch.full_like(mean, SMALLEST_VARIANCE)))
+    alpha, observed = alpha.double(), observed.double()
+    difference = observed - mean
+    factor = Factorisation.of(prior + diagonal(torch.full_like(mean, MIN_VARIANCE)))
     constant = mean.shape[1] * torch.log(torch.tensor(2 * torch.pi, dtype=mean.dtype, device=mean.device))
-    log_density = -0.5 * (factor.quadratic(apart) + factor.log_determinant() + constant)
-    clean = torch.sigmoid(torch.log1p(-share) - torch.log(share) + log_density[:, None])  # its probability
+    log_density = -0.5 * (factor.quadratic(difference) + factor.log_determinant() + constant)
+    clean = torch.sigmoid(torch.log1p(-alpha) - torch.log(alpha) + log_density[:, None])  # its probability
     lost = (1 - clean).unsqueeze(1)
-    covariance = lost * prior + lost * clean.unsqueeze(1) * apart[:, :, None] * apart[:, None]
-    return mean + clean * apart, covariance
+    covariance = lost * prior + lost * clean.unsqueeze(1) * difference[:, :, None] * difference[:, None]
+    return mean + clean * difference, covariance
 
 
 @dataclass(frozen=True)
-class Factor:
+class Factorisation:
     """A covariance as L D L^T, one tensor (B, H, W) an entry: L below its unit diagonal, and the pivots D."""
 
     lower: list[list[Tensor]]
     pivots: list[Tensor]
 
     @classmethod
-    def of(cls, covariance: Tensor) -> "Factor":
+    def of(cls, covariance: Tensor) -> "Factorisation":
         """Factorise a positive definite covariance (B, C, C, H, W)."""
         lower: list[list[Tensor]] = []
         pivots: list[Tensor] = []
@@ -132,12 +132,12 @@ class Factor:
 
     def quadratic(self, vector: Tensor) -> Tensor:
         """Return v^T S^-1 v, (B, H, W), of vectors (B, C, H, W)."""
-        halves = self._forward(vector)
-        return torch.stack([half * half / pivot for half, pivot in zip(halves, self.pivots, strict=True)]).sum(0)
+        solved = self._forward(vector)
+        return torch.stack([value * value / pivot for value, pivot in zip(solved, self.pivots, strict=True)]).sum(0)
 
     def solve(self, vector: Tensor) -> Tensor:
         """Return S^-1 v, (B, C, H, W), of vectors (B, C, H, W)."""
-        solution = [half / pivot for half, pivot in zip(self._forward(vector), self.pivots, strict=True)]
+        solution = [value / pivot for value, pivot in zip(self._forward(vector), self.pivots, strict=True)]
         for i in reversed(range(len(solution))):
             for j in range(i + 1, len(solution)):
                 solution[i] = solution[i] - self.lower[j][i] * solution[j]
@@ -145,10 +145,10 @@ class Factor:
 
     def _forward(self, vector: Tensor) -> list[Tensor]:
         """Return L^-1 v."""
-        halves: list[Tensor] = []
+        solved: list[Tensor] = []
         for i, row in enumerate(self.lower):
-            halves.append(vector[:, i] - _dot(row, halves))
-        return halves
+            solved.append(vector[:, i] - _dot(row, solved))
+        return solved
 
 
 def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor | int:
@@ -160,6 +160,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.stack([(left[:, i, :, None] * right).sum(1) for i in range(left.shape[1])], dim=1)
 
 
-def _between(outer: Tensor, inner: Tensor) -> Tensor:
+def _sandwich(outer: Tensor, inner: Tensor) -> Tensor:
     """Return M S M^T at every pixel."""
     return _product(_product(outer, inner), outer.transpose(1, 2))

@@ -1,32 +1,32 @@
 """SURE: minimise Stein's unbiased estimate of the supervised loss (Soltanayev & Chun 2018; Metzler et al. 2018)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from denoise.methods.base import Batch, Method, View, Views
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
 class SURE(Method):
-    """Compare the output with the noisy image itself, and charge for how much a value depends on its own pixel.
+    """Compare the output with the noisy image itself, and penalise how much each value depends on its own pixel.
 
-    For Gaussian noise, mean (f(y) - y)^2 - sigma^2 + 2 sigma^2 / N div f(y) has the expectation of the supervised
-    mean (f(y) - clean)^2 (Stein 1981). The divergence is estimated with one random probe b, standard normal, as
-    b . (f(y + epsilon b) - f(y)) / epsilon (Ramani et al. 2008).
+        L = mean (f(y) - y)^2 - sigma^2 + 2 sigma^2 / N  b . (f(y + epsilon b) - f(y)) / epsilon
+
+    with the noisy image y of N values and a random probe b, standard normal, drawn once a step; b . (...) / epsilon
+    estimates the divergence of f (Ramani et al. 2008). For Gaussian noise the expectation of L is that of the
+    supervised loss mean (f(y) - x)^2 (Stein 1981).
     """
 
     epsilon: Annotated[float, Field(gt=0)] = 1e-3  # step of the difference: the brightest value / 1000 (Metzler et al.)
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
     families: ClassVar[tuple[str, ...] | None] = ("gauss", "none")
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the noisy image, its sigma and the probe."""
         noisy = sample["noisy"]
         return {"input": noisy, "level": sample["level"], "probe": rng.stream("probe").normal(*noisy.shape[1:])}

@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,32 +12,37 @@ from denoise.config import Positive
 from denoise.images.tensors import unpad
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.losses import distance
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
 class ZeroShotNoise2Noise(Method):
     """Train a small net on each image alone, to map one half of its pixels to the other.
 
-    ``predict`` trains: a copy of the net, from the weights that it is handed, anew for every image of the batch (for
-    every tile of a large one), with Adam and a step size halved every ``decay_every`` steps. These are 2000 passes
-    forth and back of one and a half images. Of the authors' notebook two versions are about: 2000 steps, halved
-    after 1500, as here; and 3000 steps, halved every 1000.
+        L     = L_res + L_cons                                                                   (section 3)
+        L_res  = 1/2 mean (D1 y - f(D1 y) - D2 y)^2 + 1/2 mean (D2 y - f(D2 y) - D1 y)^2
+        L_cons = 1/2 mean (D1 y - f(D1 y) - D1(y - f(y)))^2 + 1/2 mean (D2 y - f(D2 y) - D2(y - f(y)))^2
 
-    ``make_batch`` and ``loss`` are that same loss for a batch of many images.
-    The net predicts the noise. Noise must have mean zero and be independent from pixel to pixel.
+        restored = y - f(y)
+
+    with the noisy image y, its two images of half the side D1 y and D2 y (``pair_downsample``), and a net f that
+    predicts the noise. The noise must have mean zero and be independent from pixel to pixel.
+
+    ``predict`` trains: a copy of the net, from the weights that it is handed, anew for every image of the batch (for
+    every tile of a large one), with Adam and a learning rate halved every ``decay_every`` steps. That is 2000 forward
+    and backward passes of one and a half images. The authors' notebook exists in two versions: 2000 steps, halved after
+    1500, as here; and 3000 steps, halved every 1000. ``make_batch`` and ``loss`` are the same loss for a batch of many
+    images.
     """
 
     steps: Positive = 2000
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    decay_every: Positive = 1500  # steps after which the step size is halved
+    decay_every: Positive = 1500  # steps after which the learning rate is halved
     needs: ClassVar[tuple[View, ...]] = ("noisy",)
     net: ClassVar[str] = "zs_n2n"
     trained: ClassVar[bool] = False
 
-    def make_batch(self, sample: Views, rng: "Rng") -> Batch:
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the noisy image, of even sides, as input. Nothing is drawn."""
         return {"input": _even(sample["noisy"])}
 
@@ -55,8 +60,8 @@ class ZeroShotNoise2Noise(Method):
             "consistency": torch.as_tensor(consistency).detach(),
         }
 
-    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: "Rng") -> Tensor:
-        """Return the noisy batch less what the net, trained on each image alone, takes for its noise."""
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
+        """Return the noisy batch less what the net, trained on each image alone, predicts as its noise."""
         return torch.stack([self._restore(net, image) for image in torch.split(noisy, 1)]).flatten(0, 1)
 
     def _restore(self, net: nn.Module, noisy: Tensor) -> Tensor:

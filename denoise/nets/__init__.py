@@ -1,4 +1,4 @@
-"""The networks by their command-line name. A net never knows the method that trains it."""
+"""The networks: the registry by command-line name, and how a network is built. A net never knows its method."""
 
 import inspect
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ NETS: dict[str, type[nn.Module]] = {
     "zs_n2n": ZSN2N,
 }
 
-NOT_FIELDS = ("channels", "outputs", "blind_spot")  # what a method asks for, not the user
+METHOD_ARGUMENTS = ("channels", "outputs", "blind_spot")  # set by the method, not by the user
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,28 @@ class NetMaker:
     def __call__(self, *, outputs: int | None = None, blind_spot: bool = False, zero_last: bool = False) -> nn.Module:
         """Return a network with weights drawn from torch's global generator.
 
-        Every network has an attribute ``last``, its last layer, and may have ``multiple``, what both sides of its
-        input must be multiples of.
+        Every network has an attribute ``last``, its last layer, and may have ``multiple``: both sides of its input must
+        be multiples of it.
         """
         cls = net_class(self.name)
-        known = inspect.signature(cls).parameters
-        fields = [key for key in known if key not in NOT_FIELDS]
+        parameters = inspect.signature(cls).parameters
+        fields = [key for key in parameters if key not in METHOD_ARGUMENTS]
         values = {}
         for field, value in self.fields.items():
             if field not in fields:
-                has = f"its fields are {', '.join(fields)}" if fields else "it has no fields"
-                raise UserError(f"net.{field} is not a field of {self.name}{nearest(field, fields)}; {has}.")
+                hint = f"its fields are {', '.join(fields)}" if fields else "it has no fields"
+                raise UserError(f"net.{field} is not a field of {self.name}{nearest(field, fields)}; {hint}.")
             try:
-                values[field] = TypeAdapter(known[field].annotation).validate_python(value)
+                values[field] = TypeAdapter(parameters[field].annotation).validate_python(value)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
-                message = f"net.{field}={value!r} does not fit: {reason[:1].lower()}{reason[1:]}."
+                message = f"invalid value {value!r} for net.{field}: {reason[:1].lower()}{reason[1:]}."
                 raise UserError(message) from None
-        if blind_spot and "blind_spot" not in known:
-            able = [name for name, cls in NETS.items() if "blind_spot" in inspect.signature(cls).parameters]
-            raise UserError(f"net={self.name} has no form with a blind spot, which this method needs; use {able[0]}.")
+        if blind_spot and "blind_spot" not in parameters:
+            suitable = [name for name, cls in NETS.items() if "blind_spot" in inspect.signature(cls).parameters]
+            raise UserError(
+                f"net={self.name} has no form with a blind spot, which this method needs; use {suitable[0]}."
+            )
         form = {"blind_spot": True} if blind_spot else {}
         net = cls(channels=self.channels, outputs=outputs or self.channels, **form, **values)
         if zero_last:

@@ -1,4 +1,4 @@
-"""A plain network of five convolutions, the smallest that a method can be tried with."""
+"""A plain network of five convolutions, the smallest for trying a method."""
 
 from torch import Tensor, nn
 
@@ -10,8 +10,8 @@ DEPTH = 5
 class CNN5(nn.Module):
     """Five 3x3 convolutions with ReLU between, 64 feature maps: 114,307 parameters for 3 channels in and out.
 
-    The reproduction of R2R by Kumar et al. names a CNN of five layers; nothing more of it is on record here, so
-    everything but the number of layers is this project's choice.
+    The reproduction of R2R by Kumar et al. names a CNN of five layers and no details, so everything but the number of
+    layers is this project's choice.
     """
 
     def __init__(self, channels: int, outputs: int, features: Size = 64) -> None:
@@ -24,5 +24,5 @@ class CNN5(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, outputs, H, W)."""
-        answer: Tensor = self.last(self.hidden(noisy))
-        return answer
+        output: Tensor = self.last(self.hidden(noisy))
+        return output

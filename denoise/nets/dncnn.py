@@ -6,19 +6,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.nets.layers import Size, conv, draw
+from denoise.nets.layers import Size, conv, init_normal
 
-SMALLEST = 0.025  # magnitude that the scale of a normalisation starts with
+MIN_SCALE = 0.025  # smallest initial magnitude of a normalisation's scale
 
 
 class DnCNN(nn.Module):
-    """3x3 convolutions with batch normalisation that find the noise: the output is the input minus what they return.
+    """3x3 convolutions with batch normalisation that predict the noise, which is subtracted from the input.
 
     Depth 17 is DnCNN-S (556,097 parameters for grey images), 20 is DnCNN-B. As in the authors' training code weights
     start He normal, the scales of the normalisations start normal with variance 2 / (9 features) and a magnitude of at
     least 0.025, and eps is 1e-4; the first and last layer have a bias (the paper's; R2R's port has none). Running
     statistics follow at PyTorch's rate 0.1: the 0.9 of a widely copied port is Keras's number in PyTorch's inverse
-    sense, and keeps little but the last batch.
+    sense, and keeps little more than the last batch.
 
     Args:
         channels: of the images.
@@ -37,15 +37,15 @@ class DnCNN(nn.Module):
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.image = outputs == channels
+        self.predicts_image = outputs == channels
         self.first = conv(channels, features)
         self.hidden = nn.Sequential(*(layer for _ in range(depth - 2) for layer in _block(features, batch_norm)))
         self.last = conv(features, outputs, gain=1.0)
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, outputs, H, W)."""
-        answer: Tensor = self.last(self.hidden(F.relu(self.first(noisy), inplace=True)))
-        return noisy - answer if self.image else answer
+        output: Tensor = self.last(self.hidden(F.relu(self.first(noisy), inplace=True)))
+        return noisy - output if self.predicts_image else output
 
 
 def _block(features: int, batch_norm: bool) -> list[nn.Module]:
@@ -53,7 +53,7 @@ def _block(features: int, batch_norm: bool) -> list[nn.Module]:
     if not batch_norm:
         return [layer, nn.ReLU(inplace=True)]
     normalise = nn.BatchNorm2d(features, eps=1e-4)
-    draw(normalise.weight, std=(2 / (9 * features)) ** 0.5)
+    init_normal(normalise.weight, std=(2 / (9 * features)) ** 0.5)
     scale = normalise.weight.data
-    scale.copy_(scale.abs().clamp_min(SMALLEST).copysign(scale))
+    scale.copy_(scale.abs().clamp_min(MIN_SCALE).copysign(scale))
     return [layer, normalise, nn.ReLU(inplace=True)]

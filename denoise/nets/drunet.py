@@ -6,14 +6,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.nets.layers import Size, conv, draw
+from denoise.nets.layers import Size, conv, init_normal
 
 SCALES = 4
-BRANCH_GAIN = 0.2  # of the second convolution of a residual block: at 1.4, 28 blocks would blow up the signal
+BRANCH_GAIN = 0.2  # of the second convolution of a residual block: at 1.4 the signal would explode over 28 blocks
 
 
 class DRUNet(nn.Module):
-    """A U-Net of residual blocks: four scales, strided convolutions down, transposed ones up, sums instead of stacks.
+    """A U-Net of residual blocks: four scales, strided convolutions down, transposed ones up, sums as skips.
 
     No bias anywhere, so an image twice as bright gives an output twice as bright. The authors feed a map of the noise
     level beside the image; this form has none (blind). 32,640,384 parameters for 3 channels in and out, 32,640,960
@@ -48,8 +48,8 @@ class DRUNet(nn.Module):
         x = self.body(skips[-1])
         for up in reversed(self.up):
             x = up(x + skips.pop())
-        answer: Tensor = self.last(x + skips.pop())
-        return answer
+        output: Tensor = self.last(x + skips.pop())
+        return output
 
 
 class ResidualBlock(nn.Module):
@@ -72,11 +72,11 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
 
 def _halve(inputs: int, outputs: int) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, 2, stride=2, bias=False)
-    draw(layer.weight, std=(4 * inputs) ** -0.5)
+    init_normal(layer.weight, std=(4 * inputs) ** -0.5)
     return layer
 
 
 def _double(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     layer = nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
-    draw(layer.weight, std=inputs**-0.5)  # one input pixel reaches an output pixel
+    init_normal(layer.weight, std=inputs**-0.5)  # one input pixel reaches an output pixel
     return layer

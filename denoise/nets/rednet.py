@@ -22,7 +22,7 @@ class REDNet30(nn.Module):
 
     def __init__(self, channels: int, outputs: int, features: Size = 128) -> None:
         super().__init__()
-        self.image = outputs == channels
+        self.predicts_image = outputs == channels
         self.down = nn.ModuleList(conv(features if depth else channels, features) for depth in range(DEPTH))
         self.up = nn.ModuleList(deconv(features, features) for _ in range(DEPTH - 1))
         self.last = deconv(features, outputs, gain=1.0)
@@ -39,5 +39,5 @@ class REDNet30(nn.Module):
             x = F.relu(layer(x))
             if depth % 2 == 1:
                 x = x + skips.pop()
-        answer: Tensor = self.last(x)
-        return noisy + answer if self.image else answer
+        output: Tensor = self.last(x)
+        return noisy + output if self.predicts_image else output

@@ -6,28 +6,28 @@ from torch.nn import functional as F
 
 from denoise.nets.layers import Size, conv
 
-MEAN, DEVIATION = 0.5, 0.25  # of images in [0, 1], roughly: what the layers see is centred and of unit scale
+MEAN, DEVIATION = 0.5, 0.25  # roughly those of images in [0, 1]: the layers see centred values of unit scale
 
 
 class UNetN2V(nn.Module):
     """Two 3x3 convolutions a level with batch normalisation, feature maps that double with each level, 1x1 at the end.
 
     With 96 features and the other defaults the network of Noise2Void's BSD68 experiment, 2,990,209 parameters for grey
-    images; 32 features are the default of the authors' package. What differs from there: normalisation is fixed
+    images; 32 features are the default of the authors' package. Differences from it: normalisation is fixed
     (``MEAN``, ``DEVIATION``) instead of by mean and deviation of the training data, channels share one network
-    instead of one network each, a convolution before a normalisation has no bias (it would be subtracted again), the
-    running statistics follow at PyTorch's rate 0.1 and not Keras's 0.01, too slow for short training, and weights start
-    as in ``layers.conv``.
+    instead of one network each, a convolution before a normalisation has no bias (which would cancel), the
+    running statistics follow at PyTorch's rate 0.1 and not Keras's 0.01, too slow for short training, and weights are
+    initialised by ``layers.conv``.
 
     Args:
         channels: of the images.
         outputs: channels to return. As many as the images have: an image; else plain numbers.
-        depth: how often the sides are halved; they must be multiples of 2^depth (``multiple``).
+        depth: how many times the sides are halved; they must be multiples of 2^depth (``multiple``).
         features: feature maps of the first level.
         batch_norm: whether to normalise after every convolution but the last.
-        residual: whether the network returns what is to be added to its input.
-        blurpool: whether to blur before a pool subsamples, which saves the checkerboards of Noise2Void.
-        top_skip: whether the maps of the first level are handed across.
+        residual: whether the network predicts the difference to its input.
+        blurpool: whether to blur before a pool subsamples, which avoids the checkerboards of Noise2Void.
+        top_skip: whether the first level has a skip connection.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class UNetN2V(nn.Module):
         super().__init__()
         self.multiple = 2**depth
         self.residual, self.blurpool, self.top_skip = residual, blurpool, top_skip
-        self.image = outputs == channels
+        self.predicts_image = outputs == channels
         widths = [features * 2**level for level in range(depth)]
 
         def pair(inputs: int, middle: int, width: int) -> nn.Sequential:
@@ -72,14 +72,14 @@ class UNetN2V(nn.Module):
         for depth, level in reversed(list(enumerate(self.up))):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
             x = level(torch.cat([x, skips[depth]], dim=1) if depth or self.top_skip else x)
-        answer: Tensor = self.last(x)
-        if not self.image:
-            return answer
-        return (noisy if self.residual else MEAN) + DEVIATION * answer
+        output: Tensor = self.last(x)
+        if not self.predicts_image:
+            return output
+        return (noisy if self.residual else MEAN) + DEVIATION * output
 
 
 class UNetN2V2(UNetN2V):
-    """Noise2Void 2's form: max-blur-pools, not residual, without the first level's skip."""
+    """The network of Noise2Void 2: max-blur-pools, not residual, without the first level's skip."""
 
     def __init__(
         self, channels: int, outputs: int, depth: Size = 2, features: Size = 32, batch_norm: bool = True

@@ -21,9 +21,10 @@ class UNetSSDN(nn.Module):
 
     - a 3x3 convolution has its two rows of padding on top, so that it reaches its own row and the two above;
     - a pool is preceded by a shift down by one row, so that a row of the coarser map never holds a later row;
-    - one last shift down by one row leaves a row's own values out.
+    - one last shift down by one row excludes a row's own values.
 
-    Turned back and stacked, the four half planes are all of the image but the pixel, which 1x1 convolutions keep so.
+    Rotated back and stacked, the four half planes are the whole image without the pixel, and 1x1 convolutions preserve
+    that.
     Sides must be multiples of ``multiple``.
     """
 
@@ -62,31 +63,31 @@ class UNetSSDN(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, outputs, H, W)."""
         square = noisy.shape[-2] == noisy.shape[-1]
-        x = self._around(noisy, together=square) if self.blind_spot else self._maps(noisy)
+        x = self._half_planes(noisy, together=square) if self.blind_spot else self._maps(noisy)
         x = x.permute(0, 2, 3, 1)  # a 1x1 convolution is a matrix product over the channels, and faster as one
         for layer in (self.nin_a, self.nin_b):
-            x = F.leaky_relu(_mixed(layer, x), SLOPE)  # not in place: the product is a view, whose gradient would copy
-        return _mixed(self.nin_c, x).permute(0, 3, 1, 2)
+            x = F.leaky_relu(_conv1x1(layer, x), SLOPE)  # not in place: a view, whose gradient would be copied
+        return _conv1x1(self.nin_c, x).permute(0, 3, 1, 2)
 
-    def _around(self, noisy: Tensor, together: bool) -> Tensor:
-        """Return (B, 4 * 96, H, W), what lies above, right of, below and left of each pixel.
+    def _half_planes(self, noisy: Tensor, together: bool) -> Tensor:
+        """Return (B, 4 * 96, H, W), features of the half planes above, right of, below and left of each pixel.
 
-        The rotations run as one batch where they are of one shape (``together``), else as two.
+        The rotations run as one batch if they have one shape (``together``), else as two.
         """
-        layout = _layout(noisy)  # which turning does not keep
-        turned = [torch.rot90(noisy, turn, (2, 3)) for turn in range(TURNS)]
+        layout = _memory_format(noisy)  # which rotations do not preserve
+        rotated = [torch.rot90(noisy, turn, (2, 3)) for turn in range(TURNS)]
         if together:
-            above = self._maps(torch.cat(turned).contiguous(memory_format=layout)).chunk(TURNS)
+            above = self._maps(torch.cat(rotated).contiguous(memory_format=layout)).chunk(TURNS)
         else:
-            halves = (torch.cat(turned[start::2]).contiguous(memory_format=layout) for start in (0, 1))
+            halves = (torch.cat(rotated[start::2]).contiguous(memory_format=layout) for start in (0, 1))
             upright, sideways = (self._maps(half).chunk(2) for half in halves)
             above = (upright[0], sideways[0], upright[1], sideways[1])
-        pixels = [_shift(x).permute(0, 2, 3, 1) for x in above]  # channels last, as 1x1 convolutions are fastest
+        pixels = [_shift_down(x).permute(0, 2, 3, 1) for x in above]  # channels last, as 1x1 convolutions are fastest
         stacked = torch.cat([torch.rot90(x, -turn, (1, 2)) for turn, x in enumerate(pixels)], dim=3)
         return stacked.permute(0, 3, 1, 2)
 
     def _maps(self, noisy: Tensor) -> Tensor:
-        """Return (B, 96, H, W), what the convolutions before the 1x1 ones make of an image."""
+        """Return (B, 96, H, W), the output of the convolutions before the 1x1 ones."""
         x = self._conv(self.enc_conv0, noisy)
         pool1 = self._pool(self._conv(self.enc_conv1, x))
         pool2 = self._pool(self._conv(self.enc_conv2, pool1))
@@ -103,28 +104,28 @@ class UNetSSDN(nn.Module):
     def _conv(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         if not self.blind_spot:
             return _relu(layer(x))
-        return _relu(F.conv2d(_below(x, 2), layer.weight, layer.bias, padding=(0, 1)))
+        return _relu(F.conv2d(_pad_top(x, 2), layer.weight, layer.bias, padding=(0, 1)))
 
     def _pool(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(_shift(x) if self.blind_spot else x, 2)
+        return F.max_pool2d(_shift_down(x) if self.blind_spot else x, 2)
 
 
-def _shift(x: Tensor) -> Tensor:
-    """Move every row down by one: zeros come in on top, the last row goes."""
-    return _below(x[:, :, :-1], 1)
+def _shift_down(x: Tensor) -> Tensor:
+    """Move every row down by one: the first becomes zero, the last is dropped."""
+    return _pad_top(x[:, :, :-1], 1)
 
 
-def _below(x: Tensor, rows: int) -> Tensor:
-    """Put rows of zeros on top; unlike F.pad this writes once and its gradient is a view."""
-    zeros = x.new_zeros(*x.shape[:2], rows, x.shape[3]).contiguous(memory_format=_layout(x))  # else cat changes it
-    return torch.cat([zeros, x], dim=2)
+def _pad_top(x: Tensor, rows: int) -> Tensor:
+    """Add rows of zeros on top; unlike F.pad this writes once and its gradient is a view."""
+    zeros = x.new_zeros(*x.shape[:2], rows, x.shape[3])
+    return torch.cat([zeros.contiguous(memory_format=_memory_format(x)), x], dim=2)  # cat keeps a common format
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
 
 
-def _mixed(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _conv1x1(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a 1x1 convolution to (B, H, W, C)."""
     return F.linear(x, layer.weight.flatten(1), layer.bias)
 

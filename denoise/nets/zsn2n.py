@@ -9,7 +9,7 @@ SLOPE = 0.2  # of every LeakyReLU
 class ZSN2N(nn.Module):
     """Two 3 x 3 convolutions and one of 1 x 1, about 22,000 weights for 3 channels. Any size; it predicts the noise.
 
-    Weights start as PyTorch's own layers do, as in the authors' notebook.
+    Weights are initialised as PyTorch's own layers are, as in the authors' notebook.
     """
 
     def __init__(self, channels: int, outputs: int, maps: int = 48) -> None:

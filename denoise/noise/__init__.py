@@ -1,9 +1,9 @@
-"""The noise models by their names, such as ``gauss25``, ``poisson5_50`` or ``none``."""
+"""The noise models: the registry by family, and how a name such as ``gauss25`` or ``poisson5_50`` is parsed."""
 
 import re
 
 from denoise.errors import UserError, nearest
-from denoise.noise.base import Noise, Observed
+from denoise.noise.base import Noise, Observation
 from denoise.noise.bernoulli import Bernoulli
 from denoise.noise.gaussian import Gaussian
 from denoise.noise.impulse import Impulse
@@ -12,7 +12,7 @@ from denoise.noise.real import Real
 from denoise.noise.subsample import Subsample
 from denoise.noise.text import Text
 
-__all__ = ["NOISES", "Noise", "Observed", "parse_noise"]
+__all__ = ["NOISES", "Noise", "Observation", "parse_noise"]
 
 NOISES: dict[str, type[Noise]] = {
     noise.family: noise for noise in (Gaussian, Poisson, Bernoulli, Impulse, Text, Subsample, Real)

@@ -1,4 +1,4 @@
-"""Letters as small images, rendered once."""
+"""Letters as small images, rendered once, for text noise."""
 
 import string
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Glyph:
     """A letter of one size.
 
     Attributes:
-        alpha: (h, w) float32 in [0, 1], how far each pixel is covered; cut to the letter.
+        alpha: (h, w) float32 in [0, 1], the coverage of each pixel; cropped to the letter.
         left: from the pen to the first column of alpha, in pixels.
         top: from the top of the line to the first row of alpha, in pixels.
         advance: from this letter's pen to the next one's, in pixels.

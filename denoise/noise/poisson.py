@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from denoise.noise.base import Noise, Observed
+from denoise.noise.base import Noise, Observation
+from denoise.rng import Rng
 
-if TYPE_CHECKING:
-    from denoise.rng import Rng
-
-# A rate is 64 a + b + f: a table each for the rates 64 a and b, inversion for the fraction f. The counts that a table
-# leaves out have less than 1e-50 of the probability, those beyond TERMS less than 2^-53.
+# A rate is 64 a + b + f: one table for the rates 64 a, one for b, and inversion for the fraction f. Counts beyond a
+# table have a probability below 1e-50, counts beyond TERMS one below 2^-53.
 WHOLE, WHOLE_COUNTS = 64, 256
 COARSE, COARSE_COUNTS = 17, 2048
 TERMS = 18
@@ -21,7 +19,7 @@ TERMS = 18
 
 @dataclass(frozen=True)
 class Poisson(Noise):
-    """Counts photons: Poisson(peak clean) / peak, of variance clean / peak; ``poisson30`` has peak 30.
+    """Counts photons: y = Poisson(peak x) / peak, of variance x / peak; ``poisson30`` has peak 30.
 
     The level is the peak, the mean count at white; Lehtinen et al. 2018 (section 3.2) train with U(0.001, 50). Values
     outside [0, 1] count as black or white.
@@ -31,49 +29,49 @@ class Poisson(Noise):
     limits: ClassVar[tuple[float, float]] = (0.001, 1000)
     example: ClassVar[str] = "poisson30 (photons at white) or poisson0.001_50 (a range)"
 
-    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+    def corrupt(self, image: Tensor, rng: Rng) -> Observation:
         """Return Poisson(peak image) / peak."""
         peak = self.draw_level(rng)
         counts = poisson(image.clamp(0, 1) * peak, self.high, rng.stream("noise"))
-        return Observed(counts.to(image.dtype) / peak, peak)
+        return Observation(counts.to(image.dtype) / peak, peak)
 
 
-def poisson(rate: Tensor, most: float, rng: "Rng") -> Tensor:
-    """Return independent Poisson counts, float64, of ``rate`` (B, ...) from 0 to ``most`` (1000 or less).
+def poisson(rate: Tensor, max_rate: float, rng: Rng) -> Tensor:
+    """Return independent Poisson counts, float64, of ``rate`` (B, ...) from 0 to ``max_rate`` (1000 or less).
 
-    Rates of independent counts add up, so the sum is exact; the tables are to 1e-13, uniforms have 53 bits.
+    Rates of independent counts add up, so the sum is exact; the tables are exact to 1e-13, uniforms have 53 bits.
     """
     whole = rate.to(torch.int64)
-    counts = _inverted((rate - whole).double(), rng.stream("fraction"))
-    if most > WHOLE - 1:
-        counts += _looked_up(whole // WHOLE, (WHOLE, COARSE, COARSE_COUNTS), rng.stream("coarse"))
+    counts = _invert((rate - whole).double(), rng.stream("fraction"))
+    if max_rate > WHOLE - 1:
+        counts += _look_up(whole // WHOLE, (WHOLE, COARSE, COARSE_COUNTS), rng.stream("coarse"))
         whole %= WHOLE
-    if most >= 1:
-        counts += _looked_up(whole, (1, WHOLE, WHOLE_COUNTS), rng.stream("whole"))
+    if max_rate >= 1:
+        counts += _look_up(whole, (1, WHOLE, WHOLE_COUNTS), rng.stream("whole"))
     return counts.view_as(rate)
 
 
-def _inverted(rate: Tensor, rng: "Rng") -> Tensor:
-    """Return counts, flat, of rates in [0, 1): how many terms of the distribution fit below a uniform number."""
-    left, term, rate = _uniform53(rng.bits(rate[0].numel())).flatten(), torch.exp(-rate).flatten(), rate.flatten()
+def _invert(rate: Tensor, rng: Rng) -> Tensor:
+    """Return counts, flat, of rates in [0, 1) by inversion: the number of terms that fit below a uniform number."""
+    rest, term, rate = _uniform53(rng.bits(rate[0].numel())).flatten(), torch.exp(-rate).flatten(), rate.flatten()
     counts = torch.zeros_like(rate)
-    some = (left >= term).nonzero()[:, 0]  # most rates are small: few pixels need a second term
-    left, term, rate_of_some, found = left[some], term[some], rate[some], torch.ones_like(rate[some])
+    nonzero = (rest >= term).nonzero()[:, 0]  # most rates are small: few pixels need a second term
+    rest, term, rates, nonzero_counts = rest[nonzero], term[nonzero], rate[nonzero], torch.ones_like(rate[nonzero])
     for count in range(1, TERMS):
-        left -= term
-        term *= rate_of_some / count
-        found += left >= term  # once it is below it stays there: it falls below 0
-    return counts.index_copy_(0, some, found)
+        rest -= term
+        term *= rates / count
+        nonzero_counts += rest >= term  # once the rest is below the term it stays below
+    return counts.index_copy_(0, nonzero, nonzero_counts)
 
 
-def _looked_up(row: Tensor, table: tuple[int, int, int], rng: "Rng") -> Tensor:
+def _look_up(row: Tensor, table: tuple[int, int, int], rng: Rng) -> Tensor:
     """Return counts, flat, of the rates of the rows: a column at random, or its alias (Walker 1977)."""
     keep, alias = _alias_table(*table, row.device)
     bits = rng.bits(row[0].numel())
     column = bits & (table[2] - 1)
-    place = (row.flatten(1) * table[2] + column).flatten()
-    kept = _uniform53(bits).flatten() < keep.index_select(0, place)
-    return torch.where(kept, column.flatten(), alias.index_select(0, place)).double()
+    entry = (row.flatten(1) * table[2] + column).flatten()
+    stay = _uniform53(bits).flatten() < keep.index_select(0, entry)
+    return torch.where(stay, column.flatten(), alias.index_select(0, entry)).double()
 
 
 def _uniform53(bits: Tensor) -> Tensor:
@@ -83,9 +81,9 @@ def _uniform53(bits: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _alias_table(step: int, rows: int, counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return, for Poisson rates 0, step .. step (rows - 1), what Walker's alias method needs, flat.
+    """Return the tables of Walker's alias method, flat, for Poisson rates 0, step .. step (rows - 1).
 
-    Of each column (a count): the probability to keep it, and the count to take instead.
+    For each column (a count): the probability to keep it, and the count to take instead.
     """
     rate = torch.arange(rows, dtype=torch.float64)[:, None] * step
     count = torch.arange(counts, dtype=torch.float64)

@@ -1,19 +1,17 @@
-"""Images that are noisy already."""
+"""Real noise: images that are noisy already."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from denoise.noise.base import Noise, Observed
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.noise.base import Noise, Observation
+from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
 class Real(Noise):
-    """Adds nothing: the images come with the noise of a camera. ``none`` takes no number.
+    """Adds nothing: the images have the noise of their camera. The name ``none`` takes no number.
 
     Its level is a property of each image (denoise.images.noise_level estimates it), so it is not known here.
     """
@@ -34,6 +32,6 @@ class Real(Noise):
         """None: it differs from image to image."""
         return None
 
-    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
-        """Return the image as it is, and zeros where the estimated level has to be put."""
-        return Observed(image, image.new_zeros(len(image), 1, 1, 1))
+    def corrupt(self, image: Tensor, rng: Rng) -> Observation:
+        """Return the image as it is, and zeros for the level, which the caller estimates."""
+        return Observation(image, image.new_zeros(len(image), 1, 1, 1))

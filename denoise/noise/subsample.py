@@ -1,15 +1,13 @@
-"""Pixel images: one pixel stands for a block, as a renderer's single sample does."""
+"""Subsampling noise: one pixel represents a block, as a renderer's single sample does."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from denoise.errors import UserError
-from denoise.noise.base import Noise, Observed
-
-if TYPE_CHECKING:
-    from denoise.rng import Rng
+from denoise.noise.base import Noise, Observation
+from denoise.rng import Rng
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,16 @@ class Subsample(Noise):
         """
         return self._blocks(image).mean(-1)
 
-    def corrupt(self, image: Tensor, rng: "Rng") -> Observed:
+    def corrupt(self, image: Tensor, rng: Rng) -> Observation:
         """Return one pixel of each block, (B, C, H // k, W // k).
 
         Raises:
             UserError: a side of the image is shorter than a block.
         """
         blocks = self._blocks(image)
-        chosen = rng.stream("chosen").integers(self.scale**2, 1, *blocks.shape[2:4], 1)
-        noisy = blocks.gather(-1, chosen.expand(*blocks.shape[:4], 1)).squeeze(-1)
-        return Observed(noisy, image.new_zeros(len(image), 1, 1, 1))
+        choice = rng.stream("chosen").integers(self.scale**2, 1, *blocks.shape[2:4], 1)
+        noisy = blocks.gather(-1, choice.expand(*blocks.shape[:4], 1)).squeeze(-1)
+        return Observation(noisy, image.new_zeros(len(image), 1, 1, 1))
 
     def _blocks(self, image: Tensor) -> Tensor:
         """Return the pixels of each block, (B, C, H // k, W // k, k^2)."""
@@ -68,5 +66,5 @@ class Subsample(Noise):
                 f"noise={self.name} needs images of {k}x{k} pixels or more, got {width}x{height}; "
                 "take larger images or smaller blocks."
             )
-        cut = image[..., : rows * k, : columns * k].reshape(batch, channels, rows, k, columns, k)
-        return cut.transpose(3, 4).reshape(batch, channels, rows, columns, k * k)
+        blocks = image[..., : rows * k, : columns * k].reshape(batch, channels, rows, k, columns, k)
+        return blocks.transpose(3, 4).reshape(batch, channels, rows, columns, k * k)

@@ -1,7 +1,7 @@
-"""What makes a photograph known again: its grey levels exactly, or its look, whatever its size and format.
+"""Fingerprints that recognise a photograph: a hash of its grey levels, and a perceptual hash.
 
-They stop a test image from being trained on, also as PNG of a JPEG, in grey where the other is in colour (BSD68 holds
-images of the BSDS300 test set so), resized, or compressed once more.
+They keep test images out of the training data, also when one is a PNG of the other's JPEG, or grey where the other is
+in colour (BSD68 holds such versions of BSDS300 test images), and they detect resized and recompressed versions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from denoise.images.tensors import Pixels
 
 # MATLAB's rgb2gray, which made BSD68 and Train400: the first row of the inverse of the NTSC matrix.
 LUMA = (0.298936021293775, 0.587043074451121, 0.114020904255103)
-ALIKE = 6  # of the 64 bits of two looks that may differ in images of one photograph
+MAX_DISTANCE = 6  # of the 64 bits, how many may differ between perceptual hashes of one photograph
 
 
 def grey_hash(pixels: Pixels) -> str:
@@ -46,25 +46,28 @@ def perceptual_hash(pixels: Pixels) -> str:
 
 @dataclass(frozen=True)
 class FingerprintIndex:
-    """The images of a test set, to be looked for among others."""
+    """The fingerprints of a test set, to search for its images in other sets."""
 
-    grey: Mapping[str, str]  # grey hash -> name
-    looks: npt.NDArray[np.uint64]
-    names: Sequence[str]  # of the looks
+    name_of_grey: Mapping[str, str]  # grey hash -> name
+    perceptual: npt.NDArray[np.uint64]  # perceptual hashes
+    names: Sequence[str]  # of the images of these
 
     @classmethod
-    def of(cls, prints: Iterable[tuple[str, str, str]]) -> "FingerprintIndex":
-        """Return those of (name, grey hash, look) of each image."""
-        rows = list(prints)
-        looks = np.array([int(look_, 16) for _, _, look_ in rows], np.uint64)
-        return cls({grey: name for name, grey, _ in rows}, looks, [name for name, _, _ in rows])
+    def build(cls, fingerprints: Iterable[tuple[str, str, str]]) -> "FingerprintIndex":
+        """Return the index of images from the (name, grey hash, perceptual hash) of each."""
+        rows = list(fingerprints)
+        perceptual = _as_integers([perceptual for _, _, perceptual in rows])
+        return cls({grey: name for name, grey, _ in rows}, perceptual, [name for name, _, _ in rows])
 
-    def same(self, grey: str) -> str | None:
-        """Return the name of the image with the same grey levels."""
-        return self.grey.get(grey)
+    def find_identical(self, grey: str) -> str | None:
+        """Return the name of the image with that grey hash."""
+        return self.name_of_grey.get(grey)
 
-    def alike(self, looks: Sequence[str]) -> list[tuple[int, str]]:
-        """Return (place in ``looks``, name) of the images that look the same."""
-        others = np.array([int(look_, 16) for look_ in looks], np.uint64)
-        apart = np.bitwise_count(others[:, None] ^ self.looks)
-        return [(int(place), self.names[int(name)]) for place, name in np.argwhere(apart <= ALIKE)]
+    def find_similar(self, perceptual: Sequence[str]) -> list[tuple[int, str]]:
+        """Return (position in ``perceptual``, name) of each image whose perceptual hash is close to one of these."""
+        distances = np.bitwise_count(_as_integers(perceptual)[:, None] ^ self.perceptual)
+        return [(int(row), self.names[int(column)]) for row, column in np.argwhere(distances <= MAX_DISTANCE)]
+
+
+def _as_integers(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
+    return np.array([int(digits, 16) for digits in hashes], np.uint64)

@@ -1,4 +1,4 @@
-"""Refuses to train on the images that a model will be scored on, and warns of those that look like them."""
+"""The leakage check: refuses to train on test images, and warns of training images that look like test images."""
 
 import sys
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from denoise.data.shards import Shards
 from denoise.errors import UserError
 from denoise.sharding.fingerprints import FingerprintIndex
 
-SHOWN = 3  # pairs of look-alikes that a warning names
+MAX_NAMED = 3  # pairs of similar images that a warning names
 
 
 def refuse_overlap(
     train: Sequence[tuple[str, Shards]], test: Sequence[tuple[str, Shards]], allowed: Sequence[str]
 ) -> None:
-    """Refuse to train on images that are in a test set: the same grey levels, whatever the format or the colour.
+    """Refuse to train on images of a test set: images with the same grey levels, whatever their format or colour.
 
-    Images that only look the same, resized or compressed once more, are warned about on standard error.
+    Images that only look the same (resized or compressed once more) cause a warning on standard error.
 
     Raises:
         UserError: a shared image, unless its test set is ``allowed`` by name.
@@ -23,30 +23,31 @@ def refuse_overlap(
     for name, shards in test:
         if name in allowed:
             continue
-        known = FingerprintIndex.of(shards.fingerprints())
+        index = FingerprintIndex.build(shards.fingerprints())
         for train_name, images in train:
-            _compare(name, known, train_name, images)
+            _compare(name, index, train_name, images)
 
 
-def _compare(name: str, known: FingerprintIndex, train_name: str, images: Shards) -> None:
-    same: list[tuple[str, str]] = []
-    alike: list[tuple[str, str]] = []
-    for number in range(len(images.entries)):  # shard by shard, so that memory stays that of one
+def _compare(name: str, index: FingerprintIndex, train_name: str, images: Shards) -> None:
+    identical: list[tuple[str, str]] = []  # training image, test image
+    similar: list[tuple[str, str]] = []
+    for number in range(len(images.entries)):  # shard by shard, so that one is in memory at a time
         rows = list(images.fingerprints_of(number))
-        found = [(image, known.same(grey)) for image, grey, _ in rows]
-        same += [(image, other) for image, other in found if other is not None]
-        alike += [(rows[place][0], other) for place, other in known.alike([look for _, _, look in rows])]
-    if same:
-        image, other = same[0]
+        matches = [(image, index.find_identical(grey)) for image, grey, _ in rows]
+        identical += [(image, other) for image, other in matches if other is not None]
+        close = index.find_similar([perceptual for _, _, perceptual in rows])
+        similar += [(rows[row][0], other) for row, other in close]
+    if identical:
+        image, other = identical[0]
         raise UserError(
-            f"{len(same)} images of the test set {name} are in the training set {train_name} "
+            f"{len(identical)} images of the test set {name} are in the training set {train_name} "
             f"(for example {other} = {image}): scores on it would mean nothing; train on another set, "
             f"or allow it by name with data.allow_overlap={name}."
         )
-    if alike:
-        pairs = ", ".join(f"{image} ~ {other}" for image, other in alike[:SHOWN])
+    if similar:
+        pairs = ", ".join(f"{image} ~ {other}" for image, other in similar[:MAX_NAMED])
         print(
-            f"warning: {len(alike)} images of the training set {train_name} look like images of the test set "
+            f"warning: {len(similar)} images of the training set {train_name} look like images of the test set "
             f"{name} ({pairs}); if they show the same photographs, scores on {name} are too good.",
             file=sys.stderr,
         )

@@ -6,7 +6,7 @@ from denoise.config import Config, to_dict
 from denoise.data.shards import Shards
 from denoise.denoiser import Denoiser, make_card
 from denoise.errors import UserError
-from denoise.evaluate import PROTOCOLS, evaluate, passes, protocol_named, quantised
+from denoise.evaluate import PROTOCOLS, count_restorations, evaluate, get_protocol, to_8_bits
 from denoise.methods import build_method
 from denoise.noise import parse_noise
 
@@ -57,10 +57,10 @@ def test_the_noise_is_fixed(small_shards):
 
 
 def test_laine2019_repeats_its_sets_with_fresh_noise(small_shards):
-    seen = []
-    result = run(small_shards, data="bsds300", protocol="laine2019", each=seen.append)
-    assert len(seen) == 3 * 5 == passes(PROTOCOLS["laine2019"], "bsds300", Shards.open(small_shards))
-    repeats = [scored.noisy for scored in seen if scored.name == seen[0].name]
+    scored = []
+    result = run(small_shards, data="bsds300", protocol="laine2019", on_image=scored.append)
+    assert len(scored) == 3 * 5 == count_restorations(PROTOCOLS["laine2019"], "bsds300", Shards.open(small_shards))
+    repeats = [image.noisy for image in scored if image.name == scored[0].name]
     assert len(repeats) == 3
     assert not torch.equal(repeats[0], repeats[1])
     assert len(result["images"]) == 5
@@ -68,17 +68,17 @@ def test_laine2019_repeats_its_sets_with_fresh_noise(small_shards):
 
 
 def test_laine2019_compares_8_bit_images(small_shards):
-    seen = []
-    run(small_shards, protocol="laine2019", each=seen.append)
+    scored = []
+    run(small_shards, protocol="laine2019", on_image=scored.append)
     for kind in ("noisy", "restored", "clean"):
-        values = torch.cat([getattr(scored, kind).flatten() for scored in seen]) * 255
+        values = torch.cat([getattr(image, kind).flatten() for image in scored]) * 255
         assert 0 <= values.min() <= values.max() <= 255
         assert torch.allclose(values, values.round(), atol=1e-4)
 
 
 def test_quantising_clips_and_rounds_halves_up():
     values = torch.tensor([-0.2, 0.5 / 255, 0.49 / 255, 1.3, 100 / 255])
-    assert (quantised(values) * 255).round().tolist() == [0, 1, 0, 255, 100]
+    assert (to_8_bits(values) * 255).round().tolist() == [0, 1, 0, 255, 100]
 
 
 def test_a_range_draws_a_level_for_each_image(small_shards):
@@ -86,6 +86,6 @@ def test_a_range_draws_a_level_for_each_image(small_shards):
     assert len({round(row["noisy_psnr"], 1) for row in result["images"]}) > 1
 
 
-def test_an_unknown_protocol_is_told():
+def test_an_unknown_protocol_is_reported():
     with pytest.raises(UserError, match="did you mean laine2019"):
-        protocol_named("laine2018")
+        get_protocol("laine2018")

@@ -114,7 +114,7 @@ def test_no_seams_where_the_net_sees_further_than_the_overlap(photographs: Path)
 
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1), (33, 47), (32, 64), (65, 31), (2, 129)])
-def test_any_size(noisy: Tensor, size: tuple[int, int]) -> None:
+def test_any_size_gives_the_same_in_tiles_and_in_one_pass(noisy: Tensor, size: tuple[int, int]) -> None:
     """In tiles and in one pass the same: what a pass over the padded image gives, cut back."""
     image = noisy[:, :1].repeat(1, 300, 1) if size[1] == 1 else noisy
     image = image[:, : size[0], : size[1]]
@@ -207,7 +207,7 @@ def test_the_result_is_an_ordinary_tensor(noisy: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_image_keeps_type_alpha_and_metadata(photographs: Path, dtype: type, channels: int) -> None:
+def test_an_image_keeps_type_alpha_and_metadata(photographs: Path, dtype: type, channels: int) -> None:
     source = read_image(photographs / "astronaut.png")
     pixels = source.pixels[:150, :201, :channels].astype(dtype) * (np.iinfo(dtype).max // 255)
     alpha = pixels[..., 0].copy()
@@ -219,7 +219,7 @@ def test_a_image_keeps_type_alpha_and_metadata(photographs: Path, dtype: type, c
     assert (restored.icc, restored.exif) == (source.icc, b"Exif\0\0")
 
 
-def test_a_image_is_clipped_and_rounded_like_its_tensor(photographs: Path) -> None:
+def test_an_image_is_clipped_and_rounded_like_its_tensor(photographs: Path) -> None:
     image = read_image(photographs / "astronaut.png")
     denoiser = NetDenoiser(lambda batch: 3 * batch - 1)
     restored = restore_image(denoiser, image, tile=192, overlap=32).pixels

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage, check_target, image_size, read_image, write_image
@@ -16,7 +17,6 @@ def test_several_pages_are_refused(photographs: Path) -> None:
 
 
 def test_a_thumbnail_page_is_no_second_image(photo: DecodedImage, tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         tiff.write(photo.pixels, photometric="rgb")
         tiff.write(photo.pixels[::4, ::4], photometric="rgb", subfiletype=1)
@@ -35,7 +35,6 @@ def test_a_thumbnail_page_is_no_second_image(photo: DecodedImage, tmp_path: Path
 def test_unusual_tiffs_are_refused(
     deep: np.ndarray, tmp_path: Path, dtype: type, options: dict[str, str], words: str
 ) -> None:
-    tifffile = pytest.importorskip("tifffile")
     planes = np.ascontiguousarray(deep.transpose(2, 0, 1)) if options else deep[..., 0]
     tifffile.imwrite(tmp_path / "a.tif", planes.astype(dtype), **options)
     with pytest.raises(UserError, match=words):

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +138,72 @@ def test_profile_and_exif_are_kept(photo: DecodedImage, tmp_path: Path, suffix: 
     assert kept.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+def test_an_image_without_profile_and_exif_gets_none(photo: DecodedImage, tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a{suffix}", DecodedImage(photo.pixels))
+    back = read_image(tmp_path / f"a{suffix}")
+    assert (back.icc, back.exif) == (b"", b"")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_keeps_resolution_place_and_every_text(photo: DecodedImage, tmp_path: Path, dtype: type) -> None:
+    exif = Image.Exif()
+    exif[282], exif[283], exif[296] = 300.0, 150.5, 3
+    texts = dict.fromkeys((270, 271, 272, 305, 306, 315, 316, 33432), "plain words")
+    exif.update(texts)
+    exif[315] = "Müller"  # a TIFF's text is ASCII
+    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.5)
+    exif.get_ifd(0x8769)[0x829A] = 0.004
+    path = tmp_path / "a.tif"
+    write_image(path, DecodedImage(photo.pixels.astype(dtype), exif=exif.tobytes()))
+    kept = Image.Exif()
+    kept.load(read_image(path).exif)
+    assert (kept[282], kept[283], kept[296]) == (300, 150.5, 3)
+    assert {tag: kept[tag] for tag in texts} == {**texts, 315: "M?ller"}
+    assert kept.get_ifd(0x8825)[2] == (52, 31, 12.5)
+    assert kept.get_ifd(0x8769)[0x829A] == pytest.approx(0.004)
+    with Image.open(path) as image:
+        assert image.getexif().get_ifd(0x8825)[2] == (52, 31, 12.5)
+        np.testing.assert_array_equal(np.asarray(image) if dtype == np.uint8 else photo.pixels, photo.pixels)
+
+
+@pytest.mark.parametrize("unit", [None, 0, 9])
+@pytest.mark.parametrize("x", [0.0, 72.0])
+def test_a_tiff_is_written_whatever_the_exif_says_of_resolution(
+    photo: DecodedImage, tmp_path: Path, unit: int | None, x: float
+) -> None:
+    exif = Image.Exif()
+    exif[282], exif[283], exif[272] = x, 72.0, "A camera"
+    if unit is not None:
+        exif[296] = unit
+    write_image(tmp_path / "a.tif", DecodedImage(photo.pixels, exif=exif.tobytes()))
+    kept = Image.Exif()
+    kept.load(read_image(tmp_path / "a.tif").exif)
+    assert (kept[282], kept[283], kept[272]) == (x, 72.0, "A camera")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (4, 3), (257, 2)])
+def test_tiffs_of_few_pixels_come_back(tmp_path: Path, dtype: type, channels: int, size: tuple[int, int]) -> None:
+    pixels = np.arange(size[0] * size[1] * channels).reshape(*size, channels).astype(dtype)
+    for alpha in (None, pixels[..., 0]):
+        write_image(tmp_path / "a.tif", DecodedImage(pixels, alpha))
+        back = read_image(tmp_path / "a.tif")
+        np.testing.assert_array_equal(back.pixels[..., :channels], pixels)
+        assert (back.alpha is None) == (alpha is None)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_one_image_gives_the_same_bytes_each_time(deep: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[272] = "A camera"
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
+    for name in "ab":
+        write_image(tmp_path / f"{name}{suffix}", DecodedImage(deep, deep[..., 0], exif=exif.tobytes()))
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
 def test_real_camera_exif_survives_every_format(mirror: Path, tmp_path: Path) -> None:
     """A real photograph, taken upright with the camera on its side, with maker notes."""
     (source,) = mirror.glob("imagenet/train/*/n02951585_can_opener.JPEG")
@@ -185,7 +252,6 @@ def test_orientation_of_16_bits(deep: np.ndarray, tmp_path: Path, orientation: i
         exif[274] = orientation
         write_image(path, DecodedImage(deep, deep[..., 0], exif=exif.tobytes()))
     else:
-        tifffile = pytest.importorskip("tifffile")
         rgba = np.dstack([deep, deep[..., 0]])
         tag = (274, 3, 1, orientation, True)
         tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"], extratags=[tag])
@@ -265,7 +331,6 @@ def test_cmyk_jpeg_becomes_rgb(photo: DecodedImage) -> None:
 
 
 def test_min_is_white_tiff_of_16_bits(deep: np.ndarray, tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", 65535 - deep[..., 0], photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels[..., 0], deep[..., 0])
 
@@ -294,7 +359,7 @@ def test_cmyk_is_converted_by_its_profile(photo: DecodedImage) -> None:
     np.testing.assert_array_equal(misfit.pixels, plain.pixels)
 
 
-def test_a_image_larger_than_pillows_limit(photo: DecodedImage, tmp_path: Path) -> None:
+def test_an_image_larger_than_pillows_limit(photo: DecodedImage, tmp_path: Path) -> None:
     """30000x20000, more than twice what Pillow lets pass; only the head of the file is there and is read."""
     data = bytearray(png(photo.pixels, 8, 2))
     data[16:24] = struct.pack(">II", 30000, 20000)

@@ -34,18 +34,18 @@ def test_the_level_of_a_photograph_is_found(photographs, sigma):
 @pytest.mark.parametrize(("channels", "size"), [(3, 21), (3, 32), (3, 64), (3, 256), (1, 13), (1, 40), (1, 180)])
 def test_a_small_flat_image_has_the_level_of_its_noise(channels, size):
     flat = torch.full((channels, size, size), 0.5)
-    found = torch.tensor([estimate_sigma(noisy(flat, 25, position)) * 255 / 25 for position in range(8)])
+    actual = torch.tensor([estimate_sigma(noisy(flat, 25, position)) * 255 / 25 for position in range(8)])
     # The estimate is a mean of about C H W squares, most of which count; bias by too few patches stays below 3 %.
-    assert abs(found.mean() - 1) < 0.03 + 5 / (2 * channels * size**2 * 8) ** 0.5
+    assert abs(actual.mean() - 1) < 0.03 + 5 / (2 * channels * size**2 * 8) ** 0.5
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 12, 12), (3, 1, 5000), (1, 1, 1), (3, 0, 8)])
-def test_a_image_that_is_too_small_is_told(shape):
+def test_an_image_that_is_too_small_is_reported(shape):
     with pytest.raises(UserError, match="too small"):
         estimate_sigma(torch.zeros(shape))
 
 
-def test_a_image_without_noise_has_none():
+def test_an_image_without_noise_has_none():
     assert estimate_sigma(torch.full((3, 64, 64), 0.7)) == pytest.approx(0, abs=1e-6)
 
 
@@ -88,5 +88,5 @@ def test_a_large_image_has_no_more_patches_than_stated():
     ],
 )
 def test_the_largest_eigenvalues_are_dropped_until_mean_and_median_agree(eigenvalues, variance):
-    found = _noise_variance(torch.tensor(eigenvalues, dtype=torch.float64))
-    assert found.item() == pytest.approx(variance)
+    actual = _noise_variance(torch.tensor(eigenvalues, dtype=torch.float64))
+    assert actual.item() == pytest.approx(variance)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from denoise.methods import build_method
-from denoise.methods.blind_grid import donut, fill, grid_mask
+from denoise.methods.blind_grid import fill_hidden, grid_mask, neighbour_mean
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 
@@ -31,7 +31,7 @@ def blind_output(net, noisy, cell):
     collected = torch.full_like(noisy, torch.nan)
     for phase in range(cell**2):
         hidden = grid_mask(noisy, cell, torch.tensor([phase])).expand_as(noisy)
-        collected[hidden] = net(fill(noisy, hidden))[hidden]
+        collected[hidden] = net(fill_hidden(noisy, hidden))[hidden]
     return collected
 
 
@@ -42,7 +42,7 @@ def test_the_copies_hide_each_pixel_once(cell):
     assert copies.shape == (3, cell**2, 2, 8, 12)
     hidden = copies != noisy[:, None]
     assert torch.equal(hidden.sum(1), torch.ones(3, 2, 8, 12, dtype=torch.int64))
-    assert torch.equal(copies[hidden].sort().values, donut(noisy).flatten().sort().values)
+    assert torch.equal(copies[hidden].sort().values, neighbour_mean(noisy).flatten().sort().values)
 
 
 @pytest.mark.parametrize(("progress", "beta"), [(0.0, 2.0), (0.5, 2.0), (0.8, 2.0), (0.9, 11.0), (1.0, 20.0)])
@@ -63,14 +63,14 @@ def test_beta_may_be_held_to_the_end():
 def test_no_gradient_flows_through_the_visible_output():
     method, net, noisy = b2u(), tiny_net(), torch.rand(1, 2, 8, 8)
     method.loss(net, batch_of(method, noisy), 0)["loss"].backward()
-    found = net[0].weight.grad.clone()
+    actual = net[0].weight.grad.clone()
     net.zero_grad()
     batch = batch_of(method, noisy)
     masks = grid_mask(noisy, 4, torch.arange(16))
     diff = (net(batch["input"].flatten(0, 1)) * masks).sum(0, keepdim=True) - noisy
     visible = (net(noisy) - noisy).detach()
     (diff.square().mean() + (diff + 2 * visible).square().mean()).backward()
-    assert torch.allclose(found, net[0].weight.grad, atol=1e-6)
+    assert torch.allclose(actual, net[0].weight.grad, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)])

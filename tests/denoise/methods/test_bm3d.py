@@ -34,7 +34,7 @@ def test_it_is_not_trained_and_needs_sigma():
         method.predict(nn.Identity(), torch.rand(1, 3, 16, 16), None, None)
 
 
-def test_where_the_package_is_missing_the_user_is_told_how_to_get_it(monkeypatch):
+def test_where_the_package_is_missing_the_user_is_shown_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm3d", None)  # what makes Python's own import fail
     with pytest.raises(UserError, match=r"not installed; if your use is non-commercial.*pip install 'noise2x\[bm3d\]'"):
         bm3d().predict(nn.Identity(), torch.rand(1, 3, 16, 16), torch.full((1, 1, 1, 1), 0.1), None)
@@ -51,6 +51,6 @@ def test_it_removes_most_of_the_noise(photographs, channels):
     sigma = torch.tensor([10 / 255, 50 / 255]).view(2, 1, 1, 1)
     noisy = clean + sigma * batch_rng(0, 0, torch.arange(2)).normal(*clean.shape[1:])
     restored = bm3d().predict(nn.Identity(), noisy, sigma, None)
-    error, noise = ((one - clean).square().mean((1, 2, 3)) for one in (restored, noisy))
+    error, noise = ((image - clean).square().mean((1, 2, 3)) for image in (restored, noisy))
     assert restored.dtype == noisy.dtype
     assert (error < torch.tensor([0.5, 0.15]) * noise).all(), error / noise

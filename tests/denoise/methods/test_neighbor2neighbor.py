@@ -53,7 +53,7 @@ def test_the_eight_edge_adjacent_pairs_come_equally_often_and_no_diagonal_ever()
 def test_cells_samples_and_steps_draw_for_themselves():
     noisy = torch.rand(3, 1, 32, 32)
     pair = batch_of(nb2nb(), noisy)["pair"]
-    assert len({tuple(one.flatten().tolist()) for one in pair}) == 3
+    assert len({tuple(sample.flatten().tolist()) for sample in pair}) == 3
     assert pair[0].unique().numel() == 8
     assert not torch.equal(pair, batch_of(nb2nb(), noisy, step=1)["pair"])
     assert torch.equal(pair, batch_of(nb2nb(), noisy)["pair"])
@@ -84,18 +84,18 @@ def test_no_gradient_flows_through_the_restored_whole_image():
     noisy = torch.rand(1, 1, 8, 8)
     batch = batch_of(method, noisy)
     method.loss(net, batch, 1.0)["loss"].backward()
-    found = net.weight.grad.clone()
+    actual = net.weight.grad.clone()
     g1, g2 = (lambda x, side=side: sub_image(x, batch["pair"], side) for side in (0, 1))
     gap = (g1(net(noisy)) - g2(net(noisy))).detach()
     residual = net(g1(noisy)) - g2(noisy)
     net.weight.grad = None
     (residual.square().mean() + 2 * (residual - gap).square().mean()).backward()
-    assert torch.allclose(found, net.weight.grad)
+    assert torch.allclose(actual, net.weight.grad)
     net.weight.grad = None
     residual = net(g1(noisy)) - g2(noisy)
     gap = g1(net(noisy)) - g2(net(noisy))
     (residual.square().mean() + 2 * (residual - gap).square().mean()).backward()
-    assert not torch.allclose(found, net.weight.grad)
+    assert not torch.allclose(actual, net.weight.grad)
 
 
 def test_the_expected_loss_of_the_identity_on_a_flat_image_is_twice_the_variance():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from denoise.methods import build_method
-from denoise.methods.blind_grid import donut, fill, grid_mask
+from denoise.methods.blind_grid import fill_hidden, grid_mask, neighbour_mean
 from denoise.methods.noise2self import restore_hidden
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
@@ -40,13 +40,13 @@ def test_a_filled_pixel_is_the_weighted_mean_of_its_neighbours():
     p = image[0, 0]
     inner = (2 * (p[0, 1] + p[2, 1] + p[1, 0] + p[1, 2]) + p[0, 0] + p[0, 2] + p[2, 0] + p[2, 2]) / 12
     corner = (2 * (p[0, 1] + p[1, 0]) + p[1, 1]) / 5
-    filled = donut(image)[0, 0]
+    filled = neighbour_mean(image)[0, 0]
     assert filled[1, 1] == pytest.approx(inner.item())
     assert filled[0, 0] == pytest.approx(corner.item())
 
 
 def test_filling_keeps_a_flat_image_flat_up_to_the_border():
-    assert torch.allclose(donut(torch.full((2, 3, 6, 7), 0.7)), torch.tensor(0.7))
+    assert torch.allclose(neighbour_mean(torch.full((2, 3, 6, 7), 0.7)), torch.tensor(0.7))
 
 
 def test_the_input_is_filled_where_the_mask_counts_and_nowhere_else():
@@ -70,7 +70,7 @@ def test_what_the_net_says_of_a_hidden_pixel_does_not_depend_on_any_hidden_pixel
     noisy, net = torch.rand(1, 1, 12, 12), tiny_net()
     mask = grid_mask(noisy, 4, torch.tensor([6]))
     other = torch.where(mask, torch.rand_like(noisy), noisy)
-    first, second = net(fill(noisy, mask)), net(fill(other, mask))
+    first, second = net(fill_hidden(noisy, mask)), net(fill_hidden(other, mask))
     assert torch.equal(first[mask], second[mask])
 
 
@@ -91,7 +91,7 @@ def test_each_restored_pixel_is_blind_to_itself_and_sees_its_neighbours(width):
 
 def test_restoring_takes_every_pixel_from_the_pass_that_hides_it():
     noisy = torch.rand(2, 3, 8, 6)
-    assert torch.equal(restore_hidden(nn.Identity(), noisy, 4), donut(noisy))
+    assert torch.equal(restore_hidden(nn.Identity(), noisy, 4), neighbour_mean(noisy))
 
 
 def test_pixels_that_are_known_to_be_lost_do_not_count():

@@ -43,7 +43,7 @@ def test_by_default_a_crop_of_64_hides_8_or_9_pixels_a_channel():
     assert counts.mean() == pytest.approx(64 * 64 / 22**2, abs=0.3)
 
 
-def test_channels_hide_pixels_of_their_own_unless_told_otherwise():
+def test_channels_hide_pixels_of_their_own_by_default():
     _, own = batch_of(n2v())
     _, shared = batch_of(n2v(per_channel=False))
     assert not torch.equal(own["mask"][:, 0], own["mask"][:, 1])
@@ -101,8 +101,8 @@ def test_a_structure_hides_its_pixels_around_the_centre_and_leaves_the_centre(st
     mask = torch.zeros(1, 1, 16, 16)
     mask[0, 0, row, column] = 1
     hidden = hide_structure(image, mask, structure, 5, batch_rng(0, 0, torch.arange(1)))
-    found = {(r - row, c - column) for _, _, r, c in (hidden != image).nonzero().tolist()}
-    assert found == {(r, c) for r, c in offsets if 0 <= row + r and 0 <= column + c}
+    actual = {(r - row, c - column) for _, _, r, c in (hidden != image).nonzero().tolist()}
+    assert actual == {(r, c) for r, c in offsets if 0 <= row + r and 0 <= column + c}
 
 
 def test_a_structure_is_filled_uniformly_between_the_least_and_greatest_value_of_the_sample():
@@ -133,6 +133,6 @@ def test_two_structures_may_meet_and_then_hide_each_others_centre():
     assert (hidden != image)[0, 0, 3, :7].all()
 
 
-def test_an_even_structure_is_told():
+def test_an_even_structure_is_reported():
     with pytest.raises(UserError, match="structure_size is 10, expected an odd number"):
         n2v(structure="h", structure_size=10)

@@ -84,7 +84,7 @@ def test_the_added_noise_has_alpha_times_sigma_and_is_fresh(alpha):
 
 def test_one_pass_with_alpha_one_is_the_default_and_the_level_is_needed():
     method = Noisier2Noise()
-    assert (method.alpha, method.passes_at_test(), Noisier2Noise(passes=9).passes_at_test()) == (1.0, 1, 9)
+    assert (method.alpha, method.test_time_passes(), Noisier2Noise(passes=9).test_time_passes()) == (1.0, 1, 9)
     assert method.needs_level()
     _, sample, rng = gaussian_toy()
     with pytest.raises(UserError, match="noisier2noise needs the noise level"):

@@ -82,11 +82,11 @@ def test_an_input_is_never_its_own_target():
         "gauss": sample_of(torch.zeros(8, 3, 32, 32)),
         "poisson": poisson_sample(torch.zeros(8, 3, 32, 32), 30.0),  # black: not one photon was seen
     }.items():
-        kept = sample["noisy"].clone()
+        before = sample["noisy"].clone()
         batch = Recorrupted2Recorrupted(family=family).make_batch(sample, keys(0))
         assert (batch["input"] != batch["target"]).float().mean() > 0.999
-        assert not torch.equal(batch["input"], kept)
-        assert torch.equal(sample["noisy"], kept)
+        assert not torch.equal(batch["input"], before)
+        assert torch.equal(sample["noisy"], before)
 
 
 def test_the_sigma_of_poisson_noise_is_that_of_the_noisy_value():
@@ -110,13 +110,13 @@ def test_the_expected_loss_is_the_supervised_loss_plus_a_constant(alpha):
             batch = method.make_batch(sample_of(clean, step), keys(step))
             supervised = (net(batch["input"]) - clean).square().mean()
             differences.append(method.loss(net, batch, 0.0)["loss"] - supervised)
-    found = torch.stack(differences)
-    assert abs(found.mean() - SIGMA**2 * (1 + 1 / alpha**2)) < 5 * found.std() / len(found) ** 0.5
+    actual = torch.stack(differences)
+    assert abs(actual.mean() - SIGMA**2 * (1 + 1 / alpha**2)) < 5 * actual.std() / len(actual) ** 0.5
 
 
 def test_the_mean_of_fifty_passes_is_closer_to_the_truth_than_one_pass():
     method = Recorrupted2Recorrupted(family="gauss")
-    assert method.passes_at_test() == 50
+    assert method.test_time_passes() == 50
     clean = torch.linspace(0, 1, 32).expand(8, 1, 32, 32)
     sample, net = sample_of(clean), smoother()
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
@@ -127,13 +127,13 @@ def test_the_mean_of_fifty_passes_is_closer_to_the_truth_than_one_pass():
     with torch.no_grad():
         passes = [
             method.predict(net, sample["noisy"], sample["level"], keys(0).stream(f"pass{number}"))
-            for number in range(method.passes_at_test())
+            for number in range(method.test_time_passes())
         ]
     errors = [(restored - clean).square().mean((1, 2, 3)) for restored in (passes[0], torch.stack(passes).mean(0))]
     assert (errors[1] < errors[0]).all()
 
 
-def test_a_image_is_recorrupted_at_test():
+def test_an_image_is_recorrupted_at_test():
     noisy, level = torch.rand(2, 3, 64, 64), torch.full((2, 1, 1, 1), SIGMA)
     restored = Recorrupted2Recorrupted(family="gauss").predict(nn.Identity(), noisy, level, keys(0, 2))
     added = restored - noisy
@@ -150,5 +150,5 @@ def test_the_level_is_needed():
 
 @pytest.mark.parametrize("fields", [{"alpha": 0}, {"passes": 0}])
 def test_fields_that_make_no_sense_are_refused(fields):
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="invalid value"):
         build_method("r2r", fields, parse_noise("gauss25"))

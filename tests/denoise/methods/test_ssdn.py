@@ -33,14 +33,14 @@ class Blind(nn.Module):
 
 
 class Make:
-    """Builds ``Blind`` nets, and plain ones of two convolutions, and remembers what was asked."""
+    """Builds ``Blind`` nets, and plain ones of two convolutions, and records the requests."""
 
     def __init__(self, channels=3):
         self.channels = channels
-        self.asked = []
+        self.requests = []
 
     def __call__(self, *, outputs=None, blind_spot=False, zero_last=False):
-        self.asked.append((outputs, blind_spot, zero_last))
+        self.requests.append((outputs, blind_spot, zero_last))
         if blind_spot:
             return Blind(self.channels, outputs or self.channels)
         net = nn.Sequential(nn.Conv2d(self.channels, 8, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(8, outputs, 1))
@@ -112,7 +112,7 @@ def test_the_family_is_filled_in(name):
 
 
 @pytest.mark.parametrize(
-    ("fields", "asked"),
+    ("fields", "requests"),
     [
         ({}, [(9, True, False)]),
         ({"covariance": "diagonal"}, [(6, True, False)]),
@@ -121,10 +121,10 @@ def test_the_family_is_filled_in(name):
         ({"mu_only": True, "sigma": "variable"}, [(None, True, False)]),
     ],
 )
-def test_the_networks_that_are_asked_for(fields, asked):
+def test_the_requested_networks(fields, requests):
     make = Make()
     net = SSDN(**fields).make_net(make)
-    assert make.asked == asked
+    assert make.requests == requests
     assert net.multiple == 4
 
 
@@ -144,7 +144,7 @@ def test_the_colour_loss_is_halved(covariance):
     assert loss.item() == pytest.approx(3 * -2.2188758 / 2, rel=1e-5)
 
 
-def test_noise_of_no_family_is_taken_for_gaussian():
+def test_real_noise_is_treated_as_gaussian():
     losses = [loss_of(SSDN(family=family), 0.5, 0.1, level=0.1)[1] for family in ("gauss", "none")]
     assert losses[0] == losses[1]
 
@@ -196,7 +196,7 @@ def test_the_impulse_loss_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_impulse_noise_bears_that_no_pixel_or_every_pixel_is_lost(share):
+def test_impulse_noise_allows_that_no_pixel_or_every_pixel_is_lost(share):
     method = SSDN(family="impulse")
     net, loss = loss_of(method, 0.5, 0.0, y=0.7, level=share)
     noisy, level = torch.full((1, 1, 2, 2), 0.7), torch.full((1, 1, 1, 1), share)
@@ -229,7 +229,7 @@ def test_the_gradient_reaches_the_learnt_noise(family):
         assert all(p.grad.any() for p in net.blind.parameters())
 
 
-def test_the_network_of_sigma_starts_constant_and_then_tells_images_apart():
+def test_the_network_of_sigma_starts_constant_and_then_distinguishes_images():
     torch.manual_seed(0)
     net = SSDN(sigma="variable").make_net(Make())
     _, theta = net(noisy_batch())
@@ -328,7 +328,7 @@ def test_the_network_of_the_paper_learns_and_restores(sigma):
         assert method.predict(net.eval(), noisy, level if sigma == "known" else None, RNG).isfinite().all()
 
 
-def test_what_cannot_be_computed_is_told():
+def test_what_cannot_be_computed_is_reported():
     net = SSDN().make_net(Make())
     with pytest.raises(UserError, match="ssdn needs the noise level"):
         SSDN().predict(net, noisy_batch(), None, RNG)

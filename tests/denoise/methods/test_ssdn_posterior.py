@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from denoise.methods import ssdn_posterior as posterior
+import denoise.methods.ssdn_posterior as posterior
 
 PIXELS = 500
 # scale of the prior's root A, sigma of the noise: from a wide prior to one that is all but certain, and to hardly noise
@@ -16,7 +16,7 @@ FORMS = pytest.mark.parametrize(("channels", "kind"), [(1, "full"), (1, "diagona
 def raw_outputs(channels, kind, scale, seed=0):
     """Random outputs of a network, float32 as a network gives them: (1, outputs, 1, PIXELS)."""
     generator = torch.Generator().manual_seed(seed)
-    raw = torch.randn(1, posterior.outputs(channels, kind), 1, PIXELS, generator=generator)
+    raw = torch.randn(1, posterior.output_count(channels, kind), 1, PIXELS, generator=generator)
     raw[:, channels:] *= scale
     raw[:, :channels] = 0.5 + 0.1 * raw[:, :channels]
     return raw
@@ -58,14 +58,14 @@ def at(value, *shape):
 
 
 def test_the_number_of_outputs_is_that_of_the_paper():
-    assert posterior.outputs(3, "full") == 9
-    assert posterior.outputs(1, "full") == posterior.outputs(1, "diagonal") == 2
-    assert posterior.outputs(3, "diagonal") == 6
+    assert posterior.output_count(3, "full") == 9
+    assert posterior.output_count(1, "full") == posterior.output_count(1, "diagonal") == 2
+    assert posterior.output_count(3, "diagonal") == 6
 
 
 @FORMS
 @pytest.mark.parametrize("scale", [1, 1e-6])
-def test_the_outputs_stand_for_a_mean_and_a_symmetric_positive_semidefinite_covariance(channels, kind, scale):
+def test_the_outputs_encode_a_mean_and_a_symmetric_positive_semidefinite_covariance(channels, kind, scale):
     raw = raw_outputs(channels, kind, scale)
     mean, covariance = posterior.moments(raw, channels, kind)
     expected_mean, expected = explicit(raw, channels, kind)
@@ -92,14 +92,14 @@ def test_the_likelihood_agrees_with_explicit_matrices(channels, kind, scale, sig
     raw = raw_outputs(channels, kind, scale)
     y = observed(raw, channels, scale, sigma)
     mean, prior = posterior.moments(raw, channels, kind)
-    found = posterior.surprise(y, mean, prior + posterior.diagonal(at(sigma**2, *mean.shape)))
+    actual = posterior.double_nll(y, mean, prior + posterior.diagonal(at(sigma**2, *mean.shape)))
     m, sx = explicit(raw, channels, kind)
     sy = sx + sigma**2 * torch.eye(channels, dtype=torch.float64)
     r = (vectors(y) - m)[:, :, None]
     expected = (r.mT @ torch.linalg.inv(sy) @ r)[:, 0, 0] + torch.linalg.slogdet(sy).logabsdet
     # 64-bit rounding (1.1e-16) times the largest condition number (1e8 here), with room for a few hundred operations
-    assert torch.allclose(found[0, 0], expected, rtol=1e-6, atol=1e-6)
-    assert found.shape == (1, 1, PIXELS)
+    assert torch.allclose(actual[0, 0], expected, rtol=1e-6, atol=1e-6)
+    assert actual.shape == (1, 1, PIXELS)
 
 
 @REGIMES
@@ -107,19 +107,19 @@ def test_the_gradient_of_the_likelihood_agrees_with_that_of_explicit_matrices(sc
     raw = raw_outputs(3, "full", scale).requires_grad_()
     y = observed(raw, 3, scale, sigma).detach()
     mean, prior = posterior.moments(raw, 3, "full")
-    posterior.surprise(y, mean, prior + posterior.diagonal(at(sigma**2, *mean.shape))).sum().backward()
-    found, raw.grad = raw.grad, None
+    posterior.double_nll(y, mean, prior + posterior.diagonal(at(sigma**2, *mean.shape))).sum().backward()
+    actual, raw.grad = raw.grad, None
     m, sx = explicit(raw, 3, "full")
     distribution = torch.distributions.MultivariateNormal(m, sx + sigma**2 * torch.eye(3, dtype=torch.float64))
     (-2 * distribution.log_prob(vectors(y))).sum().backward()
-    assert torch.allclose(found, raw.grad, rtol=1e-4, atol=1e-5 * raw.grad.abs().max())
+    assert torch.allclose(actual, raw.grad, rtol=1e-4, atol=1e-5 * raw.grad.abs().max())
 
 
 def test_one_channel_worked_out_by_hand():
     # y = 0.7, prior N(0.5, 0.03), noise 0.01: the sum of variances is 0.04 and the square of the difference 0.04.
     y, mean = at(0.7, 1, 1, 1, 1), at(0.5, 1, 1, 1, 1)
     prior, noise = at(0.03, 1, 1, 1, 1, 1), at(0.01, 1, 1, 1, 1, 1)
-    assert posterior.surprise(y, mean, prior + noise).item() == pytest.approx(1 - 3.2188758)  # 1 + log 0.04
+    assert posterior.double_nll(y, mean, prior + noise).item() == pytest.approx(1 - 3.2188758)  # 1 + log 0.04
     assert posterior.posterior_mean(y, mean, prior, noise).item() == pytest.approx(0.65)  # 0.5 + 3/4 of 0.2
     assert posterior.posterior_covariance(prior, noise).item() == pytest.approx(0.0075)  # 0.03 * 0.01 / 0.04
 
@@ -159,7 +159,7 @@ def test_the_posterior_mean_is_that_of_the_published_form():
     assert (vectors(posterior.posterior_mean(y, mean, prior, noise)) - published).abs().max() < 5e-4
 
 
-def test_a_certain_prior_stands_and_an_ignorant_one_yields():
+def test_a_certain_prior_keeps_its_mean_and_a_wide_one_gives_the_pixel():
     y, mean = at(0.9, 1, 3, 1, 1), at(0.2, 1, 3, 1, 1)
     noise = posterior.diagonal(at(0.01, 1, 3, 1, 1))
     certain, ignorant = (posterior.diagonal(at(variance, 1, 3, 1, 1)) for variance in (0.0, 1e6))
@@ -217,12 +217,12 @@ def test_the_posterior_of_impulse_noise_is_an_integral_on_a_grid(share, y):
     density = density / density.sum()
     mean = (density * grid).sum()
     variance = (density * (grid - mean).square()).sum()
-    found_mean, found_variance = posterior.impulse_posterior(
+    actual_mean, actual_variance = posterior.impulse_posterior(
         at(y, 1, 1, 1, 1), at(0.3, 1, 1, 1, 1), at(0.02, 1, 1, 1, 1, 1), at(share, 1, 1, 1, 1)
     )
     # the width of ``sharp`` and the 1e-6 added to the prior change densities by less than a thousandth
-    assert found_mean.item() == pytest.approx(mean.item(), abs=2e-4)
-    assert found_variance.item() == pytest.approx(variance.item(), abs=2e-5)
+    assert actual_mean.item() == pytest.approx(mean.item(), abs=2e-4)
+    assert actual_variance.item() == pytest.approx(variance.item(), abs=2e-5)
 
 
 def test_the_posterior_mean_of_impulse_noise_in_colour_is_the_published_form():
@@ -237,7 +237,7 @@ def test_the_posterior_mean_of_impulse_noise_in_colour_is_the_published_form():
     assert torch.linalg.eigvalsh(matrices(covariance)).min() > -1e-12
 
 
-def test_the_posterior_of_impulse_noise_bears_a_certain_prior():
+def test_the_posterior_of_impulse_noise_allows_a_certain_prior():
     mean, prior, share = at(0.3, 1, 3, 1, 1), at(0.0, 1, 3, 3, 1, 1), at(0.5, 1, 1, 1, 1)
     for y in (0.3, 0.9):
         restored, covariance = posterior.impulse_posterior(at(y, 1, 3, 1, 1), mean, prior, share)
@@ -245,13 +245,13 @@ def test_the_posterior_of_impulse_noise_bears_a_certain_prior():
         assert covariance.isfinite().all()
 
 
-def test_float32_would_not_do():
+def test_float32_is_not_precise_enough():
     """A nearly singular prior and the smallest sigma: why the mathematics is in float64."""
     raw = raw_outputs(3, "full", 1)
     y = observed(raw, 3, 1, 1e-3)
     mean, prior = posterior.moments(raw, 3, "full")
     covariance = prior + posterior.diagonal(at(1e-6, *mean.shape))
-    exact = posterior.Factor.of(covariance).quadratic(y.double() - mean)
-    single = posterior.Factor.of(covariance.float()).quadratic(y - mean.float())
+    exact = posterior.Factorisation.of(covariance).quadratic(y.double() - mean)
+    single = posterior.Factorisation.of(covariance.float()).quadratic(y - mean.float())
     error = ((single - exact) / exact).abs()
     assert error.max() > 1e-2

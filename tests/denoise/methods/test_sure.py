@@ -36,11 +36,11 @@ def test_the_estimate_of_a_linear_net_worked_out():
     sample = noisy_sample(torch.rand(8, 3, 16, 16))
     sample["level"] = torch.linspace(0.01, 0.2, 8).view(8, 1, 1, 1)
     batch = SURE().make_batch(sample, keys(0))
-    found = SURE().loss(Scale(0.8), batch, 0.0)
+    actual = SURE().loss(Scale(0.8), batch, 0.0)
     y, b, variance = sample["noisy"], batch["probe"], sample["level"].flatten().square()
     expected = 0.04 * y.square().mean((1, 2, 3)) - variance + 2 * variance * 0.8 * b.square().mean((1, 2, 3))
-    assert found["loss"].item() == pytest.approx(expected.mean().item(), rel=1e-3)  # rounding over epsilon: 1e-4
-    assert found["divergence"].item() == pytest.approx(0.8 * b.square().mean().item(), rel=1e-3)
+    assert actual["loss"].item() == pytest.approx(expected.mean().item(), rel=1e-3)  # rounding over epsilon: 1e-4
+    assert actual["divergence"].item() == pytest.approx(0.8 * b.square().mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -52,9 +52,9 @@ def test_the_expected_estimate_is_the_supervised_loss(channels):
             sample = noisy_sample(clean, step)
             supervised = (net(sample["noisy"]) - clean).square().mean()
             differences.append(SURE().loss(net, SURE().make_batch(sample, keys(step)), 0.0)["loss"] - supervised)
-    found = torch.stack(differences)
-    assert abs(found.mean()) < 5 * found.std() / len(found) ** 0.5
-    assert 5 * found.std() / len(found) ** 0.5 < 0.1 * SIGMA**2  # else the bound would let a missing term pass
+    actual = torch.stack(differences)
+    assert abs(actual.mean()) < 5 * actual.std() / len(actual) ** 0.5
+    assert 5 * actual.std() / len(actual) ** 0.5 < 0.1 * SIGMA**2  # else the bound would let a missing term pass
 
 
 def test_the_probe_is_standard_normal_and_fresh():
@@ -89,8 +89,8 @@ def test_the_difference_is_the_derivative_along_the_probe_even_under_autocast():
     plain = SURE().loss(net, batch, 0.0)
     with torch.autocast("cpu", torch.bfloat16):
         cast = SURE().loss(net, batch, 0.0)
-    for found in (plain, cast):
-        assert found["divergence"].item() == pytest.approx(exact, abs=1e-4)
+    for actual in (plain, cast):
+        assert actual["divergence"].item() == pytest.approx(exact, abs=1e-4)
     assert cast["loss"] == plain["loss"]
 
 

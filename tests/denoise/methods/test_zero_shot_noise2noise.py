@@ -70,13 +70,13 @@ def test_training_on_the_image_alone_beats_the_noisy_image(crop):
     before = [p.clone() for p in net.parameters()]
     with torch.inference_mode():
         restored = zs_n2n(steps=200).predict(net, noisy, None, None)
-    error, noise = ((one - clean).square().mean() for one in (restored, noisy))
+    error, noise = ((image - clean).square().mean() for image in (restored, noisy))
     assert error < 0.5 * noise
     assert all(torch.equal(one, other) for one, other in zip(before, net.parameters(), strict=True))
     assert not net.training
 
 
-def test_a_image_is_restored_alike_alone_and_in_company(crop):
+def test_an_image_is_restored_the_same_alone_and_in_a_batch(crop):
     _, noisy = crop
     both = torch.cat([noisy, noisy.flip(3)])[..., :16, :16]
     with torch.inference_mode():

@@ -7,9 +7,9 @@ from denoise.nets import NetMaker
 @pytest.mark.parametrize(("channels", "count"), [(3, 9 * 64 * (3 + 3 * 64 + 3) + 4 * 64 + 3), (1, 112_001)])
 def test_there_are_five_convolutions_and_nothing_else_that_learns(channels, count):
     net = NetMaker("cnn5", channels, {})()
-    found = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [(m.in_channels, m.out_channels) for m in found] == [(channels, 64), *[(64, 64)] * 3, (64, channels)]
-    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for m in found for p in m.parameters()) == count
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels) for m in layers] == [(channels, 64), *[(64, 64)] * 3, (64, channels)]
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for m in layers for p in m.parameters()) == count
 
 
 def test_an_output_sees_eleven_by_eleven_pixels():

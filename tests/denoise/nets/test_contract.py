@@ -175,11 +175,11 @@ def test_a_form_with_a_blind_spot_is_refused_where_there_is_none(name):
         ("unet_n2n", {"depth": 3}, "net.depth is not a field of unet_n2n; it has no fields"),
         ("dncnn", {"dept": 3}, r"net.dept is not a field of dncnn \(did you mean depth"),
         ("unet_ssdn", {"blind_spot": True}, "net.blind_spot is not a field of unet_ssdn"),
-        ("dncnn", {"depth": 1}, "net.depth=1 does not fit: input should be greater than or equal to 2"),
-        ("cnn5", {"features": 0}, "net.features=0 does not fit"),
-        ("drunet", {"blocks": "many"}, "net.blocks='many' does not fit"),
+        ("dncnn", {"depth": 1}, "invalid value 1 for net.depth: input should be greater than or equal to 2"),
+        ("cnn5", {"features": 0}, "invalid value 0 for net.features"),
+        ("drunet", {"blocks": "many"}, "invalid value 'many' for net.blocks"),
     ],
 )
-def test_what_does_not_fit_is_told(name, fields, message):
+def test_a_wrong_field_is_reported(name, fields, message):
     with pytest.raises(UserError, match=message):
         NetMaker(name, 3, fields)()

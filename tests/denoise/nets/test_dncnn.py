@@ -17,10 +17,10 @@ def kinds(net):
 def test_all_but_two_convolutions_are_normalised(depth):
     net = make(depth=depth)
     assert kinds(net) == ["Conv2d", "BatchNorm2d", "ReLU"] * (depth - 2)
-    found = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [(m.in_channels, m.out_channels) for m in found] == [(1, 64), *[(64, 64)] * (depth - 2), (64, 1)]
-    assert [m.bias is not None for m in found] == [True, *[False] * (depth - 2), True]
-    assert {m.kernel_size for m in found} == {(3, 3)}
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels) for m in layers] == [(1, 64), *[(64, 64)] * (depth - 2), (64, 1)]
+    assert [m.bias is not None for m in layers] == [True, *[False] * (depth - 2), True]
+    assert {m.kernel_size for m in layers} == {(3, 3)}
 
 
 @pytest.mark.parametrize(("depth", "count"), [(17, 556_097), (20, 667_073)])
@@ -35,7 +35,7 @@ def test_without_normalisation_every_convolution_has_a_bias():
     assert all(m.bias is not None for m in net.modules() if isinstance(m, torch.nn.Conv2d))
 
 
-def test_a_image_comes_out_as_the_input_minus_the_residual():
+def test_an_image_comes_out_as_the_input_minus_the_residual():
     noisy = torch.rand(2, 3, 9, 7)
     assert torch.equal(make(3, zero_last=True, depth=3)(noisy), noisy)
     net = make(3, depth=3)

@@ -36,7 +36,7 @@ def test_there_are_four_blocks_at_each_of_seven_places():
     assert [m.out_channels for place in net.up for m in place if isinstance(m, torch.nn.ConvTranspose2d)] == [8, 16, 32]
 
 
-def test_a_image_twice_as_bright_gives_an_output_twice_as_bright():
+def test_an_image_twice_as_bright_gives_an_output_twice_as_bright():
     net, noisy = make(), torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(net(2 * noisy), 2 * net(noisy))

@@ -15,10 +15,10 @@ ORDER = ("down.0", "down.1", "middle", "up.1", "up.0")
 
 
 def convolutions(net):
-    found = []
+    layers = []
     for part in ORDER:
-        found += [m for m in net.get_submodule(part).modules() if isinstance(m, torch.nn.Conv2d)]
-    return found
+        layers += [m for m in net.get_submodule(part).modules() if isinstance(m, torch.nn.Conv2d)]
+    return layers
 
 
 def make(name="unet_n2v", channels=1, outputs=None, **fields):

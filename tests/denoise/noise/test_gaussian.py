@@ -7,9 +7,9 @@ from denoise.rng import batch_rng
 
 def test_gaussian_noise_has_the_stated_mean_and_deviation():
     clean = torch.full((2, 3, 200, 200), 0.5)
-    seen = parse_noise("gauss25").corrupt(clean, batch_rng(0, 0, torch.arange(2)))
-    error, sigma = seen.noisy - clean, 25 / 255
-    assert torch.allclose(seen.level, torch.tensor(sigma))
+    observed = parse_noise("gauss25").corrupt(clean, batch_rng(0, 0, torch.arange(2)))
+    error, sigma = observed.noisy - clean, 25 / 255
+    assert torch.allclose(observed.level, torch.tensor(sigma))
     assert abs(error.mean()) < 5 * sigma / error.numel() ** 0.5
     assert error.std() == pytest.approx(sigma, rel=5 / (2 * error.numel()) ** 0.5)
 
@@ -22,6 +22,6 @@ def test_gaussian_noise_is_never_clipped():
 
 
 def test_every_sample_of_a_range_has_the_noise_of_its_level():
-    seen = parse_noise("gauss5_50").corrupt(torch.zeros(400, 1, 8, 8), batch_rng(0, 0, torch.arange(400)))
-    scaled = (seen.noisy / seen.level).square().flatten(1).mean(1)
+    observed = parse_noise("gauss5_50").corrupt(torch.zeros(400, 1, 8, 8), batch_rng(0, 0, torch.arange(400)))
+    scaled = (observed.noisy / observed.level).square().flatten(1).mean(1)
     assert (scaled - 1).abs().max() < 6 * (2 / 64) ** 0.5  # the largest of 400

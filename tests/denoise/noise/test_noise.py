@@ -35,7 +35,7 @@ def test_a_name_survives_parsing(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("gaus25", r"did you mean gauss\?.*gauss25.*poisson30.*none"),
         ("poison30", r"did you mean poisson\?"),
@@ -62,8 +62,8 @@ def test_a_name_survives_parsing(name):
         ("", "not a known noise"),
     ],
 )
-def test_a_wrong_name_is_told(name, told):
-    with pytest.raises(UserError, match=f"noise={name}.*{told}"):
+def test_a_wrong_name_is_reported(name, message):
+    with pytest.raises(UserError, match=f"noise={name}.*{message}"):
         parse_noise(name)
 
 
@@ -73,11 +73,11 @@ def test_what_is_observed_has_the_stated_shapes(name, grey, image):
     clean = image[:, :1] if grey else image
     before = clean.clone()
     noise = parse_noise(name)
-    seen = noise.corrupt(clean, rng(2))
-    assert seen.noisy.shape == noise.reference(clean).shape
-    assert seen.noisy.dtype == seen.level.dtype == torch.float32
-    assert seen.level.shape == (2, 1, 1, 1)
-    assert (seen.mask is not None) == (noise.family == "bernoulli")
+    observed = noise.corrupt(clean, rng(2))
+    assert observed.noisy.shape == noise.reference(clean).shape
+    assert observed.noisy.dtype == observed.level.dtype == torch.float32
+    assert observed.level.shape == (2, 1, 1, 1)
+    assert (observed.mask is not None) == (noise.family == "bernoulli")
     assert torch.equal(clean, before)
 
 

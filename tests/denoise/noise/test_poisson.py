@@ -22,36 +22,38 @@ def test_counts_are_poisson_distributed(rate):
     edges = np.arange(first, last + 1)
     expected = stats.poisson.pmf(edges, rate)
     expected[0], expected[-1] = stats.poisson.cdf(first, rate), stats.poisson.sf(last - 1, rate)
-    found = np.bincount(counts.clip(first, last) - first, minlength=len(edges))
-    assert stats.chisquare(found, expected * size).pvalue > 1e-6
+    actual = np.bincount(counts.clip(first, last) - first, minlength=len(edges))
+    assert stats.chisquare(actual, expected * size).pvalue > 1e-6
 
 
 @pytest.mark.parametrize(("peak", "shade"), [(0.5, 1), (1, 0.5), (30, 0.01), (30, 0.5), (30, 1), (100, 0.7), (1000, 1)])
 def test_mean_is_the_image_and_variance_is_the_image_through_the_peak(peak, shade):
     clean = torch.full((2, 3, 200, 200), shade)
-    seen = parse_noise(f"poisson{peak:g}").corrupt(clean, rng(2))
-    error, size = (seen.noisy - clean).double(), clean.numel()
+    observed = parse_noise(f"poisson{peak:g}").corrupt(clean, rng(2))
+    error, size = (observed.noisy - clean).double(), clean.numel()
     variance = shade / peak
     fourth = variance**2 * (3 + 1 / (shade * peak))  # of a Poisson count, divided by peak^4
-    assert torch.all(seen.level == peak)
+    assert torch.all(observed.level == peak)
     assert abs(error.mean()) < 5 * (variance / size) ** 0.5
     assert error.square().mean() == pytest.approx(variance, abs=5 * ((fourth - variance**2) / size) ** 0.5)
 
 
 def test_every_value_has_the_rate_of_its_own_place_channel_and_sample():
     clean = torch.linspace(0, 1, 2 * 3 * 4 * 5).view(2, 3, 4, 5)
-    seen = [parse_noise("poisson3_90").corrupt(clean, batch_rng(0, step, torch.arange(2))) for step in range(600)]
-    peak = torch.stack([one.level for one in seen])
-    standard = ((torch.stack([one.noisy for one in seen]) - clean) * (peak / clean.clamp_min(1e-9)).sqrt()).mean(0)
+    observed = [parse_noise("poisson3_90").corrupt(clean, batch_rng(0, step, torch.arange(2))) for step in range(600)]
+    peak = torch.stack([sample.level for sample in observed])
+    standard = (
+        (torch.stack([sample.noisy for sample in observed]) - clean) * (peak / clean.clamp_min(1e-9)).sqrt()
+    ).mean(0)
     assert standard.abs().max() < 5 / 600**0.5
-    assert len({tuple(one.level.flatten().tolist()) for one in seen}) == 600
+    assert len({tuple(sample.level.flatten().tolist()) for sample in observed}) == 600
 
 
 def test_neighbours_and_channels_are_independent():
     counts = parse_noise("poisson2").corrupt(torch.full((1, 2, 300, 300), 0.6), rng(1)).noisy[0]
     error = (counts - counts.mean()) / counts.std()
-    for one, other in [(error[0], error[1]), (error[:, 1:], error[:, :-1]), (error[..., 1:], error[..., :-1])]:
-        assert abs((one * other).mean()) < 5 / one.numel() ** 0.5
+    for values, other in [(error[0], error[1]), (error[:, 1:], error[:, :-1]), (error[..., 1:], error[..., :-1])]:
+        assert abs((values * other).mean()) < 5 / values.numel() ** 0.5
 
 
 def test_the_parts_of_a_rate_are_independent():

@@ -54,11 +54,11 @@ def test_the_clean_image_is_the_mean_of_the_blocks():
 def test_observations_have_the_clean_image_as_their_mean():
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = parse_noise("subsample8")
-    seen = noise.corrupt(image.expand(4000, -1, -1, -1), rng(4000)).noisy.mean(0)
-    assert (seen - noise.reference(image)[0]).abs().max() < 5 * (1 / 12 / 4000) ** 0.5
+    observed = noise.corrupt(image.expand(4000, -1, -1, -1), rng(4000)).noisy.mean(0)
+    assert (observed - noise.reference(image)[0]).abs().max() < 5 * (1 / 12 / 4000) ** 0.5
 
 
-def test_a_image_smaller_than_a_block_is_told():
+def test_an_image_smaller_than_a_block_is_reported():
     for use in (parse_noise("subsample8").reference, lambda p: parse_noise("subsample8").corrupt(p, rng(1))):
         with pytest.raises(UserError, match="8x8 pixels or more, got 9x7"):
             use(torch.zeros(1, 3, 7, 9))

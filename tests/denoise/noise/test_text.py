@@ -12,15 +12,15 @@ OUTSIDE = -5.0  # no blend of it with a colour gives it back: a pixel that has i
 
 def written(name, samples=2, channels=3, height=96, width=128):
     clean = torch.full((samples, channels, height, width), OUTSIDE)
-    seen = parse_noise(name).corrupt(clean, batch_rng(0, 0, torch.arange(samples)))
-    return seen, (seen.noisy != OUTSIDE).any(1, keepdim=True)
+    observed = parse_noise(name).corrupt(clean, batch_rng(0, 0, torch.arange(samples)))
+    return observed, (observed.noisy != OUTSIDE).any(1, keepdim=True)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (64, 64), (96, 128), (300, 200)])
 @pytest.mark.parametrize("name", ["text0", "text0.05", "text0.25", "text0.5", "text0.9", "text0_0.5"])
 def test_text_touches_the_stated_share_of_the_image(name, height, width):
-    seen, touched = written(name, height=height, width=width)
-    assert (touched.float().mean((2, 3), keepdim=True) - seen.level).abs().max() < 0.02
+    observed, touched = written(name, height=height, width=width)
+    assert (touched.float().mean((2, 3), keepdim=True) - observed.level).abs().max() < 0.02
 
 
 def test_no_part_of_the_image_is_spared():
@@ -45,11 +45,11 @@ def test_edges_are_smooth_and_letters_are_solid_and_in_range():
 
 
 def test_colours_differ_and_are_spread():
-    seen, _ = written("text0.5", height=300, width=300)
+    observed, _ = written("text0.5", height=300, width=300)
     clean = torch.zeros(2, 3, 300, 300)
     noisy = parse_noise("text0.5").corrupt(clean, batch_rng(0, 0, torch.arange(2))).noisy
     solid = noisy[(noisy > 0).all(1, keepdim=True).expand_as(noisy)].view(3, -1)
-    assert torch.equal((seen.noisy != OUTSIDE).any(1), (noisy > 0).any(1))
+    assert torch.equal((observed.noisy != OUTSIDE).any(1), (noisy > 0).any(1))
     assert solid.min() < 0.1
     assert solid.max() > 0.9
 
@@ -59,9 +59,9 @@ def test_two_images_of_one_batch_have_different_text():
     assert 0.3 < (touched[0] != touched[1]).float().mean() < 0.7  # independent: 0.5
 
 
-def test_a_image_smaller_than_a_letter_ends():
-    seen, touched = written("text0.5", height=2, width=3)
-    assert seen.noisy.shape == (2, 3, 2, 3)
+def test_an_image_smaller_than_a_letter_ends():
+    observed, touched = written("text0.5", height=2, width=3)
+    assert observed.noisy.shape == (2, 3, 2, 3)
     assert touched.float().mean() <= 1
 
 
@@ -87,7 +87,7 @@ def test_every_letter_is_rendered_at_every_size():
             assert glyph.top >= 0
 
 
-def test_a_missing_font_is_told(monkeypatch, tmp_path):
+def test_a_missing_font_is_reported(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").touch()

@@ -43,17 +43,17 @@ def test_a_grey_version_is_refused(sharded, pixels):
         refuse_overlap([sharded("colour", **pixels)], [sharded("grey", x=grey)], ())
 
 
-def test_a_resized_one_is_warned_about(sharded, pixels, capsys):
+def test_a_resized_image_is_warned_about(sharded, pixels, capsys):
     small = np.asarray(Image.fromarray(pixels["chelsea"]).resize((192, 128), Image.Resampling.LANCZOS))
     refuse_overlap([sharded("train", **pixels)], [sharded("test", small=small)], ())
-    told = capsys.readouterr().err
-    assert "1 images of the training set train look like" in told
-    assert "chelsea.png ~ small.png" in told
+    message = capsys.readouterr().err
+    assert "1 images of the training set train look like" in message
+    assert "chelsea.png ~ small.png" in message
 
 
-def test_other_images_are_not(sharded, pixels, capsys):
-    one, *others = pixels
-    refuse_overlap([sharded("a", x=pixels[one])], [sharded("b", **{name: pixels[name] for name in others})], ())
+def test_other_images_are_not_warned_about(sharded, pixels, capsys):
+    first, *others = pixels
+    refuse_overlap([sharded("a", x=pixels[first])], [sharded("b", **{name: pixels[name] for name in others})], ())
     assert capsys.readouterr().err == ""
 
 

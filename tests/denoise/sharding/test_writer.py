@@ -13,7 +13,8 @@ from denoise.data.shards import INDEX, Shards
 from denoise.errors import UserError
 from denoise.files import file_digest
 from denoise.images.io import DecodedImage, read_image, write_image
-from denoise.sharding.writer import Rules, Source, cut, write_shards
+from denoise.sharding.plan import SampleFilter, Source, plan_shards
+from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
 WRITE = (
@@ -84,40 +85,40 @@ def test_the_same_images_give_the_same_bytes(small_images, small_shards, tmp_pat
 def test_shards_are_cut_by_the_sizes_of_files(small_images):
     sources = list(find_sources(small_images))
     sizes = [source.views["clean"].stat().st_size for source in sources]
-    shards = list(cut(sources, sizes[0] + 1))
+    shards = list(plan_shards(sources, sizes[0] + 1))
     assert [source for shard in shards for source in shard.sources] == sources
     assert len(shards[0].sources) == 2
     assert [shard.number for shard in shards] == list(range(len(shards)))
-    assert len(list(cut(sources, 1))) == len(sources)
+    assert len(list(plan_shards(sources, 1))) == len(sources)
 
 
-def test_an_interrupted_run_goes_on(small_images, small_shards, tmp_path):
+def test_an_interrupted_run_resumes(small_images, small_shards, tmp_path):
     class Interrupted(Exception):
         pass
 
-    def stop(written):
-        if written.number == 0:
+    def stop(result):
+        if result.number == 0:
             raise Interrupted
 
     folder = tmp_path / "shards"
     with pytest.raises(Interrupted):
-        write_shards(folder, find_sources(small_images), 40_000, done=stop)
+        write_shards(folder, find_sources(small_images), 40_000, on_shard_written=stop)
     assert not folder.exists()
-    written = write_shards(folder, find_sources(small_images), 40_000)
-    assert [one.kept for one in written] == [True, False]
+    results = write_shards(folder, find_sources(small_images), 40_000)
+    assert [result.reused for result in results] == [True, False]
     assert digests(folder) == digests(small_shards)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
 
 
-@pytest.mark.parametrize("harm", ["tar", "list", "image", "rules", "note"])
+@pytest.mark.parametrize("harm", ["tar", "list", "image", "filter", "note"])
 def test_what_an_interrupted_run_left_is_checked(small_images, tmp_path, harm):
-    images, folder, rules = copy(small_images, tmp_path / "images"), tmp_path / "shards", Rules()
+    images, folder, sample_filter = copy(small_images, tmp_path / "images"), tmp_path / "shards", SampleFilter()
 
-    def stop(written):
+    def stop(result):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shards(folder, find_sources(images), 40_000, done=stop)
+        write_shards(folder, find_sources(images), 40_000, on_shard_written=stop)
     left = {"tar": "000000.tar", "list": "000000.json", "note": "000000.done"}.get(harm)
     if left:
         path = tmp_path / ".shards.partial" / left
@@ -126,38 +127,38 @@ def test_what_an_interrupted_run_left_is_checked(small_images, tmp_path, harm):
         first = min(images.iterdir())
         write_image(first, DecodedImage(255 - read_image(first).pixels))
     else:
-        rules = Rules(max_side=10_000)
-    written = write_shards(folder, find_sources(images), 40_000, rules)
-    assert not written[0].kept
-    write_shards(tmp_path / "afresh", find_sources(images), 40_000, rules)
-    assert digests(folder) == digests(tmp_path / "afresh")
+        sample_filter = SampleFilter(max_side=10_000)
+    results = write_shards(folder, find_sources(images), 40_000, sample_filter)
+    assert not results[0].reused
+    write_shards(tmp_path / "fresh", find_sources(images), 40_000, sample_filter)
+    assert digests(folder) == digests(tmp_path / "fresh")
 
 
 def test_two_runs_at_once_are_refused(small_images, tmp_path):
-    def again(written):
+    def again(result):
         write_shards(tmp_path / "shards", find_sources(small_images), 40_000)
 
     with pytest.raises(UserError, match="another process is sharding"):
-        write_shards(tmp_path / "shards", find_sources(small_images), 40_000, done=again)
+        write_shards(tmp_path / "shards", find_sources(small_images), 40_000, on_shard_written=again)
 
 
 def test_images_are_left_out_for_their_size_and_colour(small_images, tmp_path):
-    def kept(**rules):
-        write_shards(tmp_path / "shards", find_sources(small_images), 1 << 20, Rules(**rules))
+    def names(**fields):
+        write_shards(tmp_path / "shards", find_sources(small_images), 1 << 20, SampleFilter(**fields))
         shards = Shards.open(tmp_path / "shards")
         return [shards.describe(index)["name"][0] for index in range(len(shards))]
 
-    assert kept() == ["0", "1", "2", "3", "4"]
-    assert kept(only="grey") == ["2", "4"]
-    assert kept(only="colour") == ["0", "1", "3"]
-    assert kept(min_side=98) == ["2", "3", "4"]  # they are 96, 97, ... pixels high
-    assert kept(min_side=97, max_side=128) == ["1", "2", "3", "4"]
+    assert names() == ["0", "1", "2", "3", "4"]
+    assert names(only="grey") == ["2", "4"]
+    assert names(only="colour") == ["0", "1", "3"]
+    assert names(min_side=98) == ["2", "3", "4"]  # they are 96, 97, ... pixels high
+    assert names(min_side=97, max_side=128) == ["1", "2", "3", "4"]
     with pytest.raises(UserError, match="no images"):
-        kept(max_side=127)
+        names(max_side=127)
 
 
 def test_a_shard_that_holds_nothing_is_left_out(small_images, tmp_path):
-    write_shards(tmp_path / "shards", find_sources(small_images), 1, Rules(only="grey"))
+    write_shards(tmp_path / "shards", find_sources(small_images), 1, SampleFilter(only="grey"))
     shards = Shards.open(tmp_path / "shards")
     assert [entry["file"] for entry in shards.entries] == ["000002.tar", "000004.tar"]
     assert shards.counts == (1, 1)
@@ -186,8 +187,8 @@ def test_a_broken_image_is_named_and_left_out_only_if_asked_to(small_images, tmp
     with pytest.raises(UserError, match=r"2-coins\.png"):
         write_shards(tmp_path / "shards", find_sources(raw), 1 << 20, jobs=jobs)
     assert not (tmp_path / "shards").exists()
-    written = write_shards(tmp_path / "shards", find_sources(raw), 1 << 20, Rules(skip_broken=True), jobs)
-    (sentence,) = [sentence for one in written for sentence in one.broken]
+    results = write_shards(tmp_path / "shards", find_sources(raw), 1 << 20, SampleFilter(skip_broken=True), jobs)
+    (sentence,) = [sentence for result in results for sentence in result.errors]
     assert "2-coins.png" in sentence
     assert len(Shards.open(tmp_path / "shards")) == 4
 
