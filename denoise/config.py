@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def _split(value: object) -> object:
-    """Let ``data.train=bsds300,imagenet`` mean a list."""
+    """Split ``bsds300,imagenet`` into a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _word(value: object) -> object:
-    """Return the word that YAML has made a truth value of: it reads yes and no so."""
+def _yes_or_no(value: object) -> object:
+    """Return the word for a truth value: YAML reads yes and no as one."""
     return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else value
 
 
@@ -43,27 +43,27 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which images."""
+    """Which images, and how they are read."""
 
     root: str = "data"  # folder of downloads/, raw/ and shards/
-    train: Names = ("samples",)  # sets whose train split is learnt from
-    val: Names = ("samples",)  # sets whose val split is watched during training
-    test: Names = ("samples",)  # sets whose test split is scored at the end
+    train: Names = ("samples",)  # sets whose train split is trained on
+    val: Names = ("samples",)  # sets whose val split is validated on during training
+    test: Names = ("samples",)  # sets whose test split is evaluated on
     colour: Literal["rgb", "grey"] = "rgb"
     mirror: str | None = None  # folder or address to fetch from instead of the official sites
     min_side: Positive | None = None  # imagenet only: keep images with both sides in min_side..max_side
     max_side: Positive | None = None
-    shard_mb: Positive = 256  # a shard is closed when it has grown to this size
-    url: str | None = None  # where shards are read from: s3://BUCKET/PREFIX, http(s)://..., a folder; None: root
-    disk_gb: Annotated[float, Field(gt=0)] = 50  # shards from a url that a machine keeps on its disk
+    shard_mb: Positive = 256  # size at which a shard is closed
+    url: str | None = None  # s3://BUCKET/PREFIX, http(s)://... or a folder to read shards from; None: root
+    disk_gb: Annotated[float, Field(gt=0)] = 50  # shards from url that a machine keeps on its disk
     cache_mb: Count = 2048  # decoded images that the workers of a machine share in memory
     streams: Positive = 64  # canonical streams of shards that are read side by side
     window: Positive = 4  # successive shards of a stream that samples are drawn from
     crops_per_image: Positive = 1  # successive samples of a batch that are cut from one image
-    small: Literal["pad", "leave_out"] = "pad"  # what becomes of images smaller than a crop: padded by reflection
-    threads: Positive = 2  # that decode, in each worker
-    quarantine: Count = 0  # samples that may be left out because their bytes are damaged; 0: any one ends the run
-    fixed_noise: bool = False  # one noisy realisation of each image, drawn once, instead of fresh noise every step
+    small: Literal["pad", "leave_out"] = "pad"  # images smaller than a crop: pad by reflection, or leave out
+    threads: Positive = 2  # threads that decode, in each worker
+    quarantine: Count = 0  # damaged samples that may be left out; 0: the first one ends the run
+    fixed_noise: bool = False  # one noisy realisation of each image instead of fresh noise every step
     allow_overlap: Names = ()  # test sets that may share images with the training sets
 
     @property
@@ -91,21 +91,17 @@ class Train:
     gamma: Annotated[float, Field(gt=0)] = 0.5
     augment: Augmentation = ()  # flip, rotate
     ema: Decay = 0.0  # decay of the average of the weights that the model is made of; 0: the weights themselves
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
     channels_last: bool = True
     fused: bool = True  # one kernel for all parameters in the optimizer
-    compile: bool = False  # by torch.compile: worth its minute on a GPU and long runs
+    compile: bool = False  # use torch.compile; costs about a minute at start, pays off on GPUs and long runs
     cuda_graphs: bool = False  # compile, and on a GPU launch all kernels of a pass at once ("reduce-overhead")
     static_graph: bool = True  # tell DDP that every step runs the same graph; not with a micro-batch
     deterministic: bool = False  # the same bits on a GPU, at some cost; a CPU gives them anyway
-    micro_batch: Positive | None = (
-        None  # crops that a worker computes at once, the rest of its share after them; None: all
-    )
-    oom: Literal["stop", "halve"] = "stop"  # where a GPU's memory is full: stop, or halve the micro-batch and go on
-    skip_nonfinite: Count = (
-        0  # steps that may be skipped because their loss is not finite; 0: the first one ends the run
-    )
-    val_loss: bool = False  # validate the method's own loss besides, which needs no clean images
+    micro_batch: Positive | None = None  # crops that a worker computes at once, of its share of a batch; None: all
+    oom: Literal["stop", "halve"] = "stop"  # when a GPU's memory is full: stop, or halve the micro-batch
+    skip_nonfinite: Count = 0  # steps without a finite loss that may be skipped; 0: the first one ends the run
+    val_loss: bool = False  # also validate with the method's own loss, which needs no clean images
     model: Literal["last", "best"] = "last"  # the checkpoint that becomes the model: the last, or the best in val_psnr
     log_every: Positive = 50
     eval_every: Positive = 100
@@ -117,23 +113,23 @@ class Evaluate:
     """How results are scored."""
 
     protocol: str = "float"
-    passes: Positive | None = None  # passes averaged an image; None: as many as the method's paper averages
+    passes: Positive | None = None  # passes averaged for each image; None: as many as the method's paper averages
     average: bool = False  # average over the flips and turns that training augmented with
 
 
 @dataclasses.dataclass(frozen=True)
 class Ray:
-    """Where training runs."""
+    """Where training runs, and on how many workers."""
 
-    address: str | None = None  # of a running cluster; without one, RAY_ADDRESS, else a cluster on this machine
+    address: str | None = None  # of a running cluster; None: RAY_ADDRESS, else a cluster on this machine
     workers: Positive = 2
-    min_workers: Positive | None = None  # go on with so few while there is no room for all; None: wait for all
+    min_workers: Positive | None = None  # run with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)] = "auto"
+    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, workers share a GPU
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
-    max_failures: Count = 3  # worker failures a run survives
-    keep_checkpoints: Positive = 2  # the newest; the best is kept beside them
+    max_failures: Count = 3  # worker failures that a run survives
+    keep_checkpoints: Positive = 2  # the newest; the best is kept as well
     timeout: Annotated[float, Field(gt=0)] = 600  # seconds that workers wait for one that does not answer
 
 
@@ -149,14 +145,14 @@ class Tracking:
 class Tune:
     """Where Optuna keeps the trials of sweeps."""
 
-    storage: str = "sqlite:///optuna.db"  # postgresql://... where several machines begin sweeps; or journal:FILE
+    storage: str = "sqlite:///optuna.db"  # postgresql://... if several machines start sweeps; or journal:FILE
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything, in the shape of params.yaml."""
 
-    preset: str | None = None  # a published recipe that params.yaml is overlaid with
+    preset: str | None = None  # a published recipe laid over params.yaml
     seed: int = 0
     noise: str = "gauss25"
     method: Choice = Choice("n2n")
@@ -173,16 +169,12 @@ class Config:
 def load_config(
     params: Path | None = None, overrides: Iterable[str] = (), recipe: Mapping[str, Any] | None = None
 ) -> Config:
-    """Return the configuration of a params.yaml (defaults where there is none), with a recipe laid over it and then
-    ``key=value`` overrides.
+    """Return the configuration of params.yaml (the defaults without one), overlaid with a recipe and with overrides.
 
     Raises:
-        UsageError: an override that is no ``key=value``, an unknown key (the nearest one is named), or a value of the
-            wrong type or out of range.
+        UsageError: an override that is not ``key=value``, an unknown key, or an invalid value.
     """
-    tree: dict[str, Any] = {}
-    if params is not None and params.exists():
-        tree = _read_yaml(params)
+    tree = _read_yaml(params) if params is not None and params.exists() else {}
     tree = _overlaid(_normalise(tree), _normalise(dict(recipe or {})))
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -193,20 +185,20 @@ def load_config(
 
 
 def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
-    """Return the dataclass ``cls`` of ``values``, converted to its types; ``where`` is the key they stand under."""
+    """Return the dataclass ``cls`` of ``values``, converted to its types; ``where`` is the key above them."""
     _check_keys(cls, values, where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(part for part in (where, *map(str, first["loc"])) if part)
-        raise UsageError(f"{key}={first['input']!r} does not fit: {_lower(first['msg'])}.") from None
+        key, reason = ".".join(part for part in (where, *map(str, first["loc"])) if part), first["msg"]
+        message = f"invalid value {first['input']!r} for {key}: {reason[:1].lower()}{reason[1:]}."
+        raise UsageError(message) from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain data: what ``from_dict`` reads, and what is logged."""
-    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return tree
+    return dict(json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
@@ -229,7 +221,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(tree: object) -> str:
-    """Return the sha256 (hex) of plain data, whatever the order of its keys."""
+    """Return the sha256 (hex) of plain data; the order of keys does not matter."""
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -245,11 +237,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 CHOICES = ("method", "net")
-RENAMED = {"data.crops_per_picture": "data.crops_per_image"}  # keys of older files, which are still read
+RENAMED = {"data.crops_per_picture": "data.crops_per_image"}  # keys of older files, still accepted
 
 
 def _normalise(tree: dict[str, Any]) -> dict[str, Any]:
-    """Write ``method: n2n`` and ``method: {name: n2n, loss_name: l1}`` as ``{name, fields}``, and older keys anew."""
+    """Turn ``method: n2n`` and ``method: {name: n2n, loss_name: l1}`` into ``{name, fields}``, and rename old keys."""
     for old, new in RENAMED.items():
         (group, key), leaf = old.split("."), new.rpartition(".")[2]
         if isinstance(tree.get(group), Mapping) and key in tree[group]:
@@ -265,16 +257,13 @@ def _normalise(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _overlaid(tree: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a recipe over a tree: its values replace the tree's, a method or net as a whole."""
-    laid = dict(tree)
+def _overlaid(tree: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree with the values of a recipe; a method or net is replaced as a whole."""
+    merged = dict(tree)
     for key, value in recipe.items():
-        below = laid.get(key)
-        if key not in CHOICES and isinstance(value, Mapping) and isinstance(below, Mapping):
-            laid[key] = _overlaid(dict(below), value)
-        else:
-            laid[key] = value
-    return laid
+        nested = key not in CHOICES and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _overlaid(merged[key], value) if nested else value
+    return merged
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -291,11 +280,8 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     known = flatten(to_dict(Config()))
     if key not in known:
         raise UsageError(f"{key} is not a key{nearest(key, known)}; params.yaml shows all of them.")
-    node = tree
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        node = node.setdefault(parent, {})
-    node[leaf] = value
+    group, _, leaf = key.rpartition(".")
+    (tree.setdefault(group, {}) if group else tree)[leaf] = value
 
 
 def _check_keys(cls: type, values: Mapping[str, object], where: str) -> None:
@@ -305,14 +291,9 @@ def _check_keys(cls: type, values: Mapping[str, object], where: str) -> None:
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
         if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise UsageError(f"{path} is not a key{nearest(key, fields)}; known here: {known}.")
+            raise UsageError(f"{path} is not a key{nearest(key, fields)}; known here: {', '.join(fields) or 'none'}.")
         kind = fields[key].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{path} should hold keys of its own, but it is {value!r}.")
             _check_keys(kind, value, path)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -1,6 +1,7 @@
-"""Denoiser and the model folder: a net, the method that knows how to use it, and both on disk.
+"""Denoiser, a trained net with the method that knows how to use it, and the model folder, both of them on disk.
 
-A model folder holds model.json and net.safetensors: weights as safetensors, everything else as JSON, never pickle."""
+A model folder holds net.safetensors, the weights, and model.json, everything else; nothing is ever pickled.
+"""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from denoise.data.augment import Symmetry, symmetry_group
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 from denoise.files import write_folder, write_json
 from denoise.images.noise_level import estimate_sigma
 from denoise.methods import METHODS, Method, build_method
@@ -24,7 +25,7 @@ from denoise.rng import Rng, batch_rng
 
 FORMAT = 1
 CARD, WEIGHTS = "model.json", "net.safetensors"
-ModelCard = Mapping[str, Any]  # what model.json holds: how to rebuild the net, and where the weights come from
+ModelCard = Mapping[str, Any]  # the content of model.json: how to rebuild the net, and where the weights come from
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Denoiser:
     net: nn.Module
     method: Method
     card: ModelCard
-    passes: int | None = None  # averaged an image; None: as many as the method's paper averages
-    symmetries: tuple[Symmetry, ...] = (Symmetry(),)  # symmetries that are averaged over
-    deviation: float = 0.0  # return the standard deviation of the restored values, times this, in their place
+    passes: int | None = None  # passes averaged for each image; None: as many as the method's paper averages
+    symmetries: tuple[Symmetry, ...] = (Symmetry(),)  # flips and turns averaged over
+    deviation: float = 0.0  # if not 0: return the standard deviation of the restored values, times this, instead
 
     @property
     def name(self) -> str:
@@ -45,7 +46,7 @@ class Denoiser:
 
     @property
     def noise(self) -> str:
-        """The noise it was trained for, e.g. ``gauss25``."""
+        """The noise the net was trained for, e.g. ``gauss25``."""
         return str(self.card["noise"])
 
     @property
@@ -55,12 +56,12 @@ class Denoiser:
 
     @property
     def multiple(self) -> int:
-        """What both sides of its input must be multiples of."""
+        """Both sides of the input must be multiples of this."""
         return multiple_of(self.net)
 
     @property
     def needs_level(self) -> bool:
-        """Whether it cannot restore without the noise level."""
+        """Whether restoring needs the noise level."""
         return self.method.needs_level()
 
     def __call__(self, noisy: Tensor, level: Tensor | None = None, rng: Rng | None = None) -> Tensor:
@@ -68,16 +69,19 @@ class Denoiser:
 
         Args:
             noisy: the images.
-            level: of their noise, (B, 1, 1, 1); where a method needs it and it is not given, ``level_of`` decides.
-            rng: the randomness of methods that have some at test time, keyed by the place in the batch by default.
+            level: of their noise, (B, 1, 1, 1); if the method needs it and it is None, ``level_of`` each image.
+            rng: the randomness of methods that have some at test time; by default keyed by the position in the batch.
+
+        Returns:
+            The restored images, float32 (B, C, H, W).
         """
         rng = rng or batch_rng(0, 0, torch.arange(len(noisy), device=noisy.device))
         if level is None and self.needs_level:
-            level = torch.stack([torch.full((1, 1, 1), self.level_of(one), device=noisy.device) for one in noisy])
+            level = torch.stack([torch.full((1, 1, 1), self.level_of(image), device=noisy.device) for image in noisy])
         with torch.inference_mode():
             if self.deviation:
                 return self.deviation * self.method.deviation(self.net, noisy, level).float()
-            passes = self.passes or self.method.passes_at_test()
+            passes = self.passes or self.method.test_time_passes()
             restored = torch.zeros_like(noisy, dtype=torch.float32)
             for number in range(passes):
                 for symmetry in self.symmetries:
@@ -86,17 +90,17 @@ class Denoiser:
             return restored / (passes * len(self.symmetries))
 
     def level_of(self, noisy: Tensor) -> float:
-        """Return the noise level to assume for an image (C, H, W): what it was trained for, else an estimate."""
-        known = parse_noise(self.noise).level
-        return estimate_sigma(noisy) if known is None else known
+        """Return the noise level to assume for an image (C, H, W): that of the training noise, else an estimate."""
+        trained_for = parse_noise(self.noise).level
+        return estimate_sigma(noisy) if trained_for is None else trained_for
 
     def averaging(self) -> "Denoiser":
-        """Return this denoiser, averaging over the flips and turns that its training was augmented with."""
+        """Return a denoiser that also averages over the flips and turns that training augmented with."""
         return replace(self, symmetries=tuple(symmetry_group(self.card["config"]["train"]["augment"])))
 
 
 def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> ModelCard:
-    """Return the card of a net trained with ``config`` (plain data); ``provenance`` says on what, and for how long."""
+    """Return the card of a net trained with ``config`` (plain data); ``provenance`` says where it comes from."""
     return {
         "format": FORMAT,
         "method": config["method"],
@@ -109,7 +113,11 @@ def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Mo
 
 
 def save_model(folder: Path, net: nn.Module, card: ModelCard) -> None:
-    """Write a model folder, replacing an older one of that name."""
+    """Write a model folder, replacing an older one of that name.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable.
+    """
     write_folder(folder, lambda work: _write_model(work, net, card))
 
 
@@ -117,7 +125,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """Return the denoiser of a model or checkpoint folder.
 
     Raises:
-        UserError: the folder is no model, or its files do not fit together.
+        UserError: the folder is not a model folder, or its files are damaged.
     """
     card = read_card(folder)
     try:
@@ -125,7 +133,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
         net = method.make_net(NetMaker(card["net"]["name"], card["channels"], card["net"]["fields"]))
         net.load_state_dict(load_file(folder / WEIGHTS))
     except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
-        raise UserError(f"the model in {folder} is damaged: {_first_line(error)}; fetch or train it again.") from None
+        raise UserError(f"the model in {folder} is damaged: {first_line(error)}; fetch or train it again.") from None
     return Denoiser(net.to(device).eval(), method, card)
 
 
@@ -135,33 +143,41 @@ def untrained_denoiser(
     """Return the denoiser of a method that needs no training, such as ``bm3d``, for images with that noise.
 
     Raises:
-        UserError: a method that is not known or has to be trained first.
+        UserError: an unknown method, or one that has to be trained first.
     """
     method = build_method(name, fields, noise)
     if method.trained:
-        able = ", ".join(key for key, known in METHODS.items() if not known.trained)
-        raise UserError(f"{name} has to be trained first (denoise train method={name}); without training: {able}.")
-    choice = {"name": method.net, "fields": {}}
+        untrained = ", ".join(key for key, method_class in METHODS.items() if not method_class.trained)
+        raise UserError(f"{name} has to be trained first (denoise train method={name}); without training: {untrained}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = method.make_net(NetMaker(method.net, channels, {}))
-    config = {"method": {"name": name, "fields": dict(fields)}, "net": choice, "noise": noise.name}
-    card = make_card({**config, "train": {"augment": []}}, channels)
+    config = {
+        "method": {"name": name, "fields": dict(fields)},
+        "net": {"name": method.net, "fields": {}},
+        "noise": noise.name,
+        "train": {"augment": []},
+    }
+    card = make_card(config, channels)
     return Denoiser(net.to(device).eval(), method, card)
 
 
 def _write_model(work: Path, net: nn.Module, card: ModelCard) -> None:
-    (work / WEIGHTS).write_bytes(save({name: _copy(tensor) for name, tensor in net.state_dict().items()}))
+    (work / WEIGHTS).write_bytes(save({name: to_host(tensor) for name, tensor in net.state_dict().items()}))
     write_json(work / CARD, dict(card))
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """Return the values in memory of their own, on the host, row by row as safetensors wants them."""
+def to_host(tensor: Tensor) -> Tensor:
+    """Return a copy in the host's memory, contiguous as safetensors wants it."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Return the card of a model or checkpoint folder."""
+    """Return the card of a model or checkpoint folder.
+
+    Raises:
+        UserError: there is no card, or one of another format.
+    """
     if not (folder / CARD).is_file():
         raise UserError(f"{folder} is no model folder: it has no {CARD}; give a folder that `denoise train` made.")
     try:
@@ -172,7 +188,3 @@ def read_card(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise UserError(f"{folder} has format {version}, this version of denoise reads format {FORMAT}; update it.")
     return card
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""rank(), world_size() and wrap(net), whether or not a process group exists."""
+"""Ranks and what they tell one another; every function also works without a process group, as rank 0 of 1."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -31,9 +31,9 @@ def device() -> torch.device:
 
 
 def start_from_environment(timeout: float = 600) -> None:
-    """Join the process group that ``torchrun`` describes in the environment; do nothing without it.
+    """Join the process group that ``torchrun`` describes in the environment; do nothing without one.
 
-    ``timeout`` is for how many seconds the others wait for a rank that does not answer.
+    ``timeout`` is how many seconds the ranks wait for one that does not answer.
     """
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -47,58 +47,58 @@ def stop() -> None:
 
 
 def wrap(module: nn.Module, static_graph: bool = False) -> nn.Module:
-    """Return the module with its gradients averaged over all ranks, itself where there is one rank.
+    """Return the module in DDP, which averages its gradients over all ranks; the module itself if there is one rank.
 
-    ``static_graph`` promises that every step runs the same graph, and one backward pass each.
+    ``static_graph`` promises that every step runs the same graph, with one backward pass.
     """
     if world_size() == 1:
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=static_graph)
 
 
-def from_first(ask: Callable[[], T]) -> T:
-    """Return what rank 0 answers; the other ranks are not asked."""
+def from_rank_zero(compute: Callable[[], T]) -> T:
+    """Return, on every rank, what ``compute`` returns on rank 0; it is called there only."""
     if world_size() == 1:
-        return ask()
-    answer = [ask() if rank() == 0 else None]
-    dist.broadcast_object_list(answer)
-    return cast(T, answer[0])
+        return compute()
+    result = [compute() if rank() == 0 else None]
+    dist.broadcast_object_list(result)
+    return cast(T, result[0])
 
 
 class Agreement:
-    """Finds one step at which every rank knows of a wish that any of them has, without holding up a step for it."""
+    """Lets all ranks act at the same step on a request that any of them has received, without delaying a step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pending: tuple[torch.Tensor, Any] | None = None
 
-    def reached(self, wish: bool) -> bool:
-        """Say, alike on every rank, whether one had the wish; every rank must ask before every step.
+    def reached(self, requested: bool) -> bool:
+        """Return the same on every rank: whether one had the request; every rank must call this before every step.
 
-        With several ranks the answer is that of the step before, which has arrived while that step was computed.
+        With several ranks the answer is about the previous step: it has arrived while that step was computed.
         """
         if world_size() == 1:
-            return wish
-        before, self._pending = self._pending, None
-        answer = torch.tensor([float(wish)], device=self._device)
-        self._pending = answer, dist.all_reduce(answer, async_op=True)
-        if before is None:
+            return requested
+        previous, self._pending = self._pending, None
+        requests = torch.tensor([float(requested)], device=self._device)
+        self._pending = requests, dist.all_reduce(requests, async_op=True)
+        if previous is None:
             return False
-        before[1].wait()
-        return bool(before[0].item())
+        previous[1].wait()
+        return bool(previous[0].item())
 
 
-def union(found: dict[int, str]) -> dict[int, str]:
-    """Return what any rank has found; where several found the same key they say the same."""
+def union(entries: dict[int, str]) -> dict[int, str]:
+    """Return the entries of all ranks; where several ranks have the same key they have the same value."""
     if world_size() == 1:
-        return found
-    everyone: list[dict[int, str]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(everyone, found)
-    return {key: value for one in everyone for key, value in one.items()}
+        return entries
+    by_rank: list[dict[int, str]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(by_rank, entries)
+    return {key: value for rank_entries in by_rank for key, value in rank_entries.items()}
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum over all ranks of ``values``, which every rank has already weighted by its share."""
+    """Return the sum of ``values`` over all ranks, in place; each rank has weighted its own by its part of a batch."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
@@ -106,26 +106,26 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 def total_modulo(value: int) -> int:
     """Return the sum over all ranks of an integer below 2^64, modulo 2^64."""
-    signed = value - 2**64 if value >= 2**63 else value  # int64 wraps around, which is what is wanted
+    signed = value - 2**64 if value >= 2**63 else value  # int64 wraps around, as it should
     return int(total(torch.tensor([signed], device=device())).item()) % 2**64
 
 
 def gathered(value: int) -> list[int]:
-    """Return the value of every rank, in their order."""
+    """Return the value of every rank, in order of rank."""
     values = torch.zeros(world_size(), dtype=torch.int64, device=device())
     values[rank()] = value
-    return [int(one) for one in total(values).tolist()]
+    return [int(number) for number in total(values).tolist()]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients over all ranks, as DDP does while it computes them."""
+    """Average the gradients over all ranks, as DDP does during the backward pass."""
     if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    at = 0
+    offset = 0
     for gradient in gradients:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """Read an unsigned 64-bit constant as the signed integer of the same bits, the only kind torch multiplies."""
+    """Return the signed integer with the bits of an unsigned 64-bit one: torch multiplies signed ones only."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -25,7 +25,7 @@ MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser; the masks make torch's arithmetic shift a logical one."""
+    """Return the finaliser of SplitMix64; the masks turn torch's arithmetic shift into a logical one."""
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * MIX_1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * MIX_2
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
@@ -33,10 +33,10 @@ def _mix(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rng:
-    """Randomness of a batch: one 64-bit key a sample, shape (B,).
+    """The randomness of a batch: one 64-bit key for each sample, shape (B,).
 
-    Every draw is a pure function of the keys: asking twice gives the same numbers. What must differ is drawn from
-    differently named streams: ``rng.stream("noise").normal(3, 64, 64)``.
+    Every draw is a pure function of the keys: drawing twice gives the same numbers. Independent numbers come from
+    streams of different names: ``rng.stream("noise").normal(3, 64, 64)``.
     """
 
     keys: Tensor
@@ -48,7 +48,7 @@ class Rng:
 
     def bits(self, count: int) -> Tensor:
         """Return (B, count) integers, each with 64 random bits."""
-        # Counters are hashed before they meet the key, so that no two keys ever yield shifted copies of one sequence.
+        # Counters are hashed before they are combined with the key: no two keys yield shifted copies of one sequence.
         counters = _mix(torch.arange(1, count + 1, device=self.keys.device) * GOLDEN)
         return _mix(self.keys[:, None] ^ counters)
 

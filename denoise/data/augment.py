@@ -1,4 +1,4 @@
-"""Flips and quarter turns: to augment training, and to average over them at test time."""
+"""Flips and quarter turns, to augment training and to average over at test time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ class Symmetry:
         """Return (..., H, W) transformed; a transposition exchanges H and W."""
         if self.transpose:
             batch = batch.transpose(-1, -2)
-        sides = [dim for dim, flipped in ((-2, self.vertical), (-1, self.horizontal)) if flipped]
-        return batch.flip(sides) if sides else batch
+        dims = [dim for dim, flipped in ((-2, self.vertical), (-1, self.horizontal)) if flipped]
+        return batch.flip(dims) if dims else batch
 
     def undo(self, batch: Tensor) -> Tensor:
-        """Return what ``apply`` made this of."""
-        sides = [dim for dim, flipped in ((-2, self.vertical), (-1, self.horizontal)) if flipped]
-        if sides:
-            batch = batch.flip(sides)
+        """Return the inverse transform of ``batch`` (..., H, W)."""
+        dims = [dim for dim, flipped in ((-2, self.vertical), (-1, self.horizontal)) if flipped]
+        if dims:
+            batch = batch.flip(dims)
         return batch.transpose(-1, -2) if self.transpose else batch
 
 
 def symmetry_group(kinds: Iterable[str]) -> list[Symmetry]:
     """Return the symmetries that "flip" (left-right), "rotate" (quarter turns) or both generate, the identity first."""
-    chosen = set(kinds)
-    if chosen == {"flip"}:
+    names = set(kinds)
+    if names == {"flip"}:
         return [Symmetry(), Symmetry(horizontal=True)]
-    if chosen == {"rotate"}:
+    if names == {"rotate"}:
         return [Symmetry(), Symmetry(True, True), Symmetry(False, True, True), Symmetry(True, False, True)]
-    if not chosen:
+    if not names:
         return [Symmetry()]
     return [Symmetry(t, v, h) for t in (False, True) for v in (False, True) for h in (False, True)]

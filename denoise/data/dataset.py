@@ -1,4 +1,4 @@
-"""Several sets of shards read as one, their decoded images kept in memory that the machine's processes share."""
+"""ShardedDataset: several sets of shards read as one, with a cache of decoded images that processes share."""
 
 import hashlib
 from bisect import bisect_right
@@ -18,7 +18,7 @@ class ShardedDataset:
     """Several sets of shards read as one."""
 
     parts: Sequence[Shards]
-    _cache: list[DecodedCache] = field(default_factory=list, compare=False, repr=False)  # one, or none
+    _cache: list[DecodedCache] = field(default_factory=list, compare=False, repr=False)  # one cache, or none
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -31,68 +31,72 @@ class ShardedDataset:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """The number of samples of each shard, part after part."""
+        """The number of samples of each shard, over all parts in order."""
         return tuple(count for part in self.parts for count in part.counts)
 
     def views(self, index: int) -> tuple[str, ...]:
-        """Return the names of the images of a sample: one of a lone image, several of a real pair."""
-        shards, place = self._locate(index)
-        return tuple(shards.describe(place)["views"])
+        """Return the names of the images of a sample: one for a single image, several for a real pair."""
+        shards, offset = self._locate(index)
+        return tuple(shards.describe(offset)["views"])
 
     def pixels(self, index: int, view: str) -> Pixels:
-        """Return one decoded image (H, W, C) of a sample, to be looked at and not written to."""
+        """Return one decoded image (H, W, C) of a sample, which is read-only.
+
+        Raises:
+            DamagedError: its bytes differ from the index.
+        """
         if not self._cache:
-            shards, place = self._locate(index)
-            return shards.pixels(place, view)
+            shards, offset = self._locate(index)
+            return shards.pixels(offset, view)
         cache, number = self._cache[0], index * len(self._views) + self._views.index(view)
         pixels = cache.get(number)
         if pixels is None:
-            shards, place = self._locate(index)
-            pixels = shards.pixels(place, view)
+            shards, offset = self._locate(index)
+            pixels = shards.pixels(offset, view)
             cache.put(number, pixels)
         return pixels
 
     def name(self, index: int) -> str:
         """Return the name of a sample."""
-        shards, place = self._locate(index)
-        return str(shards.describe(place)["name"])
+        shards, offset = self._locate(index)
+        return str(shards.describe(offset)["name"])
 
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) of the images of a sample."""
-        shards, place = self._locate(index)
-        view = next(iter(shards.describe(place)["views"].values()))
+        shards, offset = self._locate(index)
+        view = next(iter(shards.describe(offset)["views"].values()))
         return view["height"], view["width"]
 
     def keep_decoded(self, budget: int) -> None:
-        """Keep decoded images within a budget in bytes, shared with the other processes of this machine."""
+        """Cache decoded images, up to ``budget`` bytes that the processes of this machine share."""
         shapes = list(self._shapes(budget))
         if shapes:
             self._cache.append(DecodedCache(f"{self.digest}:{self._views}", shapes, budget))
 
     def close(self) -> None:
-        """Let go of the decoded images."""
+        """Release the cache."""
         while self._cache:
             self._cache.pop().close()
 
     @property
-    def here(self) -> bool:
-        """Whether all of it lies in folders, so that nothing has to be brought."""
+    def is_local(self) -> bool:
+        """Whether all shards are in folders, so that none has to be downloaded."""
         return all(isinstance(part.store, ShardFolder) for part in self.parts)
 
-    def expect(self, shards: Iterable[int]) -> None:
-        """Say which shards, counted over all parts, will be read from next, so that they can be brought in time."""
+    def announce(self, shards: Iterable[int]) -> None:
+        """Announce that these shards, counted over all parts, will be read from soon, so that they are fetched."""
         ends = list(accumulate(len(part.entries) for part in self.parts))
         for number in shards:
             part = bisect_right(ends, number)
-            self.parts[part].expect(number - (ends[part - 1] if part else 0))
+            self.parts[part].announce(number - (ends[part - 1] if part else 0))
 
     @cached_property
     def _views(self) -> tuple[str, ...]:
-        """All views that samples have; those of a set are alike."""
+        """The views of all parts; the samples of a part have the same views."""
         return tuple(sorted({view for part in self.parts for view in part.describe(0)["views"]}))
 
     def _shapes(self, budget: int) -> Iterator[Shape]:
-        """Yield the shapes of the first images, view by view, until they exceed the budget."""
+        """Yield the shapes of the first images, view by view, as many as fit into the budget."""
         size = 0
         for shards in self.parts:
             for number in range(len(shards.entries)):

@@ -1,30 +1,36 @@
-"""From images to the batches of this rank: crops in the global order, decoded ahead by threads.
+"""From images to the batches of one rank: crops in the global order of samples, decoded ahead by threads.
 
 Which image stands at which position of which global batch, and which crop of it, is a function of (seed, step,
-position) and of the data alone; rank and world size only say which positions are ours.
+position) and of the data alone; rank and world size only decide which positions a rank reads.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from denoise import distributed
+from denoise.config import Config
 from denoise.data.augment import symmetry_group
 from denoise.data.crops import collate, random_crop
+from denoise.data.dataset import ShardedDataset
+from denoise.data.quarantine import Quarantine
 from denoise.data.sampler import GlobalSampler, Integers
-from denoise.data.samples import Sample, SampleSource
+from denoise.data.samples import Sample, SampleSource, crop_side, open_samples
 from denoise.data.shards import DamagedError
 from denoise.errors import UserError
+from denoise.methods import Method
+from denoise.noise import Noise
 from denoise.rng import batch_rng
 
 PREFETCH = 4  # batches decoded ahead of the step that uses them
 PLANNED = 32  # steps whose random numbers are drawn at once
-AHEAD = 16  # steps of a window, spread over it, whose shards are asked for in advance
+ANNOUNCED = 16  # steps of a window, spread over it, whose shards are announced
 
 
 @dataclass(frozen=True)
@@ -37,38 +43,17 @@ class Batching:
     channels: int
     augment: tuple[str, ...] = ()  # of "flip" and "rotate"
     crops_per_image: int = 1  # successive positions that show crops of one image
-    threads: int = 1  # that decode
-    pin: bool = False  # page-locked batches, which a GPU fetches by itself
-
-
-@dataclass
-class Quarantine:
-    """Samples that were left out because their bytes are damaged.
-
-    What is read in the place of such a sample follows from its number alone, so every world size trains on the same.
-    """
-
-    limit: int = 0  # how many may be; none: the first one ends the run
-    found: dict[int, str] = field(default_factory=dict)  # sample -> what is wrong with it
-
-    def add(self, sample: int, error: DamagedError) -> None:
-        """Note a damaged sample.
-
-        Raises:
-            DamagedError: there are more than allowed.
-        """
-        self.found[sample] = str(error)
-        if len(self.found) > self.limit:
-            raise error
+    threads: int = 1  # threads that decode
+    pin: bool = False  # page-locked batches, which a GPU copies asynchronously
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """The crops of this rank: (b, C, crop, crop) for every view, bytes where all were stored so, else floats."""
+    """The crops of one rank: (b, C, crop, crop) for every view, bytes where all are stored so, else floats."""
 
-    positions: Tensor  # (b,) of the global batch
+    positions: Tensor  # (b,) in the global batch
     views: dict[str, Tensor]
-    samples: Sequence[int] = ()  # which are shown at these positions
+    samples: Sequence[int] = ()  # the samples at these positions
 
     def parts(self, size: int) -> "Iterator[CropBatch]":
         """Yield successive parts of at most ``size`` crops."""
@@ -79,178 +64,222 @@ class CropBatch:
             )
 
 
+def read_batches(
+    config: Config,
+    train_set: ShardedDataset,
+    method: Method,
+    noise: Noise,
+    *,
+    quarantine: Quarantine,
+    start: int,
+) -> Iterator[CropBatch]:
+    """Yield this rank's batches of training images from step ``start`` on, as the configuration says."""
+    data, spec = config.data, config.train
+    source = open_samples(config, train_set, method, noise)
+    sampler = GlobalSampler(config.seed, train_set.counts, train_set.digest, data.streams, data.window)
+    batching = Batching(
+        seed=config.seed,
+        batch_size=spec.batch_size,
+        crop=crop_side(source, spec.crop, noise),
+        channels=data.channels,
+        augment=spec.augment,
+        crops_per_image=data.crops_per_image,
+        threads=data.threads,
+        pin=distributed.device().type == "cuda",
+    )
+    train_set.keep_decoded(data.cache_mb << 20)
+    try:
+        yield from batches(
+            source,
+            sampler,
+            batching,
+            distributed.rank(),
+            distributed.world_size(),
+            start,
+            quarantine=quarantine,
+            announce=None if train_set.is_local else train_set.announce,
+            is_usable=lambda sample: data.small == "pad" or min(train_set.size(sample)) >= batching.crop,
+        )
+    finally:
+        train_set.close()
+
+
 def batches(
     source: SampleSource,
-    order: GlobalSampler,
-    spec: Batching,
+    sampler: GlobalSampler,
+    batching: Batching,
     rank: int,
     world_size: int,
     start: int,
+    *,
     quarantine: Quarantine | None = None,
-    expect: Callable[[Sequence[int]], None] | None = None,
-    usable: Callable[[int], bool] = lambda sample: True,
+    announce: Callable[[Sequence[int]], None] | None = None,
+    is_usable: Callable[[int], bool] = lambda sample: True,
 ) -> Iterator[CropBatch]:
-    """Yield this rank's crops of step ``start``, ``start`` + 1, ... for ever.
+    """Yield the batches of a rank for step ``start``, ``start`` + 1, ..., without end.
 
     Args:
-        scenes: the samples.
-        order: in which they are read.
-        spec: how they become batches.
+        source: the samples.
+        sampler: their global order.
+        batching: how they become batches.
         rank: of this process.
-        world_size: how many share each batch.
+        world_size: how many ranks share each batch.
         start: the first step.
-        quarantine: where damaged samples are noted; by default the first one raises.
-        expect: told the shards that will be read from soon, the most urgent first; None where nothing is brought.
-        usable: says which samples are read; the next one in the order stands in for another.
+        quarantine: records damaged samples; by default the first one raises.
+        announce: called with the shards that will be read from soon, the most urgent first; None if all are local.
+        is_usable: whether to read a sample; if not, the next one in the order takes its place.
 
     Raises:
         UserError: more ranks than positions in a batch, or no usable sample.
-        DamagedError: damaged samples, more than the quarantine allows.
+        DamagedError: more damaged samples than the quarantine allows.
     """
-    if world_size > spec.batch_size:
+    if world_size > batching.batch_size:
         raise UserError(
-            f"train.batch_size={spec.batch_size} cannot be shared by {world_size} workers; raise it or use fewer "
+            f"train.batch_size={batching.batch_size} cannot be shared by {world_size} workers; raise it or use fewer "
             "workers."
         )
-    maker = _BatchPlanner(source, order, spec, quarantine or Quarantine(), usable)
-    horizon = _Prefetcher(maker, rank, world_size, expect) if expect else None
-    with ThreadPoolExecutor(spec.threads, "decode") as threads, ThreadPoolExecutor(1, "collate") as last:
-        ahead: deque[Future[CropBatch]] = deque()
+    planner = _BatchPlanner(source, sampler, batching, quarantine or Quarantine(), is_usable)
+    prefetcher = _Prefetcher(planner, rank, world_size, announce) if announce else None
+    with ThreadPoolExecutor(batching.threads, "decode") as decoders, ThreadPoolExecutor(1, "collate") as collator:
+        pending: deque[Future[CropBatch]] = deque()
         try:
-            for step, (positions, jobs) in enumerate(maker.plan(start, rank, world_size), start):
-                if horizon:
-                    horizon.announce(step)
-                if len(jobs) == 1:
-                    ahead.append(threads.submit(maker.whole, positions, jobs[0]))
+            for step, (positions, plans) in enumerate(planner.plan(start, rank, world_size), start):
+                if prefetcher:
+                    prefetcher.announce_from(step)
+                if len(plans) == 1:
+                    pending.append(decoders.submit(planner.read_batch, positions, plans[0]))
                 else:
-                    parts = [threads.submit(maker.crops, job) for job in jobs]
-                    ahead.append(last.submit(maker.joined, positions, parts))
-                if len(ahead) > PREFETCH:
-                    yield ahead.popleft().result()
+                    parts = [decoders.submit(planner.read_crops, plan) for plan in plans]
+                    pending.append(collator.submit(planner.join_parts, positions, parts))
+                if len(pending) > PREFETCH:
+                    yield pending.popleft().result()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-            last.shutdown(wait=False, cancel_futures=True)
+            decoders.shutdown(wait=False, cancel_futures=True)
+            collator.shutdown(wait=False, cancel_futures=True)
 
 
 _Crop = tuple[int, dict[str, Tensor]]  # the sample, and its views
 
 
 @dataclass(frozen=True)
-class _Job:
-    """Some successive crops of a batch: the numbers of their samples in the order, where to cut, how to turn."""
+class _CropPlan:
+    """Successive crops of a batch: which sample each shows, where it is cut out and how it is turned."""
 
-    numbers: Sequence[int]
+    sample_numbers: Sequence[int]  # places in the global order
     samples: Sequence[int]
-    places: Sequence[Sequence[float]]
-    turns: Sequence[int]
+    offsets: Sequence[Sequence[float]]  # two numbers in [0, 1) each, see ``random_crop``
+    symmetries: Sequence[int]  # of ``symmetry_group``
 
-    def part(self, begin: int, end: int) -> "_Job":
-        """Return some of them."""
+    def part(self, begin: int, end: int) -> "_CropPlan":
+        """Return the crops ``begin`` to ``end``."""
         cut = slice(begin, end)
-        return _Job(self.numbers[cut], self.samples[cut], self.places[cut], self.turns[cut])
+        return _CropPlan(self.sample_numbers[cut], self.samples[cut], self.offsets[cut], self.symmetries[cut])
 
 
 @dataclass(frozen=True)
 class _BatchPlanner:
-    """Makes crops."""
+    """Plans the crops of a rank, and reads what is planned."""
 
     source: SampleSource
-    order: GlobalSampler
-    spec: Batching
+    sampler: GlobalSampler
+    batching: Batching
     quarantine: Quarantine
-    usable: Callable[[int], bool]
+    is_usable: Callable[[int], bool]
 
-    def numbers(self, step: int) -> Integers:
-        """Return which samples of the order stand in the global batch of a step."""
-        return (step * self.spec.batch_size + np.arange(self.spec.batch_size)) // self.spec.crops_per_image
+    def sample_numbers(self, step: int) -> Integers:
+        """Return the places in the global order of the samples of a step's global batch."""
+        batching = self.batching
+        return (step * batching.batch_size + np.arange(batching.batch_size)) // batching.crops_per_image
 
-    def plan(self, start: int, rank: int, world_size: int) -> Iterator[tuple[Integers, list[_Job]]]:
-        """Yield (positions, work) of a rank's share of step ``start``, ``start`` + 1, ..., for ever.
+    def plan(self, start: int, rank: int, world_size: int) -> Iterator[tuple[Integers, list[_CropPlan]]]:
+        """Yield the positions and the crops of a rank for step ``start``, ``start`` + 1, ..., without end.
 
-        A batch is one job, or several where there are more threads than batches in the making.
+        The crops of a batch come in one plan, or in several if there are more threads than batches in the making.
         """
-        parts = -(-self.spec.threads // PREFETCH)
-        for first in count(start, PLANNED):  # some steps at once: most of the time goes into calls, not into numbers
+        parts = -(-self.batching.threads // PREFETCH)
+        for first in count(start, PLANNED):  # several steps at once: most of the time goes into calls, not numbers
             steps = range(first, first + PLANNED)
-            numbers = [self.numbers(step) for step in steps]
-            positions = [self.order.positions_of_rank(one, rank, world_size) for one in numbers]
-            ours = self._draw(steps, positions, [one[at] for one, at in zip(numbers, positions, strict=True)])
-            begin = 0
-            for share in positions:
-                cuts = [begin + len(share) * part // parts for part in range(parts + 1)]
-                yield share, [ours.part(a, b) for a, b in pairwise(cuts) if b > a]
-                begin += len(share)
+            numbers = [self.sample_numbers(step) for step in steps]
+            positions = [self.sampler.positions_of_rank(of_step, rank, world_size) for of_step in numbers]
+            mine = [of_step[at] for of_step, at in zip(numbers, positions, strict=True)]
+            crops, begin = self._draw(steps, positions, mine), 0
+            for of_step in positions:
+                cuts = [begin + len(of_step) * part // parts for part in range(parts + 1)]
+                yield of_step, [crops.part(a, b) for a, b in pairwise(cuts) if b > a]
+                begin += len(of_step)
 
-    def _draw(self, steps: Sequence[int], positions: Sequence[Integers], numbers: Sequence[Integers]) -> _Job:
+    def _draw(self, steps: Sequence[int], positions: Sequence[Integers], numbers: Sequence[Integers]) -> _CropPlan:
         """Return the crops at the given positions of several steps, one step after another."""
-        step = torch.from_numpy(np.repeat(np.asarray(steps, np.int64), [len(share) for share in positions]))
-        rng = batch_rng(self.spec.seed, step, torch.from_numpy(np.concatenate(positions)))
-        places = rng.stream("crop").uniform(2).tolist()
-        turns = rng.stream("augment").integers(len(symmetry_group(self.spec.augment)), 1).flatten().tolist()
+        step = torch.from_numpy(np.repeat(np.asarray(steps, np.int64), [len(of_step) for of_step in positions]))
+        rng = batch_rng(self.batching.seed, step, torch.from_numpy(np.concatenate(positions)))
+        offsets = rng.stream("crop").uniform(2).tolist()
+        count = len(symmetry_group(self.batching.augment))
+        symmetries = rng.stream("augment").integers(count, 1).flatten().tolist()
         joined = np.concatenate(numbers)
-        return _Job(joined.tolist(), self.order.samples(joined).tolist(), places, turns)
+        return _CropPlan(joined.tolist(), self.sampler.samples(joined).tolist(), offsets, symmetries)
 
-    def whole(self, positions: Integers, job: _Job) -> CropBatch:
-        """Return the batch of one job."""
-        return self._batch(positions, self.crops(job))
+    def read_batch(self, positions: Integers, plan: _CropPlan) -> CropBatch:
+        """Return the batch of one plan."""
+        return self._collate(positions, self.read_crops(plan))
 
-    def joined(self, positions: Integers, parts: Sequence[Future[list[_Crop]]]) -> CropBatch:
-        """Return the batch of several jobs."""
-        return self._batch(positions, [crop for part in parts for crop in part.result()])
+    def join_parts(self, positions: Integers, parts: Sequence[Future[list[_Crop]]]) -> CropBatch:
+        """Return the batch of the crops of several plans."""
+        return self._collate(positions, [crop for part in parts for crop in part.result()])
 
-    def _batch(self, positions: Integers, crops: Sequence[_Crop]) -> CropBatch:
-        views = collate([views for _, views in crops], self.spec.channels)
-        if self.spec.pin:
+    def _collate(self, positions: Integers, crops: Sequence[_Crop]) -> CropBatch:
+        views = collate([views for _, views in crops], self.batching.channels)
+        if self.batching.pin:
             views = {name: view.pin_memory() for name, view in views.items()}
         return CropBatch(torch.from_numpy(positions), views, [sample for sample, _ in crops])
 
-    def crops(self, job: _Job) -> list[_Crop]:
-        """Return the crops of a job, view by view cut, flipped and turned alike, each with its sample."""
-        group = symmetry_group(self.spec.augment)
-        found = []
-        for number, sample, place, turn in zip(job.numbers, job.samples, job.places, job.turns, strict=True):
-            found_sample, scene = self.scene(number, sample)
-            crops = {name: random_crop(view, self.spec.crop, place) for name, view in scene.items()}
-            found.append((found_sample, {name: group[turn].apply(crop) for name, crop in crops.items()}))
-        return found
+    def read_crops(self, plan: _CropPlan) -> list[_Crop]:
+        """Return the crops of a plan, each with its sample; all views of a sample are cut and turned alike."""
+        group = symmetry_group(self.batching.augment)
+        crops = []
+        rows = zip(plan.sample_numbers, plan.samples, plan.offsets, plan.symmetries, strict=True)
+        for number, planned, offset, symmetry in rows:
+            sample, views = self._read_sample(number, planned)
+            cut = {name: random_crop(view, self.batching.crop, offset) for name, view in views.items()}
+            crops.append((sample, {name: group[symmetry].apply(crop) for name, crop in cut.items()}))
+        return crops
 
-    def scene(self, number: int, sample: int) -> tuple[int, Sample]:
-        """Return a sample, or the next one in the order that is usable and whose bytes are sound."""
-        for later in range(len(self.order)):
-            if later:
-                sample = int(self.order.samples(np.array([number + later]))[0])
-            if sample in self.quarantine.found or not self.usable(sample):
+    def _read_sample(self, number: int, sample: int) -> tuple[int, Sample]:
+        """Return a sample, or the next one in the global order that is usable and intact."""
+        for skipped in range(len(self.sampler)):
+            if skipped:
+                sample = int(self.sampler.samples(np.array([number + skipped]))[0])
+            if sample in self.quarantine.reasons or not self.is_usable(sample):
                 continue
             try:
                 return sample, self.source[sample]
             except DamagedError as error:
                 self.quarantine.add(sample, error)
         raise UserError(
-            f"none of the {len(self.order)} training images can be used: all are smaller than the crop of "
-            f"{self.spec.crop} pixels, or damaged; lower train.crop, or pad them with data.small=pad."
+            f"none of the {len(self.sampler)} training images can be used: all are smaller than the crop of "
+            f"{self.batching.crop} pixels, or damaged; lower train.crop, or pad them with data.small=pad."
         )
 
 
 @dataclass
 class _Prefetcher:
-    """Tells, once a window, which shards will be read from in it and in the next: those of some steps of both."""
+    """Announces, once a window, the shards of some steps of that window and of the next one."""
 
-    maker: _BatchPlanner
+    planner: _BatchPlanner
     rank: int
     world_size: int
-    expect: Callable[[Sequence[int]], None]
-    next: int = -1
+    announce: Callable[[Sequence[int]], None]
+    next_step: int = -1
 
-    def announce(self, step: int) -> None:
-        """Tell the shards ahead of ``step``, unless they have been told."""
-        if step < self.next:
+    def announce_from(self, step: int) -> None:
+        """Announce the shards ahead of ``step``, unless that has been done."""
+        if step < self.next_step:
             return
-        order, spec = self.maker.order, self.maker.spec
-        in_window = len(order) * order.window * order.canonical_streams / max(1, len(order.counts))
-        stride = max(1, int(in_window * spec.crops_per_image / spec.batch_size / AHEAD))
-        self.next = step + AHEAD * stride
-        batches = [self.maker.numbers(later) for later in range(step, step + 2 * AHEAD * stride, stride)]
-        ours = np.concatenate(
-            [numbers[order.positions_of_rank(numbers, self.rank, self.world_size)] for numbers in batches]
+        sampler, batching = self.planner.sampler, self.planner.batching
+        samples_in_window = len(sampler) * sampler.window * sampler.canonical_streams / max(1, len(sampler.counts))
+        stride = max(1, int(samples_in_window * batching.crops_per_image / batching.batch_size / ANNOUNCED))
+        self.next_step = step + ANNOUNCED * stride
+        numbers = [self.planner.sample_numbers(later) for later in range(step, step + 2 * ANNOUNCED * stride, stride)]
+        mine = np.concatenate(
+            [of_step[sampler.positions_of_rank(of_step, self.rank, self.world_size)] for of_step in numbers]
         )
-        self.expect(list(dict.fromkeys(order.shards(order.samples(ours)).tolist())))
+        self.announce(list(dict.fromkeys(sampler.shards(sampler.samples(mine)).tolist())))

@@ -1,9 +1,8 @@
-"""What a sample is: a clean image that is corrupted anew every step, one noisy realisation of it, or a real pair."""
+"""Samples by index: clean images to corrupt in every step, fixed noisy realisations of them, or real pairs."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection as Names
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from denoise.methods import Method, Views, observe
 from denoise.noise import Noise
 from denoise.rng import Rng, batch_rng
 
-Sample = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as they were stored, or (C, H, W) floats
+Sample = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as stored, or (C, H, W) floats
 
 
 class SampleSource(Protocol):
@@ -35,26 +34,31 @@ class SampleSource(Protocol):
         ...
 
 
-IMAGE = "image"  # the view of a scene that is corrupted on the device, inside the step
-FIXED_STEP = -2  # keys a fixed realisation: no training step's noise
-REFERENCES = ("clean", "mean")  # views that a restored image is compared with; "mean" is the mean of many exposures
-SECOND = ("noisy2", "mean")  # views that are a second observation; the mean of many is one, with little noise
+IMAGE = "image"  # the view of a clean image that the training step corrupts, on its device
+FIXED_STEP = -2  # keys fixed noise: no training step has this number
+REFERENCES = ("clean", "mean")  # views to compare a restored image with; "mean" is the mean of many exposures
+SECOND = ("noisy2", "mean")  # views that are a second observation; a mean of exposures is one with little noise
 
 
 def open_samples(config: Config, images: ShardedDataset, method: Method, noise: Noise) -> SampleSource:
-    """Return the samples that ``method`` learns from; what costs more than decoding is kept (``data.cache_mb``)."""
+    """Return the samples that ``method`` learns from; those that cost more than decoding are cached."""
     views, budget = method.views(), config.data.cache_mb << 20
     if noise.family == "none":
         real = RealNoise(images, views)
-        return CachedSamples(real, budget) if "level" in views else real  # estimating a level takes long
+        return CachedSamples(real, budget) if "level" in views else real  # estimating a level is slow
     if config.data.fixed_noise:
         return CachedSamples(FixedNoise(images, views, noise, config.data.channels, config.seed), budget)
     return FreshNoise(images)
 
 
+def crop_side(source: SampleSource, crop: int, noise: Noise) -> int:
+    """Return the side to cut out of the samples for training crops of ``crop`` pixels: more if noise reduces sides."""
+    return crop * (noise.scale if isinstance(source, FreshNoise) else 1)
+
+
 @dataclass(frozen=True)
 class FreshNoise:
-    """Clean images, to be corrupted anew every step."""
+    """Clean images, which the training step corrupts with new noise every time."""
 
     images: ShardedDataset
 
@@ -69,10 +73,10 @@ class FreshNoise:
 
 @dataclass(frozen=True)
 class FixedNoise:
-    """One noisy realisation of every image, the same in every epoch: what an owner of noisy images has."""
+    """One noisy realisation of every image, the same in every epoch, as if the images were noisy originals."""
 
     images: ShardedDataset
-    needs: Names[str]
+    needs: Collection[str]
     noise: Noise
     channels: int
     seed: int
@@ -94,36 +98,40 @@ class RealNoise:
     """Real noisy images, alone or with a second observation or a clean image of the same scene."""
 
     images: ShardedDataset
-    needs: Names[str]
+    needs: Collection[str]
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the views of a sample; the level is sigma as estimated from its noisy image."""
+        """Return the views of a sample; ``level`` is the sigma estimated from its noisy image.
+
+        Raises:
+            UserError: the sample has no image for a view that is needed.
+        """
         noisy = real_noisy(self.images, index)
         sample: dict[str, np.ndarray | Tensor] = {}
-        everything = torch.ones(1, 1, 1)
+        ones = torch.ones(1, 1, 1)
         for view in self.needs:
             if view == "noisy":
                 sample[view] = noisy
             elif view == "level":
-                sample[view] = everything * estimate_sigma(to_tensor(noisy))
+                sample[view] = ones * estimate_sigma(to_tensor(noisy))
             elif view in ("mask", "mask2"):
-                sample[view] = everything
+                sample[view] = ones
             else:
-                wanted = REFERENCES if view == "clean" else SECOND
-                sample[view] = self.images.pixels(index, _stored(self.images, index, wanted))
+                candidates = REFERENCES if view == "clean" else SECOND
+                sample[view] = self.images.pixels(index, _first_stored(self.images, index, candidates))
         return sample
 
 
 class CachedSamples:
-    """Scenes, the least recently used dropped when they outgrow a budget; several threads may ask at once."""
+    """A cache of samples, at most ``budget`` bytes: the least recently used are dropped. Safe for several threads."""
 
     def __init__(self, source: SampleSource, budget: int) -> None:
         self.source, self.budget, self.size = source, budget, 0
-        self.kept: OrderedDict[int, Sample] = OrderedDict()
+        self.samples: OrderedDict[int, Sample] = OrderedDict()
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -133,50 +141,50 @@ class CachedSamples:
     def __getitem__(self, index: int) -> Sample:
         """Return the views of a sample."""
         with self.lock:
-            if index in self.kept:
-                self.kept.move_to_end(index)
-                return self.kept[index]
+            if index in self.samples:
+                self.samples.move_to_end(index)
+                return self.samples[index]
         sample = self.source[index]
         with self.lock:
-            if index not in self.kept:
-                self.kept[index] = sample
+            if index not in self.samples:
+                self.samples[index] = sample
                 self.size += _bytes(sample)
-            while self.size > self.budget and self.kept:
-                self.size -= _bytes(self.kept.popitem(last=False)[1])
+            while self.size > self.budget and self.samples:
+                self.size -= _bytes(self.samples.popitem(last=False)[1])
         return sample
 
 
 @dataclass(frozen=True)
 class EvaluationPair:
-    """An image to restore, and what the restored image is compared with; (1, C, H, W) each."""
+    """An image to restore and the clean one to compare the result with, (1, C, H, W) each."""
 
     noisy: Tensor
     level: Tensor  # (1, 1, 1, 1)
-    clean: Tensor | None  # None where there is none
+    clean: Tensor | None  # None if there is none
 
 
 def evaluation_pair(
     images: ShardedDataset, index: int, noise: Noise, channels: int, rng: Rng, device: torch.device | str = "cpu"
 ) -> EvaluationPair:
-    """Return the noisy and the clean image of a sample: with synthetic noise, or as a real pair has them."""
+    """Return the noisy and the clean image of a sample: with synthetic noise, or as stored if the noise is real."""
     if noise.family == "none":
         pixels = real_noisy(images, index)
         noisy = as_channels(to_tensor(pixels), channels)[None].to(device)
         level = torch.full((1, 1, 1, 1), estimate_sigma(to_tensor(pixels)), device=device)
-        names = [view for view in REFERENCES if view in images.views(index)]
-        if len(images.views(index)) == 1 or not names:
+        views = images.views(index)
+        references = [view for view in REFERENCES if view in views]
+        if len(views) == 1 or not references:
             return EvaluationPair(noisy, level, None)
-        return EvaluationPair(
-            noisy, level, as_channels(to_tensor(images.pixels(index, names[0])), channels)[None].to(device)
-        )
+        reference = to_tensor(images.pixels(index, references[0]))
+        return EvaluationPair(noisy, level, as_channels(reference, channels)[None].to(device))
     pixels = images.pixels(index, reference_view(images, index))
     image = whole(as_channels(to_tensor(pixels), channels)[None].to(device), noise.scale)
-    seen = noise.corrupt(image, rng)
-    return EvaluationPair(seen.noisy, seen.level, noise.reference(image))
+    observed = noise.corrupt(image, rng)
+    return EvaluationPair(observed.noisy, observed.level, noise.reference(image))
 
 
 def make_views(batch: Views, method: Method, noise: Noise, rng: Rng) -> Views:
-    """Return what the method may see of a batch of scenes; clean images are corrupted here, on their device."""
+    """Return the views of a batch that the method needs; clean images are corrupted here, on their device."""
     return observe(batch[IMAGE], noise, method.views(), rng) if IMAGE in batch else batch
 
 
@@ -187,24 +195,25 @@ def whole(image: Tensor, scale: int) -> Tensor:
 
 
 def reference_view(images: ShardedDataset, index: int) -> str:
-    """Return the name of the clean image of a sample; a lone image counts as clean."""
+    """Return the name of the clean image of a sample; a single image counts as clean."""
     views = images.views(index)
-    return views[0] if len(views) == 1 else _stored(images, index, REFERENCES)
+    return views[0] if len(views) == 1 else _first_stored(images, index, REFERENCES)
 
 
 def real_noisy(images: ShardedDataset, index: int) -> np.ndarray:
-    """Return the noisy image (H, W, C) of a sample as it was taken; a lone image counts as noisy."""
+    """Return the noisy image (H, W, C) of a sample as stored; a single image counts as noisy."""
     views = images.views(index)
-    return images.pixels(index, views[0] if len(views) == 1 else _stored(images, index, ("noisy",)))
+    return images.pixels(index, views[0] if len(views) == 1 else _first_stored(images, index, ("noisy",)))
 
 
-def _stored(images: ShardedDataset, index: int, wanted: tuple[str, ...]) -> str:
+def _first_stored(images: ShardedDataset, index: int, candidates: tuple[str, ...]) -> str:
+    """Return the first of the candidates that a sample of several images has."""
     views = images.views(index)
-    for view in wanted if len(views) > 1 else ():
+    for view in candidates if len(views) > 1 else ():
         if view in views:
             return view
     raise UserError(
-        f"{images.name(index)} has no image {' or '.join(wanted)} (it has {', '.join(views)}), which this method "
+        f"{images.name(index)} has no image {' or '.join(candidates)} (it has {', '.join(views)}), which this method "
         "needs with this noise; use a set of pairs, or a method that learns from single noisy images such as n2v."
     )
 

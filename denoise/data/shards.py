@@ -1,13 +1,13 @@
-"""Shards: WebDataset tars of original image bytes, read by index through the lists that lie beside them.
+"""Shards: WebDataset tars of the original image bytes, read by index with the help of lists beside them.
 
 A folder of shards holds
 
     index.json         the shards in order: file, bytes, sha256, number of samples, sha256 of its list of samples
-    000000.tar ...     for each sample the encoded image(s) as they came, and a JSON member describing them
+    000000.tar ...     for each sample the encoded image(s), unchanged, and a JSON member describing them
     000000.json ...    the samples of one shard: names, offsets, checksums, image sizes, hashes of the pixels
 
-The index identifies the data, and nothing is used unchecked: a file's sha256 when it is first opened, and the checksum
-of an image's bytes each time. A ``ShardStore`` says where the files are: in a folder, or brought from elsewhere.
+The index identifies the data, and everything is verified: a file's sha256 when it is first opened, and the checksum of
+an image's bytes at every read. A ``ShardStore`` provides the files, from a folder or from a remote place.
 """
 
 import hashlib
@@ -32,41 +32,39 @@ from denoise.images.tensors import Pixels
 
 FORMAT = 2
 INDEX = "index.json"
-
-
-def list_name(tar: str) -> str:
-    """Return the file that lists the samples of a tar."""
-    return tar.removesuffix(".tar") + ".json"
-
-
-FILES_OPEN = 64  # at once, of a folder
-LISTS_KEPT = 512  # lists of samples that a process keeps in memory: more than a batch's windows hold
+MAX_OPEN_FILES = 64  # of a folder
+MAX_LISTS = 512  # lists of samples that a process holds in memory: more than a batch's windows need
 ENTRY = {"file": str, "bytes": int, "sha256": str, "samples": int, "samples_bytes": int, "samples_sha256": str}
-AGAIN = "make the shards again with `denoise shard NAME`"
+REMEDY = "make the shards again with `denoise shard NAME`"
 
 
 class DamagedError(UserError):
-    """Bytes that are not those of the index."""
+    """Bytes that differ from what the index says."""
+
+
+def list_name(tar: str) -> str:
+    """Return the name of the file that lists the samples of a tar."""
+    return tar.removesuffix(".tar") + ".json"
 
 
 class ShardStore(Protocol):
-    """Where the files of a set of shards are."""
+    """Provides the files of a set of shards."""
 
     def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
-        """Return some bytes of the file with this sha256; DamagedError where there is none."""
+        """Return bytes of the file with this sha256; DamagedError if there is none."""
         ...
 
-    def expect(self, files: Sequence[tuple[str, str]]) -> None:
-        """Prepare to read these (name, sha256) soon, the most urgent first."""
+    def announce(self, files: Sequence[tuple[str, str]]) -> None:
+        """Prepare for reading these files (name, sha256) soon, the most urgent first."""
         ...
 
     def drop(self, name: str, sha256: str) -> bool:
-        """Forget a copy that has turned out to be damaged; say whether another one can be had."""
+        """Discard a damaged copy of a file; return whether it can be fetched again."""
         ...
 
 
 class _Descriptor:
-    """A file descriptor that is closed when the last thread that reads from it has let go of it."""
+    """A file descriptor that is closed when the last reference to it is gone: several threads may read from it."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -75,22 +73,22 @@ class _Descriptor:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A store whose files all lie in one folder."""
+    """A store whose files are all in one folder."""
 
     path: Path
-    _sound: set[str] = field(default_factory=set, compare=False, repr=False)
-    _files: dict[str, _Descriptor] = field(default_factory=dict, compare=False, repr=False)
+    _verified: set[str] = field(default_factory=set, compare=False, repr=False)
+    _open_files: dict[str, _Descriptor] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
-        """Read from a file, the first time checked as a whole; it stays open."""
-        file = self._files.get(name) or self._open(name, sha256)
+        """Read from a file, whose sha256 is verified the first time; the file stays open."""
+        file = self._open_files.get(name) or self._open(name, sha256)
         return os.pread(file.number, size, offset)
 
-    def expect(self, files: Sequence[tuple[str, str]]) -> None:
-        """Do nothing: they are here."""
+    def announce(self, files: Sequence[tuple[str, str]]) -> None:
+        """Do nothing: the files are local."""
 
     def drop(self, name: str, sha256: str) -> bool:
-        """There is no other copy."""
+        """Return False: there is no other copy."""
         return False
 
     def _open(self, name: str, sha256: str) -> _Descriptor:
@@ -98,22 +96,22 @@ class ShardFolder:
         try:
             file = _Descriptor(path)
         except FileNotFoundError:
-            raise DamagedError(f"shard {path} is missing; {AGAIN}.") from None
-        if name not in self._sound:
+            raise DamagedError(f"shard {path} is missing; {REMEDY}.") from None
+        if name not in self._verified:
             if file_digest(path) != sha256:
-                raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {AGAIN}.")
-            self._sound.add(name)
-        for old in list(self._files)[: 1 - FILES_OPEN]:
-            self._files.pop(old, None)
-        self._files[name] = file
+                raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {REMEDY}.")
+            self._verified.add(name)
+        for old in list(self._open_files)[: 1 - MAX_OPEN_FILES]:
+            self._open_files.pop(old, None)
+        self._open_files[name] = file
         return file
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards, read by index."""
+    """A set of shards, read by index."""
 
-    name: str  # to call them by in errors
+    name: str  # for error messages
     entries: tuple[Mapping[str, Any], ...]
     digest: str  # sha256 of index.json: the identity of the data
     store: ShardStore = field(compare=False)
@@ -121,10 +119,10 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> "Shards":
-        """Open a folder of shards: read the index, and check that every shard is there in its full size.
+        """Open a folder of shards: read the index, and check that every shard exists and has its full size.
 
         Raises:
-            UserError: no index, or one that is not understood.
+            UserError: no index, or one of another format.
             DamagedError: a shard that is missing or of another size.
         """
         path = folder / INDEX
@@ -135,22 +133,27 @@ class Shards:
             tar = folder / entry["file"]
             size = tar.stat().st_size if tar.is_file() else None
             if size != entry["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
-                raise DamagedError(f"shard {tar} {found}; {AGAIN}.")
+                problem = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
+                raise DamagedError(f"shard {tar} {problem}; {REMEDY}.")
         return shards
 
     @classmethod
     def read(cls, name: str, index: bytes, store: ShardStore) -> "Shards":
-        """Return the shards of an index whose files are in ``store``; UserError for an index that is not understood."""
+        """Return the shards of an index whose files ``store`` provides.
+
+        Raises:
+            UserError: an index of another format.
+            DamagedError: an index that is not valid.
+        """
         try:
             tree = json.loads(index)
             version, entries = tree["format"], tuple(tree["shards"])
         except (ValueError, KeyError, TypeError):
-            raise DamagedError(f"{name}/{INDEX} is not an index of shards; {AGAIN}.") from None
+            raise DamagedError(f"{name}/{INDEX} is not an index of shards; {REMEDY}.") from None
         if version != FORMAT:
-            raise UserError(f"{name}/{INDEX} is an index of format {version}, expected {FORMAT}; {AGAIN}.")
+            raise UserError(f"{name}/{INDEX} is an index of format {version}, expected {FORMAT}; {REMEDY}.")
         if not entries or not all(_is_entry(entry) for entry in entries):
-            raise DamagedError(f"{name}/{INDEX} has lines that describe no shard: its bytes changed; {AGAIN}.")
+            raise DamagedError(f"{name}/{INDEX} has entries that describe no shard: its bytes changed; {REMEDY}.")
         return cls(name, entries, hashlib.sha256(index).hexdigest(), store)
 
     @cached_property
@@ -168,9 +171,9 @@ class Shards:
         return self.ends[-1]
 
     def describe(self, index: int) -> Mapping[str, Any]:
-        """Return what is known of a sample: name, and for each view size, mode, hashes, checksum and place."""
-        number, place = self._locate(index)
-        return self.samples(number)[place]
+        """Return the description of a sample: its name, and the size, mode, hashes, checksum and place of each view."""
+        number, offset = self._locate(index)
+        return self.samples(number)[offset]
 
     def pixels(self, index: int, view: str = "clean") -> Pixels:
         """Return the decoded image (H, W, C) of a sample.
@@ -178,73 +181,71 @@ class Shards:
         Raises:
             DamagedError: its bytes differ from the index.
         """
-        described = self.describe(index)["views"][view]
+        stored = self.describe(index)["views"][view]
         data = self.encoded(index, view)
-        pixels = decode_quickly(data, 1 if described["mode"].startswith("L") else 3) if described["quick"] else None
+        pixels = decode_quickly(data, 1 if stored["mode"].startswith("L") else 3) if stored["quick"] else None
         return read_image(data).pixels if pixels is None else pixels
 
     def encoded(self, index: int, view: str = "clean") -> bytes:
-        """Return the bytes of one image of a sample, as they were sharded.
+        """Return the bytes of one image of a sample, as in the original file.
 
         Raises:
             DamagedError: they differ from the index.
         """
-        number, place = self._locate(index)
-        sample, entry = self.samples(number)[place], self.entries[number]
-        described = sample["views"][view]
+        number, offset = self._locate(index)
+        sample, entry = self.samples(number)[offset], self.entries[number]
+        stored = sample["views"][view]
         while True:
-            data = self.store.read(entry["file"], entry["sha256"], described["offset"], described["bytes"])
-            if zlib.crc32(data) == described["crc32"]:
+            data = self.store.read(entry["file"], entry["sha256"], stored["offset"], stored["bytes"])
+            if zlib.crc32(data) == stored["crc32"]:
                 return data
             if not self.store.drop(entry["file"], entry["sha256"]):
                 raise DamagedError(
                     f"shard {self.name}/{entry['file']} has changed since it was checked: {sample['name']} has another "
-                    f"checksum than the index says; {AGAIN}."
+                    f"checksum than the index says; {REMEDY}."
                 )
 
     def samples(self, number: int) -> list[dict[str, Any]]:
-        """Return the list of a shard's samples.
+        """Return the descriptions of a shard's samples.
 
         Raises:
-            DamagedError: it is not the one of the index.
+            DamagedError: its list differs from the index.
         """
-        kept = self._lists.get(number)
-        if kept is None:
+        samples = self._lists.get(number)
+        if samples is None:
             entry = self.entries[number]
-            kept = json.loads(self._list(entry))
-            if len(kept) != entry["samples"]:
+            samples = json.loads(self._read_list(entry))
+            if len(samples) != entry["samples"]:
                 raise DamagedError(
                     f"{self.name}/{INDEX} says that {entry['file']} has {entry['samples']} samples, its list has "
-                    f"{len(kept)}: its bytes changed; {AGAIN}."
+                    f"{len(samples)}: its bytes changed; {REMEDY}."
                 )
-            self._lists[number] = kept
-            while len(self._lists) > LISTS_KEPT:
+            self._lists[number] = samples
+            while len(self._lists) > MAX_LISTS:
                 self._lists.popitem(last=False)
-        return kept
+        return samples
 
-    def _list(self, entry: Mapping[str, Any]) -> bytes:
+    def _read_list(self, entry: Mapping[str, Any]) -> bytes:
         name, sha256 = list_name(entry["file"]), entry["samples_sha256"]
         while True:
             data = self.store.read(name, sha256, 0, entry["samples_bytes"])
             if hashlib.sha256(data).hexdigest() == sha256:
                 return data
             if not self.store.drop(name, sha256):
-                raise DamagedError(f"{self.name}/{name} has another sha256 than the index says; {AGAIN}.")
+                raise DamagedError(f"{self.name}/{name} has another sha256 than the index says; {REMEDY}.")
 
-    def expect(self, number: int) -> None:
-        """Say that a shard will be read from soon."""
+    def announce(self, number: int) -> None:
+        """Announce that a shard will be read from soon."""
         entry = self.entries[number]
-        self.store.expect(
-            [(list_name(entry["file"]), entry["samples_sha256"]), (entry["file"], entry["sha256"])],
-        )
+        self.store.announce([(list_name(entry["file"]), entry["samples_sha256"]), (entry["file"], entry["sha256"])])
 
     def fingerprints(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (name, grey hash, look) of every image in the set."""
+        """Yield (name, grey hash, perceptual hash) of every image in the set."""
         for number in range(len(self.entries)):
             yield from self.fingerprints_of(number)
 
     def fingerprints_of(self, number: int) -> Iterator[tuple[str, str, str]]:
-        """Yield (name, grey hash, look) of every image of a shard."""
+        """Yield (name, grey hash, perceptual hash) of every image of a shard."""
         for sample in self.samples(number):
             for view in sample["views"].values():
                 yield sample["name"], view["grey"], view["look"]
@@ -257,7 +258,7 @@ class Shards:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Say whether a line of an index has what it must have; its file cannot lead out of the folder."""
+    """Say whether an entry of an index is valid; its file name cannot lead out of the folder."""
     return (
         isinstance(entry, Mapping)
         and entry.keys() >= ENTRY.keys()

@@ -1,8 +1,8 @@
-"""Checkpoints and models on disk: weights as safetensors, everything else as JSON, never pickle.
+"""Checkpoints on disk: the state to train on from, as safetensors and JSON, never pickle.
 
-A model folder holds model.json and net.safetensors. A checkpoint folder is a model folder that also holds the
-optimizer, the training state and the metrics so far, and a manifest of sha256 sums, written last. Both appear under
-their name in one rename, so that a reader never meets a half-written one.
+A checkpoint folder is a model folder (``denoise.denoiser``) that also holds the optimizer, how far the run has come,
+the metrics so far, and, written last, a manifest of sha256 sums. It is written under a temporary name and renamed, so
+that a reader never meets half of it.
 """
 
 import json
@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from denoise.denoiser import CARD, FORMAT, WEIGHTS, ModelCard, _copy
+from denoise.denoiser import CARD, FORMAT, WEIGHTS, ModelCard, to_host
 from denoise.errors import UserError
 from denoise.files import file_digest, json_text, write_json
 
 OPTIMIZER, STATE, HISTORY, MANIFEST = "optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json"
-RAW = "raw.safetensors"  # the weights being trained, where the model's are a running average of them
+RAW = "raw.safetensors"  # the trained weights, if the model's are a running average of them
 
 
 def checkpoint_name(step: int) -> str:
@@ -31,7 +31,7 @@ def checkpoint_name(step: int) -> str:
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a training run carries from step to step."""
+    """What a training run carries from step to step: all that an optimizer step changes."""
 
     net: nn.Module
     optimizer: torch.optim.Optimizer
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def model(self) -> nn.Module:
-        """The net that the model is made of: the averaged one where there is an average."""
+        """The net that becomes the model: the averaged one if there is an average."""
         return self.net if self.average is None else self.average.module
 
 
@@ -48,7 +48,7 @@ class RunProgress:
     """How far a run has come."""
 
     step: int = 0  # steps done
-    samples: str = ""  # digest of the samples that were learnt from (``SampleLog``)
+    samples: str = ""  # digest of the samples that were read (``SampleLog``)
     history: Sequence[Mapping[str, Any]] = ()  # the metrics so far
     sums: Mapping[str, float] = field(default_factory=dict)  # of the loss terms since the last row of the history
     counted: int = 0  # steps in these sums
@@ -56,60 +56,67 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint holds, copied at one moment: what trains on meanwhile does not change it."""
+    """All that a checkpoint holds, as a copy that further training does not change."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]  # file -> name -> values
     texts: Mapping[str, str]  # file -> content
 
-    def write(self, work: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write the files into an empty folder, and then their manifest."""
         for name, tensors in self.tensors.items():
-            (work / name).write_bytes(save(dict(tensors)))
+            (folder / name).write_bytes(save(dict(tensors)))
         for name, text in self.texts.items():
-            (work / name).write_text(text, encoding="utf-8")
-        write_json(work / MANIFEST, {path.name: file_digest(path) for path in sorted(work.iterdir())})
+            (folder / name).write_text(text, encoding="utf-8")
+        write_json(folder / MANIFEST, {path.name: file_digest(path) for path in sorted(folder.iterdir())})
 
 
-def snapshot(training: TrainState, done: RunProgress, card: ModelCard) -> Snapshot:
-    """Return a copy of the nets and the optimizer, in the host's memory, with what has been done so far."""
-    optimizer, groups = _flatten_optimizer(training.optimizer)
-    tensors = {WEIGHTS: training.model.state_dict(), OPTIMIZER: optimizer}
-    if training.average is not None:
-        tensors[RAW] = training.net.state_dict()
-    progress = {"step": done.step, "samples": done.samples, "sums": dict(done.sums), "counted": done.counted}
-    state = {"format": FORMAT, **progress, "param_groups": groups}
+def snapshot(train_state: TrainState, progress: RunProgress, card: ModelCard) -> Snapshot:
+    """Return a copy, in the host's memory, of the nets and the optimizer, with the progress and the model card."""
+    optimizer, groups = _flatten_optimizer(train_state.optimizer)
+    tensors = {WEIGHTS: train_state.model.state_dict(), OPTIMIZER: optimizer}
+    if train_state.average is not None:
+        tensors[RAW] = train_state.net.state_dict()
+    state = {
+        "format": FORMAT,
+        "step": progress.step,
+        "samples": progress.samples,
+        "sums": dict(progress.sums),
+        "counted": progress.counted,
+        "param_groups": groups,
+    }
     texts = {
         CARD: json_text(dict(card)),
         STATE: json_text(state),
-        HISTORY: "".join(json.dumps(row) + "\n" for row in done.history),
+        HISTORY: "".join(json.dumps(row) + "\n" for row in progress.history),
     }
-    return Snapshot({file: {name: _copy(value) for name, value in one.items()} for file, one in tensors.items()}, texts)
+    copies = {file: {name: to_host(value) for name, value in values.items()} for file, values in tensors.items()}
+    return Snapshot(copies, texts)
 
 
-def load_checkpoint(folder: Path, training: TrainState) -> RunProgress:
-    """Put a checkpoint's weights and optimizer state in place and return how far it had come.
+def load_checkpoint(folder: Path, train_state: TrainState) -> RunProgress:
+    """Load the weights and the optimizer's state into ``train_state`` and return how far the run had come.
 
     Raises:
-        UserError: it is damaged, or cannot be read.
+        UserError: the checkpoint is damaged.
     """
     problem = damage(folder)
     if problem:
-        raise UserError(f"checkpoint {folder} is damaged: {problem}; delete it to go on from an older one.")
+        raise UserError(f"checkpoint {folder} is damaged: {problem}; delete it to resume from an older one.")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    training.model.load_state_dict(load_file(folder / WEIGHTS))
-    if training.average is not None:
-        training.net.load_state_dict(load_file(folder / RAW))
-    _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
+    train_state.model.load_state_dict(load_file(folder / WEIGHTS))
+    if train_state.average is not None:
+        train_state.net.load_state_dict(load_file(folder / RAW))
+    _restore_optimizer(train_state.optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
     return RunProgress(state["step"], state["samples"], read_history(folder), state["sums"], state["counted"])
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics that a checkpoint or model folder holds, one row a report."""
+    """Return the rows of metrics that a checkpoint or model folder holds."""
     return [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 
 def damage(folder: Path) -> str:
-    """Say what is wrong with a checkpoint, or return an empty string for a sound one."""
+    """Return what is wrong with a checkpoint, an empty string if it is intact."""
     try:
         manifest = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -144,7 +151,7 @@ def _restore_optimizer(
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         like = parameters[int(index)]
-        # Fused optimizers run through the memory of a parameter and of its state side by side: the layouts must agree.
-        same = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-        state.setdefault(int(index), {})[name] = same
+        # Fused optimizers walk the memory of a parameter and of its state in parallel: the layouts must agree.
+        aligned = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[name] = aligned
     optimizer.load_state_dict({"state": state, "param_groups": groups})

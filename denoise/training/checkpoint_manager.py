@@ -1,7 +1,7 @@
-"""The checkpoints of one run: written off the training thread, found again newest first, and the old ones deleted.
+"""The checkpoints of one run: written in the background, read newest first, the old ones deleted.
 
-A store keeps folders by name, each whole or absent. ``FolderStore`` is a folder on this machine or a shared disk; the
-shell has one for S3.
+A ``CheckpointStore`` holds folders by name, each complete or absent. ``FolderStore`` is a folder on this machine or a
+shared disk; the shell has a store on S3.
 """
 
 import shutil
@@ -14,38 +14,39 @@ from typing import Any, Protocol
 from denoise import distributed
 from denoise.files import write_folder
 from denoise.training.checkpoint import Snapshot, checkpoint_name, damage
+from denoise.training.fault_injection import NO_FAULTS, FaultInjector
 
-SCORE = "val_psnr"  # what the best checkpoint has the most of
+SCORE = "val_psnr"  # the metric that decides which checkpoint is best: the higher the better
 
 Write = Callable[[Path], None]
 
 
 class CheckpointStore(Protocol):
-    """Checkpoint folders by name; a name is listed only while all of its folder is there."""
+    """Checkpoint folders by name; only complete ones are listed."""
 
     def names(self) -> list[str]:
         """Return the names of the complete checkpoints, oldest first."""
         ...
 
     def put(self, name: str, write: Write) -> None:
-        """Let ``write`` fill an empty local folder and keep that under a name, in the place of an older one."""
+        """Let ``write`` fill an empty local folder and store that under a name, replacing an older one."""
         ...
 
     def open(self, name: str) -> AbstractContextManager[Path]:
-        """Return a local folder with what is kept under a name, for as long as the block runs."""
+        """Return a local folder with the checkpoint of that name, valid while the block runs."""
         ...
 
     def delete(self, name: str) -> None:
-        """Forget a name; nothing happens where there is none."""
+        """Delete a checkpoint; do nothing if there is none of that name."""
         ...
 
     def clean(self) -> None:
-        """Remove what a process that was killed has left half-written."""
+        """Remove the incomplete checkpoints of processes that were killed."""
         ...
 
 
 class FolderStore:
-    """CheckpointManager in a folder that every rank can read."""
+    """Checkpoints in a folder that every rank can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,10 +56,10 @@ class FolderStore:
         return sorted(path.name for path in self.folder.glob("step-*"))
 
     def put(self, name: str, write: Write) -> None:
-        """Put a folder in place in one rename.
+        """Write the folder under a temporary name and rename it.
 
         Raises:
-            UserError: the disk is full or the place may not be written; what was there stays.
+            UserError: the disk is full or the folder is not writable; an older checkpoint of that name stays.
         """
         write_folder(self.folder / name, write)
 
@@ -67,46 +68,46 @@ class FolderStore:
         return nullcontext(self.folder / name)
 
     def delete(self, name: str) -> None:
-        """Delete a checkpoint; while that goes on its name is no longer listed."""
-        going = self.folder / f".{name}.going"
+        """Delete a checkpoint, which is no longer listed from the first moment on."""
+        hidden = self.folder / f".{name}.going"
         if (self.folder / name).exists():
-            (self.folder / name).rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+            (self.folder / name).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def clean(self) -> None:
-        """Remove what a process that was killed has left half-written or half-deleted."""
+        """Remove what killed processes have left half-written or half-deleted."""
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 class CheckpointManager:
-    """What a run does with its checkpoints; every rank has one, rank 0's writes.
+    """Saves, finds and deletes the checkpoints of a run; every rank has a manager, only rank 0 saves.
 
     Args:
-        store: where they are kept.
-        keep: how many of the newest to keep; the best one, by validation PSNR, is kept beside them.
-        tell: told in one sentence where training goes on, and about damaged ones.
-        tamper: stands between a checkpoint and its writing, to break one on purpose.
+        store: where the checkpoints are.
+        keep: how many of the newest to keep; the best one, by validation PSNR, is kept as well.
+        on_message: called with one sentence about the checkpoint to resume from and damaged ones.
+        faults: injected faults of writing.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
         keep: int = 2,
-        tell: Callable[[str], None] = lambda sentence: None,
-        tamper: Callable[[int, Write], Write] = lambda step, write: write,
+        on_message: Callable[[str], None] = lambda message: None,
+        faults: FaultInjector = NO_FAULTS,
     ) -> None:
-        self.store, self.keep, self.tell, self.wrap_writer = store, keep, tell, tamper
+        self.store, self.keep, self.on_message, self.faults = store, keep, on_message, faults
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
     @contextmanager
     def newest(self) -> Iterator[Path | None]:
-        """Return the folder of the newest sound checkpoint, the same on every rank, or None.
+        """Yield the folder of the newest intact checkpoint, the same on every rank, or None if there is none.
 
-        Older ones are tried in turn where newer ones are damaged; one sentence says so.
+        Damaged checkpoints are skipped and named in the message.
         """
-        name = distributed.from_first(self._newest_name)
+        name = distributed.from_rank_zero(self._newest_name)
         if name is None:
             yield None
             return
@@ -114,16 +115,21 @@ class CheckpointManager:
             yield folder
 
     def save(self, snapshot: Snapshot, step: int, history: Iterable[Mapping[str, Any]]) -> None:
-        """Write a checkpoint in the background, once the one before it is written, and then delete older ones.
+        """Write a checkpoint in the background, after the previous one, and then delete older ones.
+
+        Args:
+            snapshot: what to write.
+            step: the number of steps done.
+            history: the metrics so far, which say which checkpoint is the best.
 
         Raises:
-            UserError: the one before it could not be written.
+            UserError: the previous checkpoint could not be written.
         """
         self.wait()
         self._writing = self._thread.submit(self._write, snapshot, step, tuple(history))
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Wait until no checkpoint is being written.
 
         Raises:
             UserError: a checkpoint could not be written.
@@ -134,13 +140,13 @@ class CheckpointManager:
 
     def _write(self, snapshot: Snapshot, step: int, history: Iterable[Mapping[str, Any]]) -> None:
         name = checkpoint_name(step)
-        self.store.put(name, self.wrap_writer(step, snapshot.write))
-        names = self.store.names()
-        done = [one for one in names if one <= name]  # newer ones were damaged, or this one would not have come
-        kept = {*done[-self.keep :], best_name(done, history)}
-        for old in names:
-            if old not in kept:
-                self.store.delete(old)
+        self.store.put(name, self.faults.wrap_writer(step, snapshot.write))
+        all_names = self.store.names()
+        intact = [other for other in all_names if other <= name]  # the run resumed before later ones: they are damaged
+        keep = {*intact[-self.keep :], best_name(intact, history)}
+        for other in all_names:
+            if other not in keep:
+                self.store.delete(other)
 
     def _newest_name(self) -> str | None:
         self.store.clean()
@@ -153,15 +159,15 @@ class CheckpointManager:
             problems.append(f"{name} is damaged ({problem})")
         else:
             name = None
-        resuming = f"going on from {name or 'the beginning'}"
+        resuming = f"resuming from {name or 'the beginning'}"
         if problems:
-            self.tell(f"warning: checkpoint {', '.join(problems)}; {resuming}")
+            self.on_message(f"warning: checkpoint {', '.join(problems)}; {resuming}")
         elif name:
-            self.tell(resuming)
+            self.on_message(resuming)
         return name
 
 
 def best_name(names: Sequence[str], history: Iterable[Mapping[str, Any]]) -> str:
-    """Return the checkpoint with the highest validation PSNR, the first of equals; the last where none was scored."""
+    """Return the checkpoint with the highest validation PSNR, the first of equals; the last if none has a score."""
     scores = {checkpoint_name(int(row["step"])): row[SCORE] for row in history if SCORE in row}
     return max((name for name in names if name in scores), key=lambda name: scores[name], default=names[-1])

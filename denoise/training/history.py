@@ -1,4 +1,4 @@
-"""The books of a run: its history, the loss terms and samples since the last row, and how fast it goes."""
+"""The history of a run: its rows of metrics, the loss terms and samples since the last row, and the throughput."""
 
 import math
 import time
@@ -19,54 +19,60 @@ Metrics = dict[str, float]
 
 
 class TrainingHistory:
-    """What is known of a run while it goes on: the history, and the loss terms and samples since its last row.
+    """What has happened so far in a run: the rows of metrics, and the loss terms and samples since the last row.
 
-    Sums are kept on the device: no step waits for the host.
+    Sums stay on the device, so that no step waits for the host.
     """
 
-    def __init__(self, done: RunProgress, device: torch.device) -> None:
-        self.device, self.history, self.log = device, list(done.history), SampleLog(done.samples)
-        mine = done.sums if distributed.rank() == 0 else {}
-        self.sums = {name: torch.tensor(value, device=device) for name, value in mine.items()}
-        self.counted, self.skipped = done.counted, int(done.history[-1].get("skipped", 0)) if done.history else 0
-        self.first_bad = torch.tensor(-1, device=device)  # step of this rank with a loss that is not finite
+    def __init__(self, progress: RunProgress, device: torch.device) -> None:
+        self.device, self.rows, self.log = device, list(progress.history), SampleLog(progress.samples)
+        sums = progress.sums if distributed.rank() == 0 else {}  # those of all ranks together: they count once
+        self.sums = {name: torch.tensor(value, device=device) for name, value in sums.items()}
+        self.counted = progress.counted
+        self.skipped = int(self.rows[-1].get("skipped", 0)) if self.rows else 0
+        self.first_nonfinite = torch.tensor(-1, device=device)  # first step of this rank whose loss was not finite
 
-    def add(self, step: int, ours: CropBatch, terms: Terms | None) -> None:
-        """Note what a step has learnt from and its terms, None where it was skipped."""
-        self.log.add(step, ours.positions.numpy(), np.asarray(ours.samples))
+    def record_step(self, step: int, batch: CropBatch, terms: Terms | None) -> None:
+        """Record the samples of a step and the terms of its loss, None if the step was skipped."""
+        self.log.add(step, batch.positions.numpy(), np.asarray(batch.samples))
         if terms is None:
             self.skipped += 1
             return
         self.counted += 1
-        self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(terms["loss"]), step, self.first_bad)
+        is_first = (self.first_nonfinite < 0) & ~torch.isfinite(terms["loss"])
+        self.first_nonfinite = torch.where(is_first, step, self.first_nonfinite)
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
 
-    def means(self, spec: Train, name: Callable[[int], str]) -> Metrics:
-        """Return the means over all ranks since the last row.
+    def means(self, spec: Train, name_of: Callable[[int], str]) -> Metrics:
+        """Return the means of the loss terms over all ranks and the steps since the last row.
+
+        Args:
+            spec: says how many steps may be skipped.
+            name_of: returns the name of a sample, for error messages.
 
         Raises:
             UserError: the loss of a step was not finite, or too many such steps were skipped.
         """
-        means = {key: value / max(1, self.counted) for key, value in self._totals().items()}
+        means = {name: value / max(1, self.counted) for name, value in self._totals().items()}
         if self.skipped > spec.skip_nonfinite:
             raise UserError(
                 f"the loss of {self.skipped} steps was not finite, more than the {spec.skip_nonfinite} of "
                 f"train.skip_nonfinite; lower train.lr (it is {spec.lr:g})."
             )
         if not math.isfinite(means.get("loss", 0.0)):
-            raise self._diverged(means["loss"], spec, name)
+            raise self._nonfinite_error(means["loss"], spec, name_of)
         return {**means, **({"skipped": float(self.skipped)} if self.skipped else {})}
 
-    def close(self, row: Metrics) -> None:
-        """Add a row to the history."""
-        self.history.append(dict(row))
+    def add_row(self, row: Metrics) -> None:
+        """Add a row of metrics, and start to sum up anew."""
+        self.rows.append(dict(row))
         self.sums, self.counted = {}, 0
         self.log.forget()
 
-    def done(self, step: int) -> RunProgress:
-        """Return what a checkpoint holds of it; every rank must ask."""
-        return RunProgress(step, self.log.digest(), tuple(self.history), self._totals(), self.counted)
+    def progress(self, steps_done: int) -> RunProgress:
+        """Return what a checkpoint holds of this history; every rank must call it."""
+        return RunProgress(steps_done, self.log.digest(), tuple(self.rows), self._totals(), self.counted)
 
     def _totals(self) -> Metrics:
         names = sorted(self.sums)
@@ -75,28 +81,28 @@ class TrainingHistory:
         totals = distributed.total(torch.stack([self.sums[name] for name in names]))
         return dict(zip(names, totals.tolist(), strict=True))
 
-    def _diverged(self, loss: float, spec: Train, name: Callable[[int], str]) -> UserError:
-        """Say which step it was, and which samples the ranks concerned had there."""
-        steps = distributed.gathered(int(self.first_bad.item()))
-        first = min((step for step in steps if step >= 0), default=-1)
-        mine = self.log.of(first) if int(self.first_bad.item()) == first else []
-        samples = distributed.union({sample: name(sample) for sample in mine})
-        named = ", ".join(f"{sample} ({text})" for sample, text in sorted(samples.items()))
+    def _nonfinite_error(self, loss: float, spec: Train, name_of: Callable[[int], str]) -> UserError:
+        """Return an error that names the first step whose loss was not finite, and the samples of the ranks it hit."""
+        first_here = int(self.first_nonfinite.item())
+        first = min((step for step in distributed.gathered(first_here) if step >= 0), default=-1)
+        samples_here = self.log.of(first) if first_here == first else []
+        names = distributed.union({sample: name_of(sample) for sample in samples_here})
+        listing = ", ".join(f"{sample} ({name})" for sample, name in sorted(names.items()))
         return UserError(
-            f"the loss is {loss} at step {first + 1}, on samples {named}: look at them, lower train.lr (it is "
+            f"the loss is {loss} at step {first + 1}, on samples {listing}: look at them, lower train.lr (it is "
             f"{spec.lr:g}), or let some such steps be skipped with train.skip_nonfinite."
         )
 
 
-class Clock:
-    """How fast it goes."""
+class Throughput:
+    """Measures how many images are trained on each second."""
 
     def __init__(self) -> None:
-        self.before, self.at = 0, time.perf_counter()
+        self.last_steps, self.last_time = 0, time.perf_counter()
 
-    def rate(self, steps: int, batch_size: int) -> float:
-        """Return the images per second since the last call, when ``steps`` steps have been taken in all."""
+    def images_per_second(self, steps: int, batch_size: int) -> float:
+        """Return the images per second since the last call; ``steps`` have been done since the start."""
         now = time.perf_counter()
-        rate = (steps - self.before) * batch_size / (now - self.at)
-        self.before, self.at = steps, now
+        rate = (steps - self.last_steps) * batch_size / (now - self.last_time)
+        self.last_steps, self.last_time = steps, now
         return rate

@@ -1,8 +1,8 @@
-"""The C library's allocator, told to keep what a training step frees for the next one."""
+"""Makes the C library's allocator keep the memory that a training step frees for the next one."""
 
 import ctypes
 
-# Of glibc's malloc.h: parameters of mallopt.
+# Parameters of mallopt, from glibc's malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 SETTINGS = {
     MMAP_THRESHOLD: 32 << 20,  # the largest that glibc takes: activations come from the heap, not from the system
@@ -12,14 +12,15 @@ SETTINGS = {
 
 
 def keep_freed_memory() -> bool:
-    """Let memory that is freed stay with this process, and say whether the C library can do so (glibc).
+    """Keep freed memory in this process; return whether the C library can do so (glibc can).
 
-    Every step allocates and frees the same large tensors. By default they go back to the system, which hands them out
-    again page by page and zeroed, which costs a step on a CPU some 7 %. The price is that a process never shrinks.
+    Every step allocates and frees the same large tensors. By default their memory goes back to the system,
+    which hands it out again page by page and zeroed: some 7 % of a step on a CPU. The price is that the process never
+    shrinks.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
         return False
-    taken = [mallopt(parameter, value) for parameter, value in SETTINGS.items()]
-    return all(taken)
+    accepted = [mallopt(parameter, value) for parameter, value in SETTINGS.items()]
+    return all(accepted)

@@ -1,4 +1,4 @@
-"""A profile of some training steps: a trace, and a page with a table that opens in any browser."""
+"""Profiles some training steps: a timeline, and a page with a table that opens in any browser."""
 
 import html
 from collections.abc import Iterable, Iterator
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WARMUP, STEPS = 5, 10  # steps before it starts, and steps that it covers
-ROWS = 40
+WARMUP, STEPS = 5, 10  # steps before the profile starts, and steps that it covers
+ROWS = 40  # of the table
 TRACE, PAGE = "trace.json", "profile.html"
 
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Profile</title>
@@ -20,7 +20,7 @@ td:first-child,th:first-child{text-align:left;font-family:monospace}tr:nth-child
 
 
 def profiled(steps: Iterable[int], folder: Path | None) -> Iterator[int]:
-    """Yield the steps; profile ten of them, after the first five, into a folder unless that is None.
+    """Yield the steps; profile ten of them, after the first five, into ``folder`` unless that is None.
 
     ``profile.html`` shows which operations took the time; ``trace.json`` is the timeline, for chrome://tracing or
     ui.perfetto.dev.
@@ -36,31 +36,31 @@ def profiled(steps: Iterable[int], folder: Path | None) -> Iterator[int]:
 
 def _profiler(folder: Path) -> AbstractContextManager[Any]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    plan = schedule(wait=0, warmup=WARMUP, active=STEPS, repeat=1)
-    return profile(activities=activities, schedule=plan, on_trace_ready=lambda done: _write(done, folder))
+    phases = schedule(wait=0, warmup=WARMUP, active=STEPS, repeat=1)
+    return profile(activities=activities, schedule=phases, on_trace_ready=lambda profiler: _write(profiler, folder))
 
 
-def _write(done: Any, folder: Path) -> None:
+def _write(profiler: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    done.export_chrome_trace(str(folder / TRACE))
-    (folder / PAGE).write_text(_page(done.key_averages()), encoding="utf-8")
+    profiler.export_chrome_trace(str(folder / TRACE))
+    (folder / PAGE).write_text(_page(profiler.key_averages()), encoding="utf-8")
 
 
 def _page(operations: Iterable[Any]) -> str:
-    """Return the operations that took the most time by themselves, on the GPU where there is one."""
+    """Return a page with the operations that took the most time themselves, on the GPU if there is one."""
     on_gpu = torch.cuda.is_available()
     times = [
-        (one.self_device_time_total if on_gpu else one.self_cpu_time_total, one.key, one.count) for one in operations
+        (row.self_device_time_total if on_gpu else row.self_cpu_time_total, row.key, row.count) for row in operations
     ]
-    whole = sum(time for time, _, _ in times) or 1
+    total = sum(time for time, _, _ in times) or 1
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{time / 1000 / STEPS:.2f}</td><td>{100 * time / whole:.1f}</td>"
+        f"<tr><td>{html.escape(name)}</td><td>{time / 1000 / STEPS:.2f}</td><td>{100 * time / total:.1f}</td>"
         f"<td>{count / STEPS:g}</td></tr>\n"
         for time, name, count in sorted(times, reverse=True)[:ROWS]
     )
-    where = "GPU" if on_gpu else "CPU"
+    device = "GPU" if on_gpu else "CPU"
     return (
-        f"{HEAD}<h1>{STEPS} training steps: {whole / 1000 / STEPS:.1f} ms of {where} time each</h1>"
+        f"{HEAD}<h1>{STEPS} training steps: {total / 1000 / STEPS:.1f} ms of {device} time each</h1>"
         f"<p>The timeline is in <code>{TRACE}</code>: open it in chrome://tracing or ui.perfetto.dev.</p>"
         f"<table><tr><th>operation</th><th>ms a step</th><th>%</th><th>calls a step</th></tr>\n{rows}</table></html>\n"
     )

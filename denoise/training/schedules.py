@@ -28,7 +28,7 @@ def ramp(progress: float, spec: "Train") -> float:
 
 
 def fixed(progress: float, spec: "Train") -> float:
-    """Stay at 1."""
+    """Stay at 1 throughout."""
     return 1.0
 
 
@@ -46,7 +46,11 @@ SCHEDULES: dict[str, Schedule] = {"ramp": ramp, "fixed": fixed, "decay": decay, 
 
 
 def schedule(name: str) -> Schedule:
-    """Return the schedule of a name."""
+    """Return the schedule of that name.
+
+    Raises:
+        UserError: an unknown name.
+    """
     if name not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise UserError(f"train.schedule={name} is not known{nearest(name, SCHEDULES)}; use one of {known}.")

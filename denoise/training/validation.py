@@ -1,10 +1,12 @@
-"""Validation while training: the centres of a few images, scored and shown."""
+"""Validation during training: scores and the loss on the centres of a few images, and an image to look at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoise.data.crops import as_floats, collate, random_crop
 from denoise.data.dataset import ShardedDataset
@@ -16,98 +18,105 @@ from denoise.images.tensors import pad, to_pixels, unpad
 from denoise.noise import Noise
 from denoise.rng import batch_rng
 
-WATCHED_IMAGES, WATCHED_SIDE = 8, 256  # validation sees the centres of the first images
-MIDDLE = (0.5, 0.5)
-WATCH_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
+VALIDATION_IMAGES, VALIDATION_SIDE = 8, 256  # the centres of the first images
+CENTRE = (0.5, 0.5)
+VALIDATION_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
 
 
 @dataclass(frozen=True)
 class Validator:
-    """Validates a denoiser as it learns, on the same images with the same noise whenever it is asked.
+    """Validates a denoiser during training, every time on the same images with the same noise.
 
     Attributes:
-        images: the watched images.
-        unseen: the same as training reads its own, for the method's loss on them; None where that is not asked for.
+        images: the validation images.
+        samples: the same as training would read them, for the method's loss; None if that is not wanted.
         noise: what clean images are corrupted with.
-        crop: side of a training crop, in pixels of the scenes.
+        crop: side of a training crop, in pixels of the samples.
         device: that computes.
-        strips: the folder of what it looked like.
+        folder: where an image of each validation is written.
     """
 
     images: ShardedDataset
-    unseen: SampleSource | None
+    samples: SampleSource | None
     noise: Noise
     crop: int
     device: torch.device
-    strips: Path
+    folder: Path
 
-    def figures(self, denoiser: Denoiser, step: int) -> dict[str, float]:
-        """Return the scores after ``step`` steps, and the loss where that is asked for."""
-        figures = validate(denoiser, self.images, self.noise, self.device, self.strips / f"step-{step:06d}.png")
-        if self.unseen is not None:
-            figures["val_loss"] = held_out_loss(denoiser, self.unseen, self.noise, self.crop, self.device)
-        return figures
+    def scores(self, denoiser: Denoiser, step: int) -> dict[str, float]:
+        """Return the scores after ``step`` steps (``validate``), and ``val_loss`` if that is wanted."""
+        path = self.folder / f"step-{step:06d}.png"
+        scores = validate(denoiser, self.images, self.noise, self.device, path)
+        if self.samples is not None:
+            scores["val_loss"] = validation_loss(denoiser, self.samples, self.noise, self.crop, self.device)
+        return scores
 
 
 def validate(
-    denoiser: Denoiser, watched: ShardedDataset, noise: Noise, device: torch.device, strip: Path
+    denoiser: Denoiser, images: ShardedDataset, noise: Noise, device: torch.device, path: Path
 ) -> dict[str, float]:
-    """Score the centres of the watched images, and write noisy | restored | clean of the first to ``strip``.
+    """Score the centres of the validation images, and write noisy | restored | clean of the first one to ``path``.
 
-    Mean PSNR and SSIM of unrounded images in one pass, with the same noise at every step; nothing where there are no
-    clean images to compare with.
+    Returns:
+        ``val_psnr`` and ``val_ssim``, the means over unrounded images restored in one pass, with the same noise at
+        every step; empty if there are no clean images to compare with.
     """
-    training = denoiser.net.training
-    denoiser.net.eval()
-    scores: list[tuple[float, float]] = []
-    for index in range(min(len(watched), WATCHED_IMAGES)):
-        rng = batch_rng(0, WATCH_STEP, torch.tensor([index], device=device))
-        seen = evaluation_pair(watched, index, noise, denoiser.channels, rng, device)
-        noisy = _centre(seen.noisy)
-        restored = unpad(denoiser(pad(noisy, denoiser.multiple), seen.level, rng), *noisy.shape[-2:])
-        shown = [noisy, restored]
-        if seen.clean is not None:
-            clean = _centre(seen.clean)
-            scores.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
-            shown.append(clean)
-        if index == 0:
-            strip.parent.mkdir(parents=True, exist_ok=True)
-            write_image(strip, DecodedImage(to_pixels(torch.cat(shown, dim=-1)[0])))
-    denoiser.net.train(training)
-    if not scores:
+    pairs: list[tuple[float, float]] = []
+    with _evaluating(denoiser.net):
+        for index in range(min(len(images), VALIDATION_IMAGES)):
+            rng = batch_rng(0, VALIDATION_STEP, torch.tensor([index], device=device))
+            pair = evaluation_pair(images, index, noise, denoiser.channels, rng, device)
+            noisy = _centre(pair.noisy)
+            restored = unpad(denoiser(pad(noisy, denoiser.multiple), pair.level, rng), *noisy.shape[-2:])
+            panels = [noisy, restored]
+            if pair.clean is not None:
+                clean = _centre(pair.clean)
+                pairs.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
+                panels.append(clean)
+            if index == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, DecodedImage(to_pixels(torch.cat(panels, dim=-1)[0])))
+    if not pairs:
         return {}
-    return {"val_psnr": sum(s[0] for s in scores) / len(scores), "val_ssim": sum(s[1] for s in scores) / len(scores)}
+    return {"val_psnr": sum(p for p, _ in pairs) / len(pairs), "val_ssim": sum(s for _, s in pairs) / len(pairs)}
 
 
-def held_out_loss(denoiser: Denoiser, source: SampleSource, noise: Noise, crop: int, device: torch.device) -> float:
-    """Return the method's own loss on the watched images, with the same noise and the same masks at every step.
+def validation_loss(denoiser: Denoiser, samples: SampleSource, noise: Noise, crop: int, device: torch.device) -> float:
+    """Return the method's own loss on the validation images, with the same noise and masks at every step.
 
-    It asks for a clean image only where the method does: what to go by where there are only noisy ones.
+    It needs a clean image only where the method does: it can guide training where all images are noisy.
 
     Args:
         denoiser: the net and its method.
-        scenes: the images, as training reads them.
-        noise: what synthetic scenes are corrupted with.
-        crop: side of a training crop, in pixels of the scenes; the centres that are looked at are multiples of it.
+        samples: the validation images, as training would read them.
+        noise: what clean images are corrupted with.
+        crop: side of a training crop, in pixels of the samples; the sides of the centres are multiples of it.
         device: that computes.
     """
     net, method = denoiser.net, denoiser.method
-    side = max(1, WATCHED_SIDE * noise.scale // crop) * crop
+    side = max(1, VALIDATION_SIDE * noise.scale // crop) * crop
+    losses = []
+    with _evaluating(net):
+        for index in range(min(len(samples), VALIDATION_IMAGES)):
+            rng = batch_rng(0, VALIDATION_STEP, torch.tensor([index], device=device))
+            centre = {name: random_crop(view, side, CENTRE) for name, view in samples[index].items()}
+            views = {name: as_floats(view.to(device)) for name, view in collate([centre], denoiser.channels).items()}
+            batch = method.make_batch(make_views(views, method, noise, rng), rng.stream("method"))
+            with torch.no_grad():
+                losses.append(float(method.loss(net, batch, 1.0)["loss"]))
+    return sum(losses) / len(losses)
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a net into evaluation mode while the block runs."""
     training = net.training
     net.eval()
-    losses = []
-    for index in range(min(len(source), WATCHED_IMAGES)):
-        rng = batch_rng(0, WATCH_STEP, torch.tensor([index], device=device))
-        centre = {name: random_crop(view, side, MIDDLE) for name, view in source[index].items()}
-        views = {name: as_floats(view.to(device)) for name, view in collate([centre], denoiser.channels).items()}
-        batch = method.make_batch(make_views(views, method, noise, rng), rng.stream("method"))
-        with torch.no_grad():
-            losses.append(float(method.loss(net, batch, 1.0)["loss"]))
+    yield
     net.train(training)
-    return sum(losses) / len(losses)
 
 
 def _centre(image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
-    top, left = max(0, height - WATCHED_SIDE) // 2, max(0, width - WATCHED_SIDE) // 2
-    return image[..., top : top + WATCHED_SIDE, left : left + WATCHED_SIDE]
+    top, left = max(0, height - VALIDATION_SIDE) // 2, max(0, width - VALIDATION_SIDE) // 2
+    return image[..., top : top + VALIDATION_SIDE, left : left + VALIDATION_SIDE]

@@ -39,11 +39,11 @@ def test_fields_do_not_outlive_their_method(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("trian.steps=3", "did you mean train.steps"),
         ("train.step=3", "did you mean train.steps"),
-        ("train.steps=abc", "train.steps='abc' does not fit: input should be a valid integer"),
+        ("train.steps=abc", "invalid value 'abc' for train.steps: input should be a valid integer"),
         ("train.steps=0", "greater than or equal to 1"),
         ("train.rampup=2", "less than or equal to 1"),
         ("train.precision=fp8", "'auto', 'fp32' or 'bf16'"),
@@ -52,15 +52,15 @@ def test_fields_do_not_outlive_their_method(tmp_path):
         ("data=3", "data is not a key"),
     ],
 )
-def test_a_wrong_override_is_told_in_one_sentence(override, told):
+def test_a_wrong_override_is_refused_in_one_sentence(override, message):
     with pytest.raises(UsageError) as caught:
         load_config(None, [override])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("train: {stps: 3}", "train.stps is not a key (did you mean steps?)"),
         ("sed: 1", "did you mean seed"),
@@ -69,11 +69,11 @@ def test_a_wrong_override_is_told_in_one_sentence(override, told):
         ("train: {steps: [", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_sentence(tmp_path, text, told):
+def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, text, message):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         load_config(tmp_path / "params.yaml")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_yes_and_no_stay_words(tmp_path):

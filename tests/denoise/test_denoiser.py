@@ -1,4 +1,4 @@
-"""What a denoiser does beyond one pass of its net: levels, passes, symmetries, no training at all."""
+"""What a denoiser does beyond one pass of its net: levels, passes, symmetries, methods without training."""
 
 from dataclasses import replace
 
@@ -21,12 +21,12 @@ SIGMA = 25 / 255
 
 def denoiser(net, method="n2n", noise="gauss25", *overrides):
     config = with_net(load_config(None, [f"noise={noise}", f"method={method}", *overrides]))
-    built = build_method(method, config.method.fields, parse_noise(noise))
-    return Denoiser(net.eval(), built, make_card(to_dict(config), channels=3))
+    trained = build_method(method, config.method.fields, parse_noise(noise))
+    return Denoiser(net.eval(), trained, make_card(to_dict(config), channels=3))
 
 
-class Lopsided(nn.Module):
-    """Shifts and darkens: it knows left from right and up from down."""
+class Asymmetric(nn.Module):
+    """Shifts and darkens, so that no symmetry leaves its output as it is."""
 
     def forward(self, noisy):
         return 0.5 * noisy + 0.5 * noisy.roll((1, 2), (-2, -1)) ** 2
@@ -50,7 +50,7 @@ def test_the_same_keys_restore_the_same_and_others_do_not():
 
 
 def test_averaging_follows_the_training_augmentation():
-    net, noisy = Lopsided(), torch.rand(1, 3, 8, 12)
+    net, noisy = Asymmetric(), torch.rand(1, 3, 8, 12)
     plain = denoiser(net)
     averaging = denoiser(net, "n2n", "gauss25", "train.augment=[flip, rotate]").averaging()
     assert (len(plain.averaging().symmetries), len(averaging.symmetries)) == (1, 8)
@@ -62,7 +62,7 @@ def test_averaging_follows_the_training_augmentation():
         )
 
 
-def test_the_level_is_what_it_was_trained_for_or_estimated():
+def test_the_level_is_that_of_the_training_noise_or_estimated():
     flat = 0.5 + SIGMA * batch_rng(0, 0, torch.arange(1)).normal(3, 128, 128)[0]
     assert denoiser(nn.Identity(), "r2r").level_of(flat) == pytest.approx(SIGMA)
     for noise in ("gauss5_50", "none"):
@@ -77,26 +77,26 @@ def test_a_method_that_is_not_trained_restores_by_its_name(photographs):
 
     noise = parse_noise("gauss25")
     clean = to_tensor(read_image(photographs / "coffee.png").pixels)[None, :, 100:132, 100:132]
-    seen = noise.corrupt(clean, batch_rng(0, 0, torch.arange(1)))
+    observed = noise.corrupt(clean, batch_rng(0, 0, torch.arange(1)))
     untrained = untrained_denoiser("zs_n2n", {"steps": 150}, 3, noise)
-    restored = untrained(seen.noisy, seen.level)
+    restored = untrained(observed.noisy, observed.level)
     assert (untrained.name, untrained.noise, untrained.channels) == ("zs_n2n", "gauss25", 3)
-    assert (restored - clean).square().mean() < 0.6 * (seen.noisy - clean).square().mean()
-    assert torch.equal(restored, untrained_denoiser("zs_n2n", {"steps": 150}, 3, noise)(seen.noisy, seen.level))
+    assert (restored - clean).square().mean() < 0.6 * (observed.noisy - clean).square().mean()
+    assert torch.equal(restored, untrained_denoiser("zs_n2n", {"steps": 150}, 3, noise)(observed.noisy, observed.level))
 
 
-def test_a_method_that_is_trained_cannot_do_without():
+def test_a_trained_method_cannot_be_used_without_training():
     with pytest.raises(UserError, match="n2n has to be trained first .* without training: zs_n2n, bm3d"):
         untrained_denoiser("n2n", {}, 3, parse_noise("gauss25"))
 
 
-def test_the_deviation_is_asked_of_the_method():
+def test_a_method_without_a_deviation_says_so():
     with pytest.raises(UserError, match="no standard deviation"):
         replace(denoiser(nn.Identity()), deviation=1.0)(torch.rand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("at", [(40, 40), (31, 64), (63, 63), (5, 90)])  # in the middle, and where tiles meet
-def test_a_blind_spot_stays_blind_when_a_image_is_restored_by_tiles(at):
+def test_a_blind_spot_stays_blind_when_an_image_is_restored_by_tiles(at):
     method = build_method("ssdn", {"mu_only": True}, parse_noise("gauss25"))
     torch.manual_seed(0)
     net = method.make_net(NetMaker("unet_ssdn", 1, {})).eval()
@@ -104,7 +104,9 @@ def test_a_blind_spot_stays_blind_when_a_image_is_restored_by_tiles(at):
     noisy = torch.rand(1, 96, 96)
     changed = noisy.clone()
     changed[:, *at] += 10
-    before, after = (restore_tensor(Denoiser(net, method, card), one, tile=64, overlap=32) for one in (noisy, changed))
+    before, after = (
+        restore_tensor(Denoiser(net, method, card), image, tile=64, overlap=32) for image in (noisy, changed)
+    )
     difference = (after - before).abs()[0]
     assert difference[at] < 1e-6  # rounding
     assert difference[at[0] - 1 : at[0] + 2, at[1] - 1 : at[1] + 2].flatten().sort().values[1] > 1e-4

@@ -14,9 +14,9 @@ def test_the_groups_are_closed_and_their_members_differ(kinds, count):
     assert len(group) == count
     assert torch.equal(images[0], square)
     assert all(not torch.equal(a, b) for n, a in enumerate(images) for b in images[:n])
-    for one in group:
-        for other in group:
-            assert any(torch.equal(other.apply(one.apply(square)), image) for image in images)
+    for first in group:
+        for second in group:
+            assert any(torch.equal(second.apply(first.apply(square)), image) for image in images)
 
 
 @pytest.mark.parametrize("symmetry", symmetry_group(("flip", "rotate")), ids=str)
@@ -27,5 +27,5 @@ def test_undo_undoes(symmetry):
 def test_turns_are_the_quarter_turns_and_flip_is_left_to_right():
     turned = [symmetry.apply(IMAGE) for symmetry in symmetry_group(("rotate",))]
     expected = [torch.rot90(IMAGE, times, (-2, -1)) for times in range(4)]
-    assert all(any(torch.equal(one, other) for other in turned) for one in expected)
+    assert all(any(torch.equal(turn, image) for image in turned) for turn in expected)
     assert torch.equal(symmetry_group(("flip",))[1].apply(IMAGE), IMAGE.flip(-1))

@@ -6,22 +6,22 @@ from denoise.data.shards import Shards
 
 
 @pytest.fixture
-def one(small_shards):
+def shards(small_shards):
     return Shards.open(small_shards)
 
 
-def test_several_sets_are_read_as_one(one):
-    both = ShardedDataset([one, one])
+def test_several_sets_are_read_as_one(shards):
+    both = ShardedDataset([shards, shards])
     assert len(both) == 10
-    assert both.counts == one.counts * 2
-    assert np.array_equal(both.pixels(7, "clean"), one.pixels(2))
-    assert (both.views(7), both.name(7)) == (("clean",), one.describe(2)["name"])
-    assert both.size(7) == one.pixels(2).shape[:2]
-    assert both.digest != ShardedDataset([one]).digest
+    assert both.counts == shards.counts * 2
+    assert np.array_equal(both.pixels(7, "clean"), shards.pixels(2))
+    assert (both.views(7), both.name(7)) == (("clean",), shards.describe(2)["name"])
+    assert both.size(7) == shards.pixels(2).shape[:2]
+    assert both.digest != ShardedDataset([shards]).digest
 
 
-def test_decoded_images_are_kept_within_the_budget(one):
-    images = ShardedDataset([one])
+def test_decoded_images_are_cached_within_the_budget(shards):
+    images = ShardedDataset([shards])
     plain = [images.pixels(index, "clean") for index in range(5)]
     images.keep_decoded(sum(pixels.nbytes for pixels in plain[:3]))
     for _ in range(2):
@@ -34,8 +34,9 @@ def test_decoded_images_are_kept_within_the_budget(one):
     assert np.array_equal(images.pixels(0, "clean"), plain[0])
 
 
-def test_shards_are_asked_for_part_by_part(one, monkeypatch):
-    asked = []
-    monkeypatch.setattr(type(one.store), "expect", lambda store, files: asked.extend(name for name, _ in files))
-    ShardedDataset([one, one]).expect([len(one.entries) + 1, 0])
-    assert asked == ["000001.json", "000001.tar", "000000.json", "000000.tar"]
+def test_shards_are_announced_part_by_part(shards, monkeypatch):
+    announced = []
+    record = lambda store, files: announced.extend(name for name, _ in files)  # noqa: E731
+    monkeypatch.setattr(type(shards.store), "announce", record)
+    ShardedDataset([shards, shards]).announce([len(shards.entries) + 1, 0])
+    assert announced == ["000001.json", "000001.tar", "000000.json", "000000.tar"]

@@ -9,14 +9,15 @@ import torch
 from denoise.data.augment import symmetry_group
 from denoise.data.crops import as_floats, collate, random_crop
 from denoise.data.dataset import ShardedDataset
-from denoise.data.loader import Batching, Quarantine, batches
+from denoise.data.loader import Batching, batches
+from denoise.data.quarantine import Quarantine
 from denoise.data.sampler import GlobalSampler
 from denoise.data.samples import IMAGE, FreshNoise
 from denoise.data.shards import DamagedError, Shards
 from denoise.errors import UserError
 
 
-def order_of(images, seed=0):
+def sampler_of(images, seed=0):
     return GlobalSampler(seed, images.counts, images.digest, streams=2, window=1)
 
 
@@ -24,14 +25,14 @@ def batches_of(shards, rank=0, world=1, start=0, count=6, seed=0, batch_size=4, 
     """Return (positions, crops) of some steps of a rank."""
     images = ShardedDataset([Shards.open(shards)])
     batching = Batching(seed, batch_size, size, 3, **spec)
-    stream = batches(FreshNoise(images), order_of(images, seed), batching, rank, world, start)
-    found = [(batch.positions, batch.views[IMAGE]) for batch in islice(stream, count)]
+    stream = batches(FreshNoise(images), sampler_of(images, seed), batching, rank, world, start)
+    rows = [(batch.positions, batch.views[IMAGE]) for batch in islice(stream, count)]
     stream.close()
-    return found
+    return rows
 
 
-def crops_of(shards, **given):
-    return [crops for _, crops in batches_of(shards, **given)]
+def crops_of(shards, **options):
+    return [crops for _, crops in batches_of(shards, **options)]
 
 
 def test_more_workers_than_samples_in_a_batch_are_refused(small_shards):
@@ -51,24 +52,24 @@ def test_the_global_batch_is_the_same_for_every_world_size_and_restart(small_sha
     assert all(torch.equal(*pair) for pair in zip(resumed, whole[3:], strict=True))
 
 
-def test_threads_change_nothing(small_shards):
+def test_the_number_of_threads_changes_nothing(small_shards):
     whole = crops_of(small_shards)
     for threads in (2, 3, 7):
-        found = crops_of(small_shards, threads=threads)
-        assert all(torch.equal(*pair) for pair in zip(found, whole, strict=True))
+        crops = crops_of(small_shards, threads=threads)
+        assert all(torch.equal(*pair) for pair in zip(crops, whole, strict=True))
 
 
-def test_several_crops_of_one_image(small_shards):
+def test_several_crops_are_cut_from_one_image(small_shards):
     images = ShardedDataset([Shards.open(small_shards)])
     read = []
 
-    class Watched(FreshNoise):
+    class Recorded(FreshNoise):
         def __getitem__(self, index):
             read.append(index)
             return super().__getitem__(index)
 
     spec = Batching(0, 6, 32, 3, crops_per_image=3)
-    stream = batches(Watched(images), order_of(images), spec, 0, 1, 0)
+    stream = batches(Recorded(images), sampler_of(images), spec, 0, 1, 0)
     batch = next(stream)
     stream.close()
     assert read[:6] == [read[0]] * 3 + [read[3]] * 3
@@ -76,20 +77,20 @@ def test_several_crops_of_one_image(small_shards):
     assert not torch.equal(batch.views[IMAGE][0], batch.views[IMAGE][1])
 
 
-def test_decoded_images_that_are_kept_change_nothing(small_shards):
+def test_cached_images_change_nothing(small_shards):
     plain = crops_of(small_shards)
     images = ShardedDataset([Shards.open(small_shards)])
     images.keep_decoded(100_000)
     for _ in range(2):  # from the shards, then from memory
-        stream = batches(FreshNoise(images), order_of(images), Batching(0, 4, 32, 3), 0, 1, 0)
-        found = [batch.views[IMAGE] for batch in islice(stream, 6)]
+        stream = batches(FreshNoise(images), sampler_of(images), Batching(0, 4, 32, 3), 0, 1, 0)
+        crops = [batch.views[IMAGE] for batch in islice(stream, 6)]
         stream.close()
-        assert all(torch.equal(*pair) for pair in zip(found, plain, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(crops, plain, strict=True))
     images.close()
 
 
 def damaged(small_shards, tmp_path):
-    """Shards whose second one is harmed, and the samples that are in it."""
+    """Return shards whose second one is damaged, and the samples in it."""
     folder = Path(shutil.copytree(small_shards, tmp_path / "shards"))
     path = folder / "000001.tar"
     data = bytearray(path.read_bytes())
@@ -112,19 +113,19 @@ def test_damaged_samples_are_replaced_alike_on_every_rank(small_shards, tmp_path
 
     def read(rank, world):
         quarantine = Quarantine(limit=len(bad))
-        stream = batches(FreshNoise(images), order_of(images), spec, rank, world, 0, quarantine)
-        found = [(batch.positions, batch.views[IMAGE]) for batch in islice(stream, 6)]
+        stream = batches(FreshNoise(images), sampler_of(images), spec, rank, world, 0, quarantine=quarantine)
+        rows = [(batch.positions, batch.views[IMAGE]) for batch in islice(stream, 6)]
         stream.close()
-        return found, set(quarantine.found)
+        return rows, set(quarantine.reasons)
 
-    whole, noted = read(0, 1)
-    assert noted == bad
+    whole, left_out = read(0, 1)
+    assert left_out == bad
     both = [read(rank, 2) for rank in range(2)]
     assert both[0][1] | both[1][1] == bad
     for step, (_, crops) in enumerate(whole):
         joined = torch.zeros_like(crops)
-        for found, _ in both:
-            joined[found[step][0]] = found[step][1]
+        for rows, _ in both:
+            joined[rows[step][0]] = rows[step][1]
         assert torch.equal(joined, crops)
 
 
@@ -132,19 +133,19 @@ def test_too_many_damaged_samples_end_the_run(small_shards, tmp_path):
     folder, bad = damaged(small_shards, tmp_path)
     images = ShardedDataset([Shards.open(folder)])
     quarantine = Quarantine(limit=len(bad) - 1)
-    stream = batches(FreshNoise(images), order_of(images), Batching(0, 4, 32, 3), 0, 1, 0, quarantine)
+    stream = batches(FreshNoise(images), sampler_of(images), Batching(0, 4, 32, 3), 0, 1, 0, quarantine=quarantine)
     with pytest.raises(DamagedError):
         list(islice(stream, 6))
 
 
-def test_the_shards_ahead_are_asked_for_in_time(small_shards):
+def test_shards_are_announced_before_they_are_read(small_shards):
     images = ShardedDataset([Shards.open(small_shards)])
-    asked, order = [], order_of(images)
-    stream = batches(FreshNoise(images), order, Batching(0, 2, 32, 3), 0, 1, 0, expect=asked.extend)
+    announced, sampler = [], sampler_of(images)
+    stream = batches(FreshNoise(images), sampler, Batching(0, 2, 32, 3), 0, 1, 0, announce=announced.extend)
     for step in range(8):
         next(stream)
-        needed = order.shards(order.samples(step * 2 + np.arange(2)))
-        assert set(needed.tolist()) <= set(asked)
+        needed = sampler.shards(sampler.samples(step * 2 + np.arange(2)))
+        assert set(needed.tolist()) <= set(announced)
     stream.close()
 
 
@@ -160,14 +161,14 @@ def test_augmented_crops_are_the_same_crops_flipped_and_turned(small_shards):
     turned = torch.cat(crops_of(small_shards, count=16, augment=("flip", "rotate")))
     group = symmetry_group(("flip", "rotate"))
     which = [
-        [number for number, symmetry in enumerate(group) if torch.equal(symmetry.apply(one), other)]
-        for one, other in zip(plain, turned, strict=True)
+        [number for number, symmetry in enumerate(group) if torch.equal(symmetry.apply(crop), other)]
+        for crop, other in zip(plain, turned, strict=True)
     ]
     assert all(which)
     assert {numbers[0] for numbers in which} == set(range(8))  # a symmetry is missed once in 5,000 seeds
 
 
-def test_crops_reach_every_place_of_a_image():
+def test_crops_reach_every_place_of_an_image():
     pixels = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1)
     corners = {(0.0, 0.0): 0, (0.999, 0.999): 2 * 9 + 5, (0.5, 0.5): 1 * 9 + 3}
     for at, corner in corners.items():
@@ -181,13 +182,13 @@ def test_small_images_are_padded_by_reflection(shape):
     assert torch.all(crop == 7)
 
 
-def test_batches_are_bytes_only_where_nothing_is_lost():
+def test_batches_are_bytes_only_if_nothing_is_lost():
     colour, grey = torch.full((3, 2, 2), 51, dtype=torch.uint8), torch.full((1, 2, 2), 102, dtype=torch.uint8)
     both = collate([{"a": colour}, {"a": grey}], 3)["a"]
     assert (both.dtype, both.shape) == (torch.uint8, (2, 3, 2, 2))
     assert torch.equal(as_floats(both)[1], torch.full((3, 2, 2), 102 / 255))
-    one = collate([{"a": colour}, {"a": grey}], 1)["a"]
-    assert (one.dtype, one.shape) == (torch.float32, (2, 1, 2, 2))  # the mean of colours is no whole number
+    mixed = collate([{"a": colour}, {"a": grey}], 1)["a"]
+    assert (mixed.dtype, mixed.shape) == (torch.float32, (2, 1, 2, 2))  # the mean of colours is not a whole number
     deep = random_crop(np.full((2, 2, 1), 65535, np.uint16), 2, (0, 0))
     assert collate([{"a": deep}, {"a": grey}], 1)["a"].flatten()[0] == 1.0
     level = torch.ones(1, 1, 1)

@@ -1,4 +1,4 @@
-"""What a sample is: fresh noise, one fixed realisation, real pairs."""
+"""Samples with fresh noise, with one fixed realisation, and of real pairs."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
 KEY = batch_rng(0, 0, torch.arange(1))
-ORDER = GlobalSampler(0, (5,), "digest")
+SAMPLER = GlobalSampler(0, (5,), "digest")
 
 
 @pytest.fixture(scope="module")
@@ -45,41 +45,41 @@ def pairs(tmp_path_factory, photographs):
     return ShardedDataset([Shards.open(folder / "shards")])
 
 
-def scenes_of(images, method="n2n", *overrides, noise="gauss25"):
+def samples_of(images, method="n2n", *overrides, noise="gauss25"):
     config = load_config(None, [f"method={method}", f"noise={noise}", *overrides])
     return open_samples(config, images, build_method(method, {}, parse_noise(noise)), parse_noise(noise))
 
 
-def test_fixed_noise_is_the_same_whenever_it_is_asked_for(fresh):
-    first, again = (scenes_of(fresh, "n2n", "data.fixed_noise=true")[1] for _ in range(2))
+def test_fixed_noise_is_the_same_at_every_read(fresh):
+    first, again = (samples_of(fresh, "n2n", "data.fixed_noise=true")[1] for _ in range(2))
     assert set(first) == {"noisy", "noisy2", "mask", "mask2"}
     assert all(torch.equal(first[view], again[view]) for view in first)
-    other = scenes_of(fresh, "n2n", "data.fixed_noise=true", "seed=1")[1]
+    other = samples_of(fresh, "n2n", "data.fixed_noise=true", "seed=1")[1]
     assert not torch.equal(first["noisy"], other["noisy"])
     assert not torch.equal(first["noisy"], first["noisy2"])
 
 
 def test_fixed_noise_stays_with_its_pixel_whatever_the_crop(fresh):
-    scenes = scenes_of(fresh, "n2c", "data.fixed_noise=true")
-    noise = scenes[0]["noisy"] - scenes[0]["clean"]
+    samples = samples_of(fresh, "n2c", "data.fixed_noise=true")
+    noise = samples[0]["noisy"] - samples[0]["clean"]
     assert noise.std() == pytest.approx(25 / 255, rel=0.03)
-    stream = batches(scenes, ORDER, Batching(0, 4, 32, 3), 0, 1, 0)
+    stream = batches(samples, SAMPLER, Batching(0, 4, 32, 3), 0, 1, 0)
     crops = next(stream).views
     stream.close()
     assert set(crops) == {"noisy", "clean"}
-    found = crops["noisy"][0] - crops["clean"][0]
-    noises = [scenes[index]["noisy"] - scenes[index]["clean"] for index in range(len(scenes))]
-    windows = [one.unfold(1, 32, 1).unfold(2, 32, 1) for one in noises]
-    assert any((places - found[:, None, None]).abs().amax(dim=(0, 3, 4)).min() < 1e-6 for places in windows)
+    cropped = crops["noisy"][0] - crops["clean"][0]
+    noises = [samples[index]["noisy"] - samples[index]["clean"] for index in range(len(samples))]
+    windows = [whole.unfold(1, 32, 1).unfold(2, 32, 1) for whole in noises]
+    assert any((places - cropped[:, None, None]).abs().amax(dim=(0, 3, 4)).min() < 1e-6 for places in windows)
 
 
 def test_fixed_noise_needs_no_clean_image_of_a_self_supervised_method(fresh):
-    assert set(scenes_of(fresh, "n2v", "data.fixed_noise=true")[0]) == {"noisy", "mask"}
+    assert set(samples_of(fresh, "n2v", "data.fixed_noise=true")[0]) == {"noisy", "mask"}
 
 
-def test_fresh_noise_is_made_of_the_clean_image_in_the_step(fresh):
+def test_fresh_noise_is_added_to_the_clean_image_in_the_step(fresh):
     method, noise = build_method("n2v", {}, parse_noise("gauss25")), parse_noise("gauss25")
-    stream = batches(scenes_of(fresh, "n2v"), ORDER, Batching(0, 4, 32, 3), 0, 1, 0)
+    stream = batches(samples_of(fresh, "n2v"), SAMPLER, Batching(0, 4, 32, 3), 0, 1, 0)
     views = make_views(
         {name: as_floats(view) for name, view in next(stream).views.items()},
         method,
@@ -91,13 +91,13 @@ def test_fresh_noise_is_made_of_the_clean_image_in_the_step(fresh):
 
 
 def test_real_pairs_give_the_views_they_have(pairs):
-    a = scenes_of(pairs, "n2n", noise="none")[0]
+    a = samples_of(pairs, "n2n", noise="none")[0]
     assert set(a) == {"noisy", "noisy2", "mask", "mask2"}
     assert np.array_equal(a["noisy2"], pairs.pixels(0, "noisy2"))
-    assert np.array_equal(scenes_of(pairs, "n2c", noise="none")[0]["clean"], pairs.pixels(0, "clean"))
-    b = scenes_of(pairs, "n2n", noise="none")[1]
+    assert np.array_equal(samples_of(pairs, "n2c", noise="none")[0]["clean"], pairs.pixels(0, "clean"))
+    b = samples_of(pairs, "n2n", noise="none")[1]
     assert np.array_equal(b["noisy2"], pairs.pixels(1, "mean"))  # the mean of many exposures is an observation too
-    assert np.array_equal(scenes_of(pairs, "n2v", noise="none")[2]["noisy"], pairs.pixels(2, "clean"))
+    assert np.array_equal(samples_of(pairs, "n2v", noise="none")[2]["noisy"], pairs.pixels(2, "clean"))
 
 
 def test_a_clean_image_is_never_a_second_observation(pairs, tmp_path, photographs):
@@ -106,22 +106,22 @@ def test_a_clean_image_is_never_a_second_observation(pairs, tmp_path, photograph
     write_shards(tmp_path / "shards", find_sources(tmp_path), 1 << 30)
     images = ShardedDataset([Shards.open(tmp_path / "shards")])
     with pytest.raises(UserError, match="x.png has no image noisy2 or mean"):
-        scenes_of(images, "n2n", noise="none")[0]
+        samples_of(images, "n2n", noise="none")[0]
 
 
-def test_a_lone_image_cannot_teach_what_needs_two(pairs):
+def test_a_single_image_cannot_train_a_method_that_needs_two(pairs):
     with pytest.raises(UserError, match="c.png has no image noisy2 or mean .* such as n2v"):
-        scenes_of(pairs, "n2n", noise="none")[2]
+        samples_of(pairs, "n2n", noise="none")[2]
 
 
 def test_the_level_of_real_noise_is_estimated_from_the_noisy_image(pairs):
-    scene = scenes_of(pairs, "r2r", noise="none")[0]
-    assert set(scene) == {"noisy", "level"}
-    assert scene["level"].item() == pytest.approx(estimate_sigma(to_tensor(pairs.pixels(0, "noisy"))))
-    assert scene["level"].item() == pytest.approx(12 / 255, rel=0.15)
+    sample = samples_of(pairs, "r2r", noise="none")[0]
+    assert set(sample) == {"noisy", "level"}
+    assert sample["level"].item() == pytest.approx(estimate_sigma(to_tensor(pairs.pixels(0, "noisy"))))
+    assert sample["level"].item() == pytest.approx(12 / 255, rel=0.15)
 
 
-def test_trials_of_real_pairs_compare_with_clean_or_mean(pairs):
+def test_real_pairs_are_evaluated_against_clean_or_mean(pairs):
     none = parse_noise("none")
     clean = [evaluation_pair(pairs, index, none, 3, KEY).clean for index in range(3)]
     assert torch.equal(clean[0][0], to_tensor(pairs.pixels(0, "clean")))
@@ -129,17 +129,17 @@ def test_trials_of_real_pairs_compare_with_clean_or_mean(pairs):
     assert clean[2] is None
 
 
-def test_trials_of_subsampled_images_are_smaller(fresh):
-    seen = evaluation_pair(fresh, 0, parse_noise("subsample8"), 3, KEY)
+def test_evaluation_pairs_of_subsampled_images_are_smaller(fresh):
+    pair = evaluation_pair(fresh, 0, parse_noise("subsample8"), 3, KEY)
     height, width = to_tensor(fresh.pixels(0, "clean")).shape[1:]
-    assert seen.noisy.shape == seen.clean.shape == (1, 3, height // 8, width // 8)
+    assert pair.noisy.shape == pair.clean.shape == (1, 3, height // 8, width // 8)
 
 
-def test_the_cache_respects_its_budget_and_never_changes_a_image(fresh):
+def test_the_cache_respects_its_budget_and_never_changes_an_image(fresh):
     size = fresh.pixels(0, "clean").nbytes
     cache = CachedSamples(FreshNoise(fresh), 2 * size + 10_000)
     for _ in range(3):
         for index in range(len(fresh)):
             assert np.array_equal(cache[index]["image"], fresh.pixels(index, "clean"))
             assert cache.size <= cache.budget
-    assert 1 <= len(cache.kept) < len(fresh)
+    assert 1 <= len(cache.samples) < len(fresh)

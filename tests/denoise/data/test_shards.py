@@ -45,7 +45,7 @@ def test_every_image_comes_back_by_index(small_images, small_shards):
         shards.pixels(len(files))
 
 
-# --- corruption: each returns how it harmed a folder of shards -----------------------------------------------------
+# --- corruption: each function damages a folder of shards -----------------------------------------------------
 
 
 def member_places(folder: Path, tar: str) -> list[int]:
@@ -53,8 +53,8 @@ def member_places(folder: Path, tar: str) -> list[int]:
     import tarfile
 
     with tarfile.open(folder / tar) as members:
-        found = list(members)
-    return [member.offset for member in found] + [found[-1].offset_data + -(-found[-1].size // 512) * 512]
+        files = list(members)
+    return [member.offset for member in files] + [files[-1].offset_data + -(-files[-1].size // 512) * 512]
 
 
 def cut_at_a_member(folder, tar, rng):
@@ -92,7 +92,7 @@ def exchange_with_one_of_the_same_size(folder, tar, rng):
     (folder / tar).write_bytes(rng.randbytes(size))
 
 
-def harm_the_list(folder, tar, rng):
+def damage_the_list(folder, tar, rng):
     path = (folder / tar).with_suffix(".json")
     flip(path, rng.randrange(path.stat().st_size))
 
@@ -111,46 +111,46 @@ def wrong_count(folder, tar, rng):
     (folder / INDEX).write_text(json.dumps(index))
 
 
-HARMS = [
+CORRUPTIONS = [
     cut_at_a_member, cut_inside_a_member, flip_in_a_header, flip_in_a_payload, remove, exchange,
-    exchange_with_one_of_the_same_size, harm_the_list, stale_index, wrong_count,
+    exchange_with_one_of_the_same_size, damage_the_list, stale_index, wrong_count,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(INJECTIONS))
 def test_no_corruption_is_silent(small_shards, tmp_path, seed):
     rng = random.Random(seed)
-    sound = Shards.open(small_shards)
-    images = [sound.encoded(index) for index in range(len(sound))]
+    intact = Shards.open(small_shards)
+    images = [intact.encoded(index) for index in range(len(intact))]
     folder = copy(small_shards, tmp_path / "shards")
-    tar = rng.choice([entry["file"] for entry in sound.entries])
-    harm = HARMS[seed % len(HARMS)]
-    harm(folder, tar, rng)
+    tar = rng.choice([entry["file"] for entry in intact.entries])
+    corrupt = CORRUPTIONS[seed % len(CORRUPTIONS)]
+    corrupt(folder, tar, rng)
     number = tar.removesuffix(".tar")
     with pytest.raises(DamagedError, match=number + "|" + INDEX):
         read_all(folder, images, rng)
 
 
 def read_all(folder, images, rng):
-    """Read every sample, in any order: each is one of the images, never a bad one, whatever comes after."""
+    """Read every sample in random order; each that is returned must be one of the images."""
     shards = Shards.open(folder)
     for index in rng.sample(range(len(shards)), len(shards)):
         assert shards.encoded(index) in images
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_an_index_with_a_flipped_bit_is_told_or_harmless(small_shards, tmp_path, seed):
-    sound = Shards.open(small_shards)
-    images = [sound.encoded(index) for index in range(len(sound))]
+def test_an_index_with_a_flipped_bit_is_an_error_or_harmless(small_shards, tmp_path, seed):
+    intact = Shards.open(small_shards)
+    images = [intact.encoded(index) for index in range(len(intact))]
     folder = copy(small_shards, tmp_path / "shards")
     flip(folder / INDEX, random.Random(seed).randrange((folder / INDEX).stat().st_size))
     with suppress(UserError):
         shards = Shards.open(folder)
-        assert shards.digest != sound.digest  # a run that was started on the other one refuses it
+        assert shards.digest != intact.digest  # a run that was started on the other index refuses it
         assert [shards.encoded(index) for index in range(len(images))] == images
 
 
-def test_bytes_that_change_after_the_check_are_found(small_shards, tmp_path):
+def test_bytes_that_change_after_the_check_are_detected(small_shards, tmp_path):
     folder = copy(small_shards, tmp_path / "shards")
     shards = Shards.open(folder)
     assert shards.pixels(0).size
@@ -159,7 +159,7 @@ def test_bytes_that_change_after_the_check_are_found(small_shards, tmp_path):
         shards.pixels(0)
 
 
-def test_the_other_shards_of_a_damaged_one_are_sound(small_shards, tmp_path):
+def test_shards_beside_a_damaged_one_can_be_read(small_shards, tmp_path):
     folder = copy(small_shards, tmp_path / "shards")
     flip(folder / "000000.tar", 600)
     shards = Shards.open(folder)
@@ -168,7 +168,7 @@ def test_the_other_shards_of_a_damaged_one_are_sound(small_shards, tmp_path):
     assert shards.pixels(4).size
 
 
-def test_no_shards_and_no_index_are_told(tmp_path):
+def test_a_missing_or_invalid_index_is_an_error(tmp_path):
     with pytest.raises(UserError, match="denoise shard NAME"):
         Shards.open(tmp_path)
     for text in ("{}", "[]", "no JSON", '{"format": 2, "shards": [{"file": "../../etc/passwd"}]}'):
@@ -181,18 +181,18 @@ def test_no_shards_and_no_index_are_told(tmp_path):
 
 
 def test_few_files_stay_open_however_many_shards_there_are(small_images, tmp_path, monkeypatch):
-    monkeypatch.setattr("denoise.data.shards.FILES_OPEN", 2)
+    monkeypatch.setattr("denoise.data.shards.MAX_OPEN_FILES", 2)
     write_shards(tmp_path / "shards", find_sources(small_images), max_bytes=1)
     shards = Shards.open(tmp_path / "shards")
     assert len(shards.entries) == 5
     for index in (0, 1, 2, 3, 4, 0, 3):
         assert shards.encoded(index)
-    opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    assert len([path for path in opened if path.is_relative_to(tmp_path)]) <= 2
+    open_files = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert len([path for path in open_files if path.is_relative_to(tmp_path)]) <= 2
 
 
-def test_a_list_that_changes_after_the_check_is_found(small_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("denoise.data.shards.LISTS_KEPT", 1)
+def test_a_list_that_changes_after_the_check_is_detected(small_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("denoise.data.shards.MAX_LISTS", 1)
     folder = copy(small_shards, tmp_path / "shards")
     shards = Shards.open(folder)
     shards.samples(0), shards.samples(1)

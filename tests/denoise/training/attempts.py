@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, one a rank, that may be killed: forked from a server that knows torch."""
+"""Training runs in processes of their own, one for each rank, that may be killed; forked from a server with torch."""
 
 import json
 import multiprocessing
@@ -21,12 +21,12 @@ from denoise.training.fault_injection import FaultInjector, parse_fault
 from denoise.training.loop import train
 
 SMALL = ["net=cnn5", "train.crop=16", "train.log_every=1", "train.eval_every=1000", "train.precision=fp32"]
-SECONDS = 200  # after which an attempt is given up
-GRACE = 15  # seconds for the others to notice that a rank has died
+SECONDS = 200  # time limit of an attempt
+GRACE = 15  # seconds for the other ranks to notice that one has died
 
 
 def attempt(shards: Path, folder: Path, world: int, *overrides: str, inject: Sequence[str] = ()) -> list[int]:
-    """Train on ``world`` processes from what ``folder`` holds; return their exit codes, negative after a signal."""
+    """Train in ``world`` processes, resuming from ``folder``; return their exit codes, negative after a signal."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["denoise.training.loop", "torch._dynamo", "skimage.metrics"])  # what takes seconds
     with socket.socket() as free:
@@ -63,26 +63,35 @@ def _rank(rank, world, port, shards, folder, overrides, inject):
         }
         os.environ["MASTER_PORT"] = str(port)
         distributed.start_from_environment(load_config(None, overrides).ray.timeout)
-    leave = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: leave.set())
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     faults = FaultInjector([parse_fault(text) for text in inject], rank)
 
-    def note(name, text):
+    def append(name, text):
         if rank == 0:
             with (folder / name).open("a") as file:
                 file.write(text + "\n")
 
-    checkpoints = CheckpointManager(
-        FolderStore(folder / "checkpoints"), 2, lambda text: note("said.txt", text), faults.wrap_writer
-    )
     images = ShardedDataset([Shards.open(shards)])
-    config = load_config(None, overrides)
     try:
-        report = lambda metrics: note("rows.jsonl", json.dumps(metrics))  # noqa: E731
-        done = train(config, images, images, folder, report, checkpoints, leave=leave.is_set, faults=faults)
-        note("done.txt", str(done))
+        steps_done = train(
+            load_config(None, overrides),
+            train_set=images,
+            val_set=images,
+            folder=folder,
+            report=lambda metrics: append("rows.jsonl", json.dumps(metrics)),
+            checkpoints=CheckpointManager(
+                FolderStore(folder / "checkpoints"),
+                keep=2,
+                on_message=lambda message: append("messages.txt", message),
+                faults=faults,
+            ),
+            stop_requested=stop.is_set,
+            faults=faults,
+        )
+        append("steps_done.txt", str(steps_done))
     except UserError as error:
-        note("said.txt", str(error))
+        append("messages.txt", str(error))
         sys.exit(1)
     finally:
         distributed.stop()
@@ -99,16 +108,16 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 def digest(folder: Path) -> str:
-    """Return the digest of the samples that a run has learnt from."""
+    """Return the digest of the samples that a run has read."""
     return json.loads((newest(folder) / "state.json").read_text())["samples"]
 
 
 def losses(folder: Path) -> list[float]:
-    """Return the losses of a run, report by report."""
+    """Return the losses of a run, row by row."""
     return [json.loads(line)["loss"] for line in (newest(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def said(folder: Path) -> list[str]:
-    """Return what a run has told."""
-    path = folder / "said.txt"
+def messages(folder: Path) -> list[str]:
+    """Return the messages of a run, errors included."""
+    path = folder / "messages.txt"
     return path.read_text().splitlines() if path.exists() else []

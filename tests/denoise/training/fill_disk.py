@@ -1,4 +1,4 @@
-"""Write checkpoints to a small disk until it is full, and say what is left there (run by test_checkpoint.py)."""
+"""Write checkpoints to a small disk until it is full, and print what is left there (run by test_checkpoint.py)."""
 
 import sys
 from pathlib import Path
@@ -18,12 +18,12 @@ optimizer = torch.optim.Adam(net.parameters())
 net(torch.rand(1, 3, 32, 32)).mean().backward()
 optimizer.step()
 card = make_card(to_dict(Config()), channels=3)
-training = TrainState(net, optimizer)
+train_state = TrainState(net, optimizer)
 checkpoints = CheckpointManager(FolderStore(folder))
-checkpoints.save(snapshot(training, RunProgress(1), card), 1, [])  # 12 MB: a second one does not fit
+checkpoints.save(snapshot(train_state, RunProgress(1), card), 1, [])  # 12 MB: a second one does not fit
 checkpoints.wait()
 try:
-    checkpoints.save(snapshot(training, RunProgress(2), card), 2, [])
+    checkpoints.save(snapshot(train_state, RunProgress(2), card), 2, [])
     checkpoints.wait()
 except UserError as error:
     print(str(error)[:16])

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,21 +19,20 @@ from denoise.training.loop import train
 BASE = ["train.steps=6", "train.crop=32", "train.log_every=1", "train.eval_every=6", "train.checkpoint_every=3"]
 
 
-def run(shards: Path, folder: Path, *overrides: str, faults: FaultInjector | None = None, watch: bool = True):
-    """Train in this process from what the folder holds; return reports, final weights, and what was told."""
-    images, rows, told = ShardedDataset([Shards.open(shards)]), [], []
-    checkpoints = CheckpointManager(FolderStore(folder / "checkpoints"), tell=told.append)
-    config = load_config(None, [*BASE, *overrides])
+def run(shards: Path, folder: Path, *overrides: str, faults: Sequence[str] = (), validate: bool = True):
+    """Train in this process, resuming from ``folder``; return the reports, the final weights, and the messages."""
+    images, rows, messages = ShardedDataset([Shards.open(shards)]), [], []
+    checkpoints = CheckpointManager(FolderStore(folder / "checkpoints"), on_message=messages.append)
     train(
-        config,
-        images,
-        images if watch else None,
-        folder,
-        lambda row: rows.append(dict(row)),
-        checkpoints,
-        faults=faults,
+        load_config(None, [*BASE, *overrides]),
+        train_set=images,
+        val_set=images if validate else None,
+        folder=folder,
+        report=lambda row: rows.append(dict(row)),
+        checkpoints=checkpoints,
+        faults=FaultInjector([parse_fault(text) for text in faults]),
     )
-    return rows, load_file(newest(folder) / "net.safetensors"), told
+    return rows, load_file(newest(folder) / "net.safetensors"), messages
 
 
 def newest(folder: Path) -> Path:
@@ -57,22 +57,22 @@ AVERAGED = ("train.ema=0.9", "train.optimizer=adamw", "train.augment=[flip, rota
     ],
     ids=str,
 )
-def test_a_resumed_run_ends_exactly_where_an_uninterrupted_one_does(small_shards, tmp_path, overrides):
-    rows, weights, told = run(small_shards, tmp_path / "whole", *overrides)
-    assert told == []
-    kept = tmp_path / "whole" / "checkpoints"
-    assert sorted(path.name for path in kept.iterdir()) == ["step-00000003", "step-00000006"]
-    shutil.copytree(kept / "step-00000003", tmp_path / "resumed" / "checkpoints" / "step-00000003")
-    again, resumed, told = run(small_shards, tmp_path / "resumed", *overrides)
-    assert told == ["going on from step-00000003"]
-    assert [row["step"] for row in again] == [4, 5, 6]
-    assert [row["loss"] for row in again] == [row["loss"] for row in rows[3:]]
+def test_a_resumed_run_ends_exactly_like_an_uninterrupted_one(small_shards, tmp_path, overrides):
+    rows, weights, messages = run(small_shards, tmp_path / "whole", *overrides)
+    assert messages == []
+    saved = tmp_path / "whole" / "checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000003", "step-00000006"]
+    shutil.copytree(saved / "step-00000003", tmp_path / "resumed" / "checkpoints" / "step-00000003")
+    rest, resumed, messages = run(small_shards, tmp_path / "resumed", *overrides)
+    assert messages == ["resuming from step-00000003"]
+    assert [row["step"] for row in rest] == [4, 5, 6]
+    assert [row["loss"] for row in rest] == [row["loss"] for row in rows[3:]]
     assert equal(weights, resumed)
     history = (newest(tmp_path / "resumed") / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_finished_run_has_nothing_left_to_do(small_shards, tmp_path):
+def test_a_finished_run_does_no_more_steps(small_shards, tmp_path):
     run(small_shards, tmp_path)
     assert run(small_shards, tmp_path)[0] == []
 
@@ -80,13 +80,13 @@ def test_a_finished_run_has_nothing_left_to_do(small_shards, tmp_path):
 def test_the_best_checkpoint_is_kept_beside_the_newest(small_shards, tmp_path):
     rows, _, _ = run(small_shards, tmp_path, "train.checkpoint_every=1", "train.eval_every=1", "train.lr=0.05")
     best = max(rows, key=lambda row: row["val_psnr"])["step"]
-    kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {5, 6, best}
+    saved = {int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir()}
+    assert saved == {5, 6, best}
 
 
 @pytest.mark.parametrize("method", [("n2n",), ("n2v",), ("ssdn", "method.sigma=known")], ids=str)
 def test_micro_batches_learn_what_the_whole_batch_does(small_shards, tmp_path, method):
-    chosen = [
+    overrides = [
         f"method={method[0]}",
         *method[1:],
         "train.optimizer=sgd",
@@ -94,34 +94,34 @@ def test_micro_batches_learn_what_the_whole_batch_does(small_shards, tmp_path, m
         "train.precision=fp32",
         "train.steps=2",
     ]
-    rows, _, _ = run(small_shards, tmp_path / "whole", *chosen)
-    parts, _, _ = run(small_shards, tmp_path / "parts", *chosen, "train.micro_batch=3")
+    rows, _, _ = run(small_shards, tmp_path / "whole", *overrides, validate=False)
+    parts, _, _ = run(small_shards, tmp_path / "parts", *overrides, "train.micro_batch=3", validate=False)
     assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 
 
-def test_a_full_memory_is_told_with_what_to_lower_or_halved_if_asked_to(small_shards, tmp_path):
+def test_out_of_memory_names_what_to_lower_or_halves_the_micro_batch(small_shards, tmp_path):
     plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32")
-    full = parse_fault("memory:step=2")
+    faults = ["memory:step=2"]
     with pytest.raises(UserError, match=r"4 crops of 32 pixels .* lower train.micro_batch=2, .*train\.oom=halve"):
-        run(small_shards, tmp_path / "told", *plain, faults=FaultInjector([full]))
+        run(small_shards, tmp_path / "stopped", *plain, faults=faults)
     rows, _, _ = run(small_shards, tmp_path / "whole", *plain)
-    halved, _, _ = run(small_shards, tmp_path / "halved", *plain, "train.oom=halve", faults=FaultInjector([full]))
+    halved, _, _ = run(small_shards, tmp_path / "halved", *plain, "train.oom=halve", faults=faults)
     assert [row["loss"] for row in halved] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_names_its_step_and_samples(small_shards, tmp_path):
+def test_a_nan_loss_names_its_step_and_samples(small_shards, tmp_path):
     with pytest.raises(UserError, match=r"the loss is nan at step 3, on samples \d+ \(\w+.*\).* train.skip_nonfinite"):
-        run(small_shards, tmp_path, "train.log_every=3", faults=FaultInjector([parse_fault("nan:step=2")]))
-    assert not list(tmp_path.glob("checkpoints/*"))  # what has gone wrong is not saved
+        run(small_shards, tmp_path, "train.log_every=3", faults=["nan:step=2"])
+    assert not list(tmp_path.glob("checkpoints/*"))  # weights that are not finite are not saved
 
 
-def test_steps_without_a_finite_loss_are_skipped_if_asked_to(small_shards, tmp_path):
-    faults = [parse_fault(f"nan:step={step}") for step in (1, 3)]
-    rows, weights, _ = run(small_shards, tmp_path / "two", "train.skip_nonfinite=2", faults=FaultInjector(faults))
+def test_steps_without_a_finite_loss_are_skipped_up_to_the_limit(small_shards, tmp_path):
+    faults = ["nan:step=1", "nan:step=3"]
+    rows, weights, _ = run(small_shards, tmp_path / "two", "train.skip_nonfinite=2", faults=faults)
     assert rows[-1]["skipped"] == 2
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     with pytest.raises(UserError, match=r"the loss of 2 steps was not finite, more than the 1 of"):
-        run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=FaultInjector(faults))
+        run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=faults)
 
 
 def test_the_same_seed_repeats_and_another_does_not(small_shards, tmp_path):
@@ -143,45 +143,45 @@ def harmed(small_shards, tmp_path):
     return folder, Shards.open(folder).counts[1]
 
 
-# Every batch shows every image, read from the shards: any process of this machine may hold sound ones decoded.
+# Every batch reads every image from the shards: without a cache, which another process may have filled.
 ALL_READ = ("train.batch_size=8", "data.cache_mb=0")
 
 
-def test_damage_ends_the_run_before_it_is_learnt_from(harmed, tmp_path):
+def test_damaged_data_end_the_run_before_they_are_trained_on(harmed, tmp_path):
     with pytest.raises(DamagedError, match=r"000001\.tar has another sha256"):
         run(harmed[0], tmp_path / "run", *ALL_READ)
 
 
-def test_damage_within_the_quarantine_is_counted_and_named(harmed, tmp_path):
+def test_damaged_samples_within_the_quarantine_are_counted_and_named(harmed, tmp_path):
     folder, count = harmed
-    rows, _, _ = run(folder, tmp_path / "run", *ALL_READ, f"data.quarantine={count}", watch=False)
+    rows, _, _ = run(folder, tmp_path / "run", *ALL_READ, f"data.quarantine={count}", validate=False)
     assert rows[-1]["quarantined"] == count
     assert all(row["quarantined"] <= count for row in rows)
     left_out = read_card(newest(tmp_path / "run"))["provenance"]["left_out"]
     assert len(left_out) == count
-    assert all("000001.tar has another sha256" in one["reason"] for one in left_out)
+    assert all("000001.tar has another sha256" in sample["reason"] for sample in left_out)
     with pytest.raises(DamagedError):
         run(folder, tmp_path / "less", *ALL_READ, f"data.quarantine={count - 1}")
 
 
-def test_what_is_held_decoded_is_sound_where_the_shards_no_longer_are(harmed, small_shards, tmp_path):
-    sound = ShardedDataset([Shards.open(small_shards)])
-    sound.keep_decoded(256 << 20)
-    for index in range(len(sound)):
-        sound.pixels(index, "clean")
-    rows, weights, _ = run(harmed[0], tmp_path / "held", "train.batch_size=8", "data.quarantine=9", watch=False)
+def test_cached_images_stay_intact_when_their_shards_are_damaged(harmed, small_shards, tmp_path):
+    intact = ShardedDataset([Shards.open(small_shards)])
+    intact.keep_decoded(256 << 20)
+    for index in range(len(intact)):
+        intact.pixels(index, "clean")
+    rows, weights, _ = run(harmed[0], tmp_path / "cached", "train.batch_size=8", "data.quarantine=9", validate=False)
     assert rows[-1]["quarantined"] == 0
-    sound.close()
-    _, plain, _ = run(small_shards, tmp_path / "sound", *ALL_READ, watch=False)
+    intact.close()
+    _, plain, _ = run(small_shards, tmp_path / "intact", *ALL_READ, validate=False)
     assert equal(weights, plain)
 
 
-def test_images_smaller_than_a_crop_are_left_out_if_asked_to(small_shards, tmp_path):
+def test_a_run_without_images_of_the_crop_size_says_what_to_do(small_shards, tmp_path):
     with pytest.raises(UserError, match=r"none of the 5 training images .* data\.small=pad"):
         run(small_shards, tmp_path, "train.crop=256", "data.small=leave_out")
 
 
-def test_validation_and_its_image_come_when_asked_for(small_shards, tmp_path):
+def test_validation_scores_and_images_come_every_eval_every_steps(small_shards, tmp_path):
     from denoise.images.io import read_image
 
     rows, _, _ = run(small_shards, tmp_path, "train.eval_every=4")
@@ -211,7 +211,7 @@ def test_grey_images_and_a_range_of_noise(small_shards, tmp_path, method):
     assert weights["dec_conv1c.weight"].shape == (1, 32, 3, 3)
 
 
-def test_a_loss_that_diverges_stops_with_a_reason(small_shards, tmp_path):
+def test_a_diverging_loss_stops_with_a_reason(small_shards, tmp_path):
     with pytest.raises(UserError, match=r"the loss is .* lower train.lr"):
         run(small_shards, tmp_path, "train.lr=1e30", "train.schedule=fixed")
 
@@ -235,12 +235,15 @@ def test_a_crop_that_does_not_suit_the_net_is_refused(small_shards, tmp_path):
 
 
 def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):
-    images, checkpoints = (
-        ShardedDataset([Shards.open(small_shards)]),
-        CheckpointManager(FolderStore(tmp_path / "checkpoints")),
+    train(
+        load_config(None, [*BASE, "net=cnn5", "train.steps=16"]),
+        train_set=ShardedDataset([Shards.open(small_shards)]),
+        val_set=None,
+        folder=tmp_path,
+        report=lambda row: None,
+        checkpoints=CheckpointManager(FolderStore(tmp_path / "checkpoints")),
+        profile=tmp_path / "profile",
     )
-    config = load_config(None, [*BASE, "net=cnn5", "train.steps=16"])
-    train(config, images, None, tmp_path, lambda row: None, checkpoints, profile=tmp_path / "profile")
     page = (tmp_path / "profile" / "profile.html").read_text()
     assert "10 training steps" in page
     assert "convolution_backward" in page
@@ -266,11 +269,11 @@ def test_switches_of_speed_change_nothing_but_rounding(small_shards, tmp_path, s
     assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 
 
-def test_the_loss_on_unseen_images_is_the_same_whenever_it_is_asked_for(small_shards, tmp_path):
-    """Nothing is learnt at a rate this low: the same noise and masks give the same loss, the training loss moves."""
+def test_the_validation_loss_of_an_unchanged_net_is_always_the_same(small_shards, tmp_path):
+    """With this learning rate the net does not change: only the training loss varies, with its noise and masks."""
     still = ("method=n2v", "net=cnn5", "train.lr=1e-12", "train.precision=fp32", "train.val_loss=true")
     rows, _, _ = run(small_shards, tmp_path, *still, "train.eval_every=2", "train.log_every=2")
-    unseen = [row["val_loss"] for row in rows if "val_loss" in row]
-    assert len(unseen) > 1
-    assert unseen == pytest.approx([unseen[0]] * len(unseen), rel=1e-5)
+    validation = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert len(validation) > 1
+    assert validation == pytest.approx([validation[0]] * len(validation), rel=1e-5)
     assert len({round(row["loss"], 5) for row in rows}) > 1

@@ -1,4 +1,4 @@
-"""The allocator keeps what is freed."""
+"""The allocator keeps freed memory."""
 
 import subprocess
 import sys
@@ -26,8 +26,8 @@ print(first, faults())
 """
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="only glibc can be told to keep freed memory")
-def test_freed_memory_is_not_fetched_from_the_system_again():
+@pytest.mark.skipif(not keep_freed_memory(), reason="only glibc can keep freed memory")
+def test_freed_memory_is_not_requested_from_the_system_again():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < before / 10

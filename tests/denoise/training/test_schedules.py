@@ -21,11 +21,11 @@ def test_the_ramp_down_is_squared():
     assert ramp(0.775, LAINE) == pytest.approx((0.5 + math.cos(math.pi / 4) / 2) ** 2)
 
 
-def test_the_rate_is_whole_between_the_ramps():
+def test_the_factor_is_1_between_the_ramps():
     assert ramp(0.1, LAINE) == ramp(0.4, LAINE) == ramp(0.7, LAINE) == 1
 
 
-def test_without_ramps_the_rate_is_fixed():
+def test_without_ramps_the_factor_is_fixed():
     flat = Train(rampup=0, rampdown=0)
     assert [ramp(t, flat) for t in (0, 0.5, 1)] == [fixed(t, LAINE) for t in (0, 0.5, 1)] == [1, 1, 1]
 
@@ -47,6 +47,6 @@ def test_every_schedule_stays_between_0_and_1():
         assert all(0 <= rate(step / 100, Train()) <= 1 for step in range(101))
 
 
-def test_an_unknown_schedule_is_told():
+def test_an_unknown_schedule_is_refused_with_the_nearest_one():
     with pytest.raises(UserError, match="did you mean ramp"):
         schedule("rampp")
