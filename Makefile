@@ -5,14 +5,17 @@ BIN := $(abspath $(VENV)/bin)
 STAMP := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
+# One thread a process: the tests run side by side, and none is long enough for more.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4
+
 .PHONY: demo test test-slow test-cluster test-gpu install hooks lint docs clean
 
 demo: install
 	denoise demo
 
 test: install debian
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4 -p tests.core_only tests/denoise
-	python -m pytest --ignore tests/denoise
+	$(PYTEST) -p tests.core_only tests/denoise
+	$(PYTEST) --dist loadgroup --no-loadscope-reorder --ignore tests/denoise
 
 test-slow: install debian
 	python -m pytest -m slow

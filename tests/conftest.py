@@ -1,9 +1,37 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SIGTERM end the tests as Ctrl-C does: what the fixtures have started is stopped."""
+    tests, distributed = os.getpid(), bool(config.getoption("numprocesses", None))
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != tests:  # a fork of a test
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        for worker in psutil.Process().children() if distributed else ():
+            worker.send_signal(number)
+        pytest.exit("ended by SIGTERM", 128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Take the groups of tests/groups.py for ``--dist loadgroup``."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from tests.groups import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.storage import download
+from pipelines.storage import base as storage
 from pipelines.tracking.client import set_environment
+from tests.groups import GROUPS, group_of
+from tests.pipelines.fork_server import ForkServer
 from tests.pipelines.mirror_helpers import Site, copy_some
+from tests.pipelines.mlflow_helpers import Server, shared_uri
+from tests.pipelines.mlflow_outage import ServerOfATest
 from tests.pipelines.one_host import OneHost
 from tests.pipelines.s3_helpers import S3Server
 
@@ -32,6 +36,21 @@ train:
 """
 
 
+COMMANDS = {"denoise", "denoise_fork", "denoise_at_a_terminal"}
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-randomly has shuffled already
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the groups, and what starts commands, which take longest: no worker is idle at the end."""
+    groups = [*dict.fromkeys(GROUPS.values())]
+
+    def turn(item: pytest.Item) -> int:
+        group = group_of(item.nodeid)
+        return groups.index(group) if group else len(groups) + (not COMMANDS & set(getattr(item, "fixturenames", ())))
+
+    items.sort(key=turn)
+
+
 @pytest.fixture
 def project(tmp_path: Path, small_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and shards of real images, made the current one."""
@@ -49,6 +68,19 @@ def denoise() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """What gives forks of a process that has imported everything."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def denoise_fork(fork_server: ForkServer) -> list[str]:
+    """The command line, as the start of a list for subprocess, where the start itself is not the subject."""
+    return fork_server.command
+
+
+@pytest.fixture(scope="session")
 def denoise_at_a_terminal() -> list[str]:
     """The command line of a process that hears Ctrl-C, whatever the tests run in.
 
@@ -61,7 +93,7 @@ def denoise_at_a_terminal() -> list[str]:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Site]]:
     """Serve a folder until the test ends; downloads are tried again without waiting, and past any proxy."""
-    monkeypatch.setattr(download, "PAUSE", 0.001)
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     sites: list[Site] = []
 
@@ -82,14 +114,37 @@ def small_mirror(mirror: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def s3() -> Iterator[S3Server]:
-    """A server of the S3 protocol, with an empty bucket called ``bucket``."""
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server of the S3 protocol that all tests share."""
     server = S3Server()
     server.start()
-    server.client().create_bucket(Bucket="bucket")
     yield server
     server.kill()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> S3Server:
+    """A server of the S3 protocol which holds an empty bucket called ``bucket`` and nothing else."""
+    s3_server.clear()
+    s3_server.client().create_bucket(Bucket="bucket")
+    return s3_server
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the database that all tests share; the first one that needs it starts it."""
+    server = Server(shared_uri(tmp_path_factory))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(mlflow_server: Server) -> Iterator[ServerOfATest]:
+    """A server of the database that all tests share, which is not there until the test starts it."""
+    server = ServerOfATest(mlflow_server)
+    yield server
+    server.leave()
 
 
 @pytest.fixture(scope="session")
@@ -99,15 +154,22 @@ def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
         yield head
 
 
-def call(*command, cwd, code=0):
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(cwd)}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(scope="session")
+def call(fork_server: ForkServer) -> Callable[..., str]:
+    """Run a command, which finds ``denoise`` where it stands, and return what it prints."""
+    path = f"{Path(fork_server.command[0]).parent}:{BIN}:{os.environ['PATH']}"
+
+    def run(*command: str, cwd: Path, code: int = 0) -> str:
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(cwd)}
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=500)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
+def checkout(tmp_path_factory, call):
     """A git checkout of the project whose parameters ask for a short training, after its first ``dvc repro``."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
     ignore = shutil.ignore_patterns("__pycache__")
@@ -124,6 +186,7 @@ def checkout(tmp_path_factory):
             shutil.copy(source, folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["train"] |= {"steps": 10, "crop": 32, "log_every": 5, "eval_every": 10, "checkpoint_every": 10}
+    params["ray"] = params.get("ray", {}) | {"workers": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     commit = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"]
     for command in (["init", "-q"], ["add", "-A"], commit):

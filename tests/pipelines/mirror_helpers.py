@@ -37,8 +37,8 @@ def copy_some(mirror: Path, folder: Path) -> None:
     for split in ("train", "val"):
         for source in sorted((mirror / "imagenet" / split).iterdir())[:4]:
             shutil.copytree(source, folder / "imagenet" / split / source.name)
-    kept = [line for line in (mirror / "SHA256SUMS").read_text().splitlines() if (folder / line[66:]).is_file()]
-    (folder / "SHA256SUMS").write_text("\n".join(kept))
+    lines = [line for line in (mirror / "SHA256SUMS").read_text().splitlines() if (folder / line[66:]).is_file()]
+    (folder / "SHA256SUMS").write_text("\n".join(lines))
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755)  # the source may be read-only
 

@@ -6,6 +6,8 @@ from contextlib import suppress
 
 import psutil
 
+from tests.pipelines.fork_server import MARK
+
 
 def left_behind(seconds: float = 60) -> list[psutil.Process]:
     """Return what this test has started and is still there after a while, whoever its parent is now.
@@ -21,7 +23,9 @@ def left_behind(seconds: float = 60) -> list[psutil.Process]:
 
 
 def is_of_this_test(process: psutil.Process) -> bool:
-    """Say whether a process has inherited the environment that pytest gives every test."""
+    """Say whether a process has inherited the environment that pytest gives every test, or is a fork for this one."""
     with suppress(psutil.Error):
-        return process.environ().get("PYTEST_CURRENT_TEST") == os.environ["PYTEST_CURRENT_TEST"]
+        environment = process.environ()
+        fork = environment.get(MARK) == str(os.getpid()) and process.ppid() != os.getpid()
+        return fork or environment.get("PYTEST_CURRENT_TEST") == os.environ["PYTEST_CURRENT_TEST"]
     return False

@@ -1,5 +1,6 @@
 """A real server of the S3 protocol, and a network that can be cut."""
 
+import functools
 import random
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import requests
 
 from pipelines.storage import base as storage
 from tests.pipelines.mlflow_helpers import free_port
@@ -48,6 +50,7 @@ class S3Server:
             self.process.wait()
             self.process = None
 
+    @functools.cache  # noqa: B019
     def client(self):
         import boto3
 
@@ -58,6 +61,12 @@ class S3Server:
             aws_secret_access_key="test",
             region_name="us-east-1",
         )
+
+    def clear(self) -> None:
+        """Forget all that the server holds, and start it where it was killed."""
+        if self.process is None:
+            self.start()
+        requests.post(f"{self.address}/moto-api/reset", timeout=60).raise_for_status()
 
     def fill(self, folder: Path, bucket: str, prefix: str) -> None:
         """Put the files of a folder into a bucket, made where there is none."""
@@ -143,13 +152,13 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch, port: int) -> Iterator[None]
 
 
 def up_when_missed(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let connections in as soon as somebody says that they wait, and return what is said."""
-    said: list[str] = []
+    """Let connections in after the first message about a failed attempt, and return the list of messages."""
+    messages: list[str] = []
 
-    def say(sentence: str) -> None:
-        said.append(sentence)
+    def say(message: str) -> None:
+        messages.append(message)
         if network.listener is None:
             network.up()
 
     monkeypatch.setattr(storage, "say", say)
-    return said
+    return messages

@@ -1,3 +1,5 @@
+"""A DVC stage fails where its dependencies or parameters are edited while it runs."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +47,7 @@ def test_nothing_changed(stage):
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "told"),
+    ("path", "text", "message"),
     [
         ("code.py", "two", "code.py changed"),
         ("data/a/file", "other", "data/a changed"),
@@ -53,18 +55,18 @@ def test_nothing_changed(stage):
         ("params.yaml", "train: {steps: 6}", "params.yaml:train.steps changed"),
     ],
 )
-def test_what_changed_is_told(stage, path, text, told):
-    with pytest.raises(UserError, match=rf"{told} while the stage work@a ran"), dependencies_unchanged():
+def test_a_change_is_an_error_that_names_it(stage, path, text, message):
+    with pytest.raises(UserError, match=rf"{message} while the stage work@a ran"), dependencies_unchanged():
         (stage / path).write_text(text)
 
 
-def test_an_error_inside_stays_what_it_is(stage):
+def test_an_error_of_the_stage_is_not_hidden(stage):
     (stage / "code.py").unlink()
     with pytest.raises(FileNotFoundError, match="code"), dependencies_unchanged():
         (stage / "code.py").read_text()
 
 
-def test_outside_of_a_stage_nothing_is_watched(stage, monkeypatch):
+def test_outside_of_a_stage_nothing_is_compared(stage, monkeypatch):
     monkeypatch.delenv("DVC_STAGE")
     with dependencies_unchanged():
         (stage / "code.py").write_text("two")

@@ -106,9 +106,11 @@ def test_the_report_of_the_pipeline_works_in_the_browser(browser, checkout, tmp_
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_the_port_of_a_running_page_is_refused(site, checkout, denoise):
+def test_the_port_of_a_running_page_is_refused(site, checkout, denoise_fork):
     port = site.rpartition(":")[2]
-    done = subprocess.run([*denoise, "ui", "--port", port], capture_output=True, text=True, cwd=checkout, timeout=120)
+    done = subprocess.run(
+        [*denoise_fork, "ui", "--port", port], capture_output=True, text=True, cwd=checkout, timeout=120
+    )
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -122,7 +124,7 @@ def dashboard(tmp_path):
     study = Study(address, "a sweep", Sweep("a test", space, trials=3), {})
     for psnr in (30.0, 31.0):
         study.complete(study.ask().number, {"0": {"val_psnr": psnr}}, 100)
-    study.note(study.ask().number, 1, 12.0, 10.0)
+    study.record_validation(study.ask().number, 1, 12.0, 10.0)
     study.prune(2)
     port = free_port()
     command = [Path(sys.executable).with_name("optuna-dashboard"), address, "--host", "127.0.0.1", "--port", str(port)]

@@ -5,14 +5,12 @@ import shutil
 
 import pytest
 
-from tests.pipelines.conftest import call
-
 
 def lock(folder):
     return (folder / "dvc.lock").read_bytes()
 
 
-def test_every_stage_leaves_what_it_should(checkout):
+def test_every_stage_leaves_what_it_should(checkout, call):
     rows = json.loads((checkout / "metrics.json").read_text())
     assert set(rows) == {"n2c", "n2n"}
     figures = {"method", "noise", "data", "protocol", "noisy_psnr", "psnr", "noisy_ssim", "ssim"}
@@ -27,14 +25,14 @@ def test_every_stage_leaves_what_it_should(checkout):
     assert [model["method"] for model in champions] == [best["method"]]
 
 
-def test_a_second_repro_does_nothing(checkout):
+def test_a_second_repro_does_nothing(checkout, call):
     before = lock(checkout)
     assert "Data and pipelines are up to date" in call("dvc", "repro", cwd=checkout)
     assert lock(checkout) == before
 
 
 @pytest.mark.parametrize("gone", [["data"], pytest.param(["data", ".dvc/cache"], marks=pytest.mark.slow)])
-def test_deleted_data_comes_back_with_the_same_hashes(checkout, gone):
+def test_deleted_data_comes_back_with_the_same_hashes(checkout, call, gone):
     before = lock(checkout)
     for name in gone:
         shutil.rmtree(checkout / name)
@@ -43,13 +41,13 @@ def test_deleted_data_comes_back_with_the_same_hashes(checkout, gone):
     assert (checkout / "data/shards/train/samples/index.json").is_file()
 
 
-def test_dvc_shows_metrics_and_git_stays_clean(checkout):
+def test_dvc_shows_metrics_and_git_stays_clean(checkout, call):
     assert "psnr" in call("dvc", "metrics", "show", cwd=checkout)
     changed = call("git", "status", "--porcelain", cwd=checkout).split()
     assert set(changed[1::2]) <= {"dvc.lock", "metrics.json"}
 
 
-def test_dvc_draws_the_scores_and_tells_what_was_edited(checkout, tmp_path):
+def test_dvc_draws_the_scores_and_names_an_edited_parameter(checkout, call, tmp_path):
     call("dvc", "plots", "show", "-o", str(tmp_path), cwd=checkout)
     page = (tmp_path / "index.html").read_text()
     assert "PSNR on the test sets" in page
@@ -65,10 +63,10 @@ def test_dvc_draws_the_scores_and_tells_what_was_edited(checkout, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_experiment_runs_only_what_its_parameter_touches(checkout):
-    told = call("dvc", "exp", "run", "-S", "evaluate.protocol=uint8", cwd=checkout)
+def test_an_experiment_runs_only_what_its_parameter_touches(checkout, call):
+    output = call("dvc", "exp", "run", "-S", "evaluate.protocol=uint8", cwd=checkout)
     try:
-        assert "Stage 'train@n2n' didn't change" in told
+        assert "Stage 'train@n2n' didn't change" in output
         rows = json.loads((checkout / "metrics.json").read_text())
         assert {row["protocol"] for row in rows.values()} == {"uint8"}
     finally:
@@ -76,7 +74,7 @@ def test_an_experiment_runs_only_what_its_parameter_touches(checkout):
         call("dvc", "repro", cwd=checkout)
 
 
-def test_the_champion_restores_a_photograph(checkout, photographs, tmp_path):
+def test_the_champion_restores_a_photograph(checkout, call, photographs, tmp_path):
     call("denoise", "restore", str(photographs / "chelsea.png"), "-o", str(tmp_path / "cat.png"), cwd=checkout)
     from denoise.images.io import read_image
 

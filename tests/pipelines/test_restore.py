@@ -95,16 +95,16 @@ def test_one_file_into_a_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_files_and_folders_together_and_twice(folder: Path, tmp_path: Path) -> None:
-    jobs = plan([folder / "b.png", folder / "deep", folder / "b.png"], tmp_path / "out")
-    assert [str(target.relative_to(tmp_path)) for _, target in jobs] == ["out/b.png", "out/c.tif", "out/er/d.webp"]
+    pairs = plan([folder / "b.png", folder / "deep", folder / "b.png"], tmp_path / "out")
+    assert [str(target.relative_to(tmp_path)) for _, target in pairs] == ["out/b.png", "out/c.tif", "out/er/d.webp"]
 
 
 def test_formats_that_are_only_read_become_png(photographs: Path, tmp_path: Path) -> None:
     data = (photographs / "camera.png").read_bytes()
     for name in ("a.gif", "photo", "scan.001"):
         (tmp_path / name).write_bytes(data)
-    jobs = plan([tmp_path / name for name in ("a.gif", "photo", "scan.001")], tmp_path / "out")
-    assert [target.name for _, target in jobs] == ["a.png", "photo.png", "scan.001.png"]
+    pairs = plan([tmp_path / name for name in ("a.gif", "photo", "scan.001")], tmp_path / "out")
+    assert [target.name for _, target in pairs] == ["a.png", "photo.png", "scan.001.png"]
 
 
 def test_the_output_inside_the_input_is_not_restored_again(folder: Path) -> None:

@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import app as cli
+from pipelines.cli.common import all_overrides, configuration
+from tests.pipelines.cli_helpers import sentence
 
 
 def run(denoise, *arguments, expect=0):
     done = subprocess.run([*denoise, *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stderr
     return sentence(done.stderr) if expect else done.stdout
-
-
-def sentence(told):
-    """Return the one sentence about a mistake, the last line on standard error."""
-    last = told.strip().splitlines()[-1]
-    assert last.startswith("error: "), told
-    assert last.endswith("."), told
-    assert "Traceback" not in told
-    return last
 
 
 def test_version(denoise):
@@ -33,9 +26,11 @@ def test_version(denoise):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["train", "trian.steps=3"], 2, "did you mean train.steps"),
+        (["train", "-S", "trian.steps=3"], 2, "did you mean train.steps"),
+        (["train", "-S", "3"], 2, "'3' is not KEY=VALUE"),
         (["train", "train.steps=none"], 2, "train.steps"),
         (["train", "method=n2v3"], 1, "did you mean n2"),
         (["train", "net=unet"], 1, "unet_n2n"),
@@ -68,42 +63,73 @@ def test_version(denoise):
         (["train", "data.url=ftp://host"], 1, "ftp://host is not understood"),
         (["train", "data.url=nowhere"], 1, "denoise data push small"),
         (["tune", "ee559-randon"], 2, "did you mean ee559-random"),
-        (["tune", "mine.yaml"], 2, "mine.yaml is not there"),
+        (["tune", "mine.yaml"], 2, "there is no file mine.yaml"),
         (["tune", "tpe-asha", "--sampler", "tpee"], 2, "sampler"),
         (["tune", "--resume", "nothing"], 1, "there is no sweep nothing"),
         (["tune", "--resume", "nothing", "train.steps=3"], 2, "train.steps cannot change"),
+        (["tune", "--resume", "nothing", "-S", "train.steps=3"], 2, "train.steps cannot change"),
+        (["tune", "tpe-asha", "-S", "trian.steps=3"], 2, "did you mean train.steps"),
+        (["cluster", "check", "-S", "ray.adress=head:6379"], 2, "did you mean ray.address"),
         (["tune", "tpe-asha", "--resume", "nothing"], 2, "leave SPACE"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_sentence(project, arguments, code, told, monkeypatch, capfd):
+def test_a_mistake_is_one_sentence(project, arguments, code, message, monkeypatch, capfd):
     before = sorted(path for path in project.rglob("*") if path.suffix != ".db")
     monkeypatch.setattr(sys, "argv", ["denoise", *arguments])
     with pytest.raises(SystemExit) as ended:  # in this process: starting one for each takes a minute
         cli.main()
     assert ended.value.code == code
-    assert told in sentence(capfd.readouterr().err)
+    assert message in sentence(capfd.readouterr().err)
     after = sorted(path for path in project.rglob("*") if not path.name.startswith("mlflow.db"))
     left = [path for path in after if path not in before and "downloads" not in path.parts]
     assert left == []
 
 
-def test_no_image_is_as_large_as_a_crop(project, denoise):
-    told = run(denoise, "train", "--local", "data.small=leave_out", "train.crop=256", expect=1)
-    assert "none of the 5 training images" in told
+def test_every_command_that_reads_params_yaml_takes_settings():
+    import typer
+
+    def options(group, path):
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from options(command, f"{path}{name} ")
+            else:
+                yield path + name, {option for parameter in command.params for option in parameter.opts}
+
+    without = {name for name, names in options(typer.main.get_command(cli.app), "") if "-S" not in names}
+    assert without == {"presets", "submit"}  # these read no key of params.yaml
 
 
-def test_params_yaml_with_an_unknown_key(project, denoise):
+def test_settings_count_after_the_arguments(project):
+    config = configuration(all_overrides(["train.steps=3", "seed=1"], ["train.steps=4", "noise=gauss50"]))
+    assert (config.train.steps, config.seed, config.noise) == (4, 1, "gauss50")
+    assert configuration(all_overrides(None, None)).train.steps == 12
+
+
+def test_overrides_win_over_a_preset_and_a_preset_over_params_yaml(project):
+    config = configuration(["train.crop=48", "preset=r2r-bsd68-sigma25"])
+    assert (config.method.name, config.train.crop, config.train.steps) == ("r2r", 48, 93_125)
+    (project / "params.yaml").write_text("preset: r2r-bsd68-sigma25\ntrain: {steps: 3}\n")
+    assert configuration(None).train.steps == 93_125
+    assert configuration(["train.steps=4"]).train.steps == 4
+
+
+def test_no_image_is_as_large_as_a_crop(project, denoise_fork):
+    message = run(denoise_fork, "train", "--local", "data.small=leave_out", "train.crop=256", expect=1)
+    assert "none of the 5 training images" in message
+
+
+def test_params_yaml_with_an_unknown_key(project, denoise_fork):
     (project / "params.yaml").write_text("train: {step: 3}\n")
-    assert "did you mean steps" in run(denoise, "train", expect=2)
+    assert "did you mean steps" in run(denoise_fork, "train", expect=2)
 
 
-def test_train_evaluate_and_restore_without_services(project, denoise, small_images, photographs):
-    model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=20"))["model"]
+def test_train_evaluate_and_restore_without_services(project, denoise_fork, small_images, photographs):
+    model = json.loads(run(denoise_fork, "train", "--local", "--json", "train.steps=20"))["model"]
     (project / "own").mkdir()
     shutil.copy(photographs / "astronaut.png", project / "own")
-    run(denoise, "shard", "own", "--from", "own", "--split", "test")
+    run(denoise_fork, "shard", "own", "--from", "own", "--split", "test")
     results = json.loads(
-        run(denoise, "evaluate", model, "--data", "own", "--protocol", "laine2019", "--out", "scores", "--json")
+        run(denoise_fork, "evaluate", model, "--data", "own", "--protocol", "laine2019", "--out", "scores", "--json")
     )
     assert results[0]["protocol"] == "laine2019"
     assert results[0]["data"] == "own"
@@ -111,12 +137,12 @@ def test_train_evaluate_and_restore_without_services(project, denoise, small_ima
     names = sorted(path.name for path in (project / "scores/own/images").iterdir())
     assert names == ["astronaut-clean.png", "astronaut-noisy.png", "astronaut-restored.png"]
     noisy = small_images / "1-rocket.jpg"
-    answer = json.loads(run(denoise, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
+    answer = json.loads(run(denoise_fork, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
     assert Path(answer[0]["target"]) == Path("restored.png")
     assert (project / "restored.png").is_file()
 
 
-def test_real_noisy_images_from_training_to_a_map_of_the_deviation(project, denoise, photographs):
+def test_real_noisy_images_from_training_to_a_map_of_the_deviation(project, denoise_fork, photographs):
     from denoise.images.io import DecodedImage, read_image, write_image
 
     pixels = read_image(photographs / "coffee.png").pixels[:100, :90]
@@ -124,54 +150,58 @@ def test_real_noisy_images_from_training_to_a_map_of_the_deviation(project, deno
     for name, dark in (("cup_noisy", 2), ("cup_clean", 1)):  # the noise of a dark image is not the point here
         write_image(project / "own" / f"{name}.png", DecodedImage(pixels // dark))
     for split in ("train", "test"):
-        run(denoise, "shard", "own", "--from", "own", "--split", split)
-    real = ["noise=none", "data.train=own", "data.allow_overlap=own", "data.val=own"]
+        run(denoise_fork, "shard", "own", "--from", "own", "--split", split)
+    settings = ["noise=none", "data.train=own", "data.allow_overlap=own", "data.val=own"]
     shutil.copytree(project / "data/shards/train/own", project / "data/shards/val/own")
-    model = json.loads(run(denoise, "train", "--local", "--json", *real, "method=ssdn", "train.steps=2"))["model"]
-    (result,) = json.loads(run(denoise, "evaluate", model, "--data", "own", "-S", "data.allow_overlap=own", "--json"))
+    model = json.loads(run(denoise_fork, "train", "--local", "--json", *settings, "method=ssdn", "train.steps=2"))[
+        "model"
+    ]
+    (result,) = json.loads(
+        run(denoise_fork, "evaluate", model, "--data", "own", "-S", "data.allow_overlap=own", "--json")
+    )
     assert (result["noise"], result["training_noise"], result["passes"]) == ("none", "real", 1)
-    run(denoise, "restore", "own/cup_noisy.png", "-o", "restored.png", "--model", model, "--noise", "gauss20")
-    run(denoise, "restore", "own/cup_noisy.png", "-o", "deviation.png", "--model", model, "--deviation")
+    run(denoise_fork, "restore", "own/cup_noisy.png", "-o", "restored.png", "--model", model, "--noise", "gauss20")
+    run(denoise_fork, "restore", "own/cup_noisy.png", "-o", "deviation.png", "--model", model, "--deviation")
     restored, deviation = (read_image(project / f"{name}.png").pixels for name in ("restored", "deviation"))
     assert restored.shape == deviation.shape == pixels.shape
     assert deviation.mean() < 0.5 * restored.mean()
 
 
-def test_a_method_without_training_is_a_model(project, denoise, small_images):
-    few = ["-S", "method=zs_n2n", "-S", "method.steps=3"]
+def test_a_method_without_training_is_a_model(project, denoise_fork, small_images):
+    few_steps = ["-S", "method=zs_n2n", "-S", "method.steps=3"]
     noisy = small_images / "1-rocket.jpg"
-    run(denoise, "restore", noisy, "-o", "restored.png", "--model", "zs_n2n", *few)
+    run(denoise_fork, "restore", noisy, "-o", "restored.png", "--model", "zs_n2n", *few_steps)
     assert (project / "restored.png").is_file()
 
 
-def test_recipes_are_listed_and_shown(project, denoise):
-    listed = json.loads(run(denoise, "presets", "--json"))
-    assert "laine2019-gauss25-ssdn-known" in listed
-    shown = json.loads(run(denoise, "presets", "r2r-bsd68-sigma25", "--json"))
-    assert shown["config"]["train"]["steps"] == 93_125
-    assert "29.14" in run(denoise, "presets", "r2r-bsd68-sigma25")
+def test_recipes_are_listed_and_shown(project, denoise_fork):
+    titles = json.loads(run(denoise_fork, "presets", "--json"))
+    assert "laine2019-gauss25-ssdn-known" in titles
+    recipe = json.loads(run(denoise_fork, "presets", "r2r-bsd68-sigma25", "--json"))
+    assert recipe["config"]["train"]["steps"] == 93_125
+    assert "29.14" in run(denoise_fork, "presets", "r2r-bsd68-sigma25")
 
 
-def test_training_on_the_test_images_is_refused(project, denoise):
+def test_training_on_the_test_images_is_refused(project, denoise_fork):
     shutil.copytree(project / "data/shards/train", project / "data/shards/test")
-    told = run(denoise, "train", "--local", "data.test=small", expect=1)
-    assert "5 images of the test set small are in the training set small" in told
-    assert "data.allow_overlap=small" in told
-    run(denoise, "train", "--local", "data.test=small", "data.allow_overlap=small", "train.steps=1")
+    message = run(denoise_fork, "train", "--local", "data.test=small", expect=1)
+    assert "5 images of the test set small are in the training set small" in message
+    assert "data.allow_overlap=small" in message
+    run(denoise_fork, "train", "--local", "data.test=small", "data.allow_overlap=small", "train.steps=1")
 
 
-def test_scoring_on_the_training_images_is_refused(project, denoise):
-    model = json.loads(run(denoise, "train", "--local", "--json", "train.steps=1"))["model"]
+def test_scoring_on_the_training_images_is_refused(project, denoise_fork):
+    model = json.loads(run(denoise_fork, "train", "--local", "--json", "train.steps=1"))["model"]
     shutil.copytree(project / "data/shards/train", project / "data/shards/test")
-    assert "was trained on the test set small" in run(denoise, "evaluate", model, "--data", "small", expect=1)
+    assert "was trained on the test set small" in run(denoise_fork, "evaluate", model, "--data", "small", expect=1)
 
 
-def test_a_local_run_resumes_and_is_given_back(project, denoise):
-    run(denoise, "train", "--local", "--name", "mine", "train.steps=6", "train.checkpoint_every=6")
-    first = json.loads(run(denoise, "train", "--local", "--name", "mine", "--json"))
+def test_a_local_run_resumes_and_a_finished_one_is_returned(project, denoise_fork):
+    run(denoise_fork, "train", "--local", "--name", "mine", "train.steps=6", "train.checkpoint_every=6")
+    first = json.loads(run(denoise_fork, "train", "--local", "--name", "mine", "--json"))
     history = (project / "runs/mine/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [2, 4, 6, 8, 10, 12]
-    assert json.loads(run(denoise, "train", "--local", "--name", "mine", "--json")) == first
+    assert json.loads(run(denoise_fork, "train", "--local", "--name", "mine", "--json")) == first
 
 
 def test_torchrun_trains_with_the_same_command(project, denoise):
