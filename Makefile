@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 # One thread a process: the tests run side by side, and none is long enough for more.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4
 
-.PHONY: demo test test-slow test-cluster test-gpu install hooks lint docs clean
+.PHONY: demo test smoke test-slow test-cluster test-gpu install hooks lint docs clean
 
 demo: install
 	denoise demo
@@ -16,6 +16,10 @@ demo: install
 test: install debian
 	$(PYTEST) -p tests.core_only tests/denoise
 	$(PYTEST) --dist loadgroup --no-loadscope-reorder --ignore tests/denoise
+
+# What shows in about a minute whether the whole holds together, without services: for work in progress.
+smoke: install
+	$(PYTEST) -m "smoke and not (slow or gpu or cluster)"
 
 test-slow: install debian
 	python -m pytest -m slow

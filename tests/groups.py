@@ -6,10 +6,10 @@ pytest-xdist's own ``--dist loadgroup`` knows groups by a mark, but not with pyt
 from xdist.scheduler import LoadScopeScheduling
 
 GROUPS = {
-    "tests/pipelines/test_pipeline.py": "checkout",
-    "tests/pipelines/test_pages.py": "checkout",
-    "tests/pipelines/cluster/test_jobs.py": "cluster",
-    "tests/pipelines/doctor/test_check.py": "cluster",
+    "tests/pipelines/test_pipeline.py": "ray",
+    "tests/pipelines/test_pages.py": "ray",
+    "tests/pipelines/cluster/test_jobs.py": "ray",
+    "tests/pipelines/doctor/test_check.py": "ray",
     "tests/pipelines/tracking/test_lifecycle.py": "mlflow",
     "tests/pipelines/tracking/test_logger.py": "mlflow",
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).parents[1]
 ROOTS = ("denoise", "pipelines")
 SOURCES = sorted(path for root in ROOTS for path in (ROOT / root).rglob("*.py"))

@@ -17,6 +17,8 @@ from denoise.training.checkpoint import read_history
 from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
 from denoise.training.loop import train
 
+pytestmark = pytest.mark.smoke
+
 WRITTEN = Path(__file__).parent / "written_by_0_1_0"
 SHARDS, MODEL, CHECKPOINTS = WRITTEN / "shards", WRITTEN / "model", WRITTEN / "checkpoints"
 

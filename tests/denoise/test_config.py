@@ -5,6 +5,8 @@ import pytest
 from denoise.config import Choice, Config, digest, flatten, from_dict, load_config, to_dict
 from denoise.errors import UsageError, UserError
 
+pytestmark = pytest.mark.smoke
+
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 

@@ -16,6 +16,8 @@ from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 from denoise.tiling import restore_tensor
 
+pytestmark = pytest.mark.smoke
+
 SIGMA = 25 / 255
 
 

@@ -10,6 +10,8 @@ from denoise.evaluate import PROTOCOLS, count_restorations, evaluate, get_protoc
 from denoise.methods import build_method
 from denoise.noise import parse_noise
 
+pytestmark = pytest.mark.smoke
+
 
 def denoiser(net: nn.Module) -> Denoiser:
     method = build_method("n2n", {}, parse_noise("gauss25"))

@@ -20,6 +20,8 @@ from denoise.files import (
     write_json,
 )
 
+pytestmark = pytest.mark.smoke
+
 
 def test_json_is_the_same_for_the_same_data_and_makes_its_folder(tmp_path):
     write_json(tmp_path / "new" / "a.json", {"b": 1, "a": [1, 2]})

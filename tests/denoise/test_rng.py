@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise.rng import Rng, batch_rng
+
+pytestmark = pytest.mark.smoke
 
 LARGE = 400_000
 

@@ -159,8 +159,8 @@ def call(fork_server: ForkServer) -> Callable[..., str]:
     """Run a command, which finds ``denoise`` where it stands, and return what it prints."""
     path = f"{Path(fork_server.command[0]).parent}:{BIN}:{os.environ['PATH']}"
 
-    def run(*command: str, cwd: Path, code: int = 0) -> str:
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(cwd)}
+    def run(*command: str, cwd: Path, code: int = 0, **variables: str) -> str:
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(cwd), **variables}
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=500)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
@@ -169,8 +169,11 @@ def call(fork_server: ForkServer) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory, call):
-    """A git checkout of the project whose parameters ask for a short training, after its first ``dvc repro``."""
+def checkout(tmp_path_factory, call, one_host):
+    """A git checkout of the project whose parameters ask for a short training, after its first ``dvc repro``.
+
+    Its two trainings join the Ray cluster that tests share.
+    """
     folder = tmp_path_factory.mktemp("checkout") / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("denoise", "pipelines", ".dvc", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
@@ -191,5 +194,5 @@ def checkout(tmp_path_factory, call):
     commit = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start"]
     for command in (["init", "-q"], ["add", "-A"], commit):
         call("git", *command, cwd=folder)
-    call("dvc", "repro", cwd=folder)
+    call("dvc", "repro", cwd=folder, **one_host.variables)
     return folder

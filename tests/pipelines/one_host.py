@@ -35,6 +35,12 @@ class OneHost:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables with which a command joins the cluster."""
+        token = {key: value for key, value in self.environment.items() if key.startswith("RAY_AUTH_")}
+        return {"RAY_ADDRESS": self.address, **token}
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.dashboard}"
 

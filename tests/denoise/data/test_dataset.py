@@ -4,6 +4,8 @@ import pytest
 from denoise.data.dataset import ShardedDataset
 from denoise.data.shards import Shards
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def shards(small_shards):

@@ -16,6 +16,8 @@ from denoise.data.samples import IMAGE, FreshNoise
 from denoise.data.shards import DamagedError, Shards
 from denoise.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
 
 def sampler_of(images, seed=0):
     return GlobalSampler(seed, images.counts, images.digest, streams=2, window=1)

@@ -21,6 +21,8 @@ from denoise.rng import batch_rng
 from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
+pytestmark = pytest.mark.smoke
+
 KEY = batch_rng(0, 0, torch.arange(1))
 SAMPLER = GlobalSampler(0, (5,), "digest")
 

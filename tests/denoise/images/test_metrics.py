@@ -7,6 +7,8 @@ from denoise.images.io import read_image
 from denoise.images.metrics import psnr, ssim
 from denoise.images.tensors import to_tensor
 
+pytestmark = pytest.mark.smoke
+
 
 def test_psnr_from_its_formula():
     clean = torch.zeros(3, 8, 8)

@@ -10,6 +10,8 @@ from denoise.methods import METHODS, build_method, observe
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 
+pytestmark = pytest.mark.smoke
+
 ALL = pytest.mark.parametrize("name", METHODS)
 TRAINED = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trained])
 SUPERVISED = {"n2c"}

@@ -3,6 +3,8 @@ import torch
 
 from denoise.methods.losses import distance, masked_mean
 
+pytestmark = pytest.mark.smoke
+
 RESTORED = torch.tensor([0.0, 1.0, 0.5]).view(1, 1, 1, 3)
 TARGET = torch.tensor([1.0, 1.0, 0.25]).view(1, 1, 1, 3)
 

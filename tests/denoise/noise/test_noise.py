@@ -9,6 +9,8 @@ from denoise.images.tensors import to_tensor
 from denoise.noise import NOISES, parse_noise
 from denoise.rng import batch_rng
 
+pytestmark = pytest.mark.smoke
+
 NAMES = ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8", "none"]
 RANDOM = NAMES[:-1]
 RANGES = ["gauss5_50", "poisson0.001_50", "bernoulli0_0.95", "impulse0_1", "text0_0.5"]

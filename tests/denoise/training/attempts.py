@@ -25,8 +25,13 @@ SECONDS = 200  # time limit of an attempt
 GRACE = 15  # seconds for the other ranks to notice that one has died
 
 
-def attempt(shards: Path, folder: Path, world: int, *overrides: str, inject: Sequence[str] = ()) -> list[int]:
-    """Train in ``world`` processes, resuming from ``folder``; return their exit codes, negative after a signal."""
+def attempt(
+    shards: Path, folder: Path, world: int, *overrides: str, inject: Sequence[str] = (), grace: float = GRACE
+) -> list[int]:
+    """Train in ``world`` processes, resuming from ``folder``; return their exit codes, negative after a signal.
+
+    ``grace`` is how many seconds the other ranks have to end by themselves after one has; then they are killed.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["denoise.training.loop", "torch._dynamo", "skimage.metrics"])  # what takes seconds
     with socket.socket() as free:
@@ -40,7 +45,7 @@ def attempt(shards: Path, folder: Path, world: int, *overrides: str, inject: Seq
     deadline = time.monotonic() + SECONDS
     while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
         if any(process.exitcode for process in ranks):
-            deadline = min(deadline, time.monotonic() + GRACE)
+            deadline = min(deadline, time.monotonic() + grace)
         time.sleep(0.05)
     for process in ranks:
         if process.is_alive():

@@ -18,6 +18,8 @@ from denoise.nets import NetMaker
 from denoise.training.checkpoint import RunProgress, TrainState, damage, load_checkpoint, snapshot
 from denoise.training.optimizers import make_average
 
+pytestmark = pytest.mark.smoke
+
 CARD = make_card(to_dict(with_net(Config())), channels=3, run="a-run")
 
 

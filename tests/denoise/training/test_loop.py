@@ -124,6 +124,7 @@ def test_steps_without_a_finite_loss_are_skipped_up_to_the_limit(small_shards, t
         run(small_shards, tmp_path / "one", "train.skip_nonfinite=1", faults=faults)
 
 
+@pytest.mark.smoke
 def test_the_same_seed_repeats_and_another_does_not(small_shards, tmp_path):
     _, first, _ = run(small_shards, tmp_path / "1")
     _, second, _ = run(small_shards, tmp_path / "2")
@@ -191,6 +192,7 @@ def test_validation_scores_and_images_come_every_eval_every_steps(small_shards, 
     assert {"step", "loss", "lr", "images_per_second", "val_psnr", "val_ssim"} == set(rows[-1])
 
 
+@pytest.mark.smoke
 def test_learning_reduces_the_loss(small_shards, tmp_path):
     rows, _, _ = run(
         small_shards,

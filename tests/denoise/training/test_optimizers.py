@@ -5,6 +5,8 @@ from torch import nn
 from denoise.config import Train
 from denoise.training.optimizers import make_average, make_optimizer
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]

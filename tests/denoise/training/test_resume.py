@@ -110,6 +110,7 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one(small_shards, tmp_path
 
 
 def test_the_other_ranks_give_up_when_one_hangs(small_shards, tmp_path):
-    codes = attempt(small_shards, tmp_path / "run", 2, "train.steps=6", "ray.timeout=10", inject=["hang:step=3,rank=1"])
+    timeout, hang = "ray.timeout=10", "hang:step=3,rank=1"
+    codes = attempt(small_shards, tmp_path / "run", 2, "train.steps=6", timeout, inject=[hang], grace=1)
     assert codes[0] not in (0, None, -9)  # it gave up by itself
     assert codes[1] == -9

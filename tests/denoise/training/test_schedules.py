@@ -6,6 +6,8 @@ from denoise.config import Train
 from denoise.errors import UserError
 from denoise.training.schedules import SCHEDULES, decay, fixed, multistep, ramp, schedule
 
+pytestmark = pytest.mark.smoke
+
 LAINE = Train(rampup=0.1, rampdown=0.3)
 
 

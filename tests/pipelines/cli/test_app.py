@@ -123,6 +123,7 @@ def test_params_yaml_with_an_unknown_key(project, denoise_fork):
     assert "did you mean steps" in run(denoise_fork, "train", expect=2)
 
 
+@pytest.mark.smoke
 def test_train_evaluate_and_restore_without_services(project, denoise_fork, small_images, photographs):
     model = json.loads(run(denoise_fork, "train", "--local", "--json", "train.steps=20"))["model"]
     (project / "own").mkdir()

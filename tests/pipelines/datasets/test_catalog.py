@@ -5,6 +5,8 @@ import pytest
 from denoise.errors import UserError
 from pipelines.datasets.catalog import SETS, checksums, choose_splits, data_set, parse_checksums, sample_path
 
+pytestmark = pytest.mark.smoke
+
 COUNTS = {
     "samples": {"train": 10, "val": 2, "test": 3},
     "kodak": {"test": 24},

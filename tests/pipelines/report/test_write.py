@@ -21,6 +21,8 @@ from denoise.errors import UserError
 from pipelines.report.inputs import read_trainings
 from pipelines.report.write import demo_image, metric_rows, table, write_report
 
+pytestmark = pytest.mark.smoke
+
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 VOID = {"meta", "link", "img"}
 

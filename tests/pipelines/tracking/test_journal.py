@@ -15,6 +15,8 @@ from pipelines.tracking.journal import IMAGES, METRICS, RUN, Journal
 from pipelines.tracking.runs import RunSpec
 from tests.pipelines.mlflow_helpers import make_model
 
+pytestmark = pytest.mark.smoke
+
 PROJECT = Path(denoise.__file__).parents[1]
 
 

@@ -13,6 +13,8 @@ from denoise.nets import net_class
 from denoise.noise import parse_noise
 from pipelines.training.identity import NOT_DECISIVE_MODULES, code_files, run_name
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(denoise.__file__).parent
 # The lists of all methods, nets and noise models: adding one must not rename the runs of the others.
 REGISTRIES = ("methods/__init__.py", "nets/__init__.py", "noise/__init__.py")

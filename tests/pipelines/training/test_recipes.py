@@ -10,6 +10,8 @@ import pytest
 from denoise.errors import UserError
 from pipelines.training.recipes import load_recipe, names, recipes
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).parents[3]
 RECIPES = recipes()
 

@@ -20,6 +20,8 @@ from pipelines.tuning.space import (
     with_options,
 )
 
+pytestmark = pytest.mark.smoke
+
 LR = {"train.lr": Dimension(float=(1e-5, 1e-3), log=True)}
 SWEEP = Sweep("a test", LR, images=640, evaluations=4)
 
