@@ -10,6 +10,7 @@ GROUPS = {
     "tests/pipelines/test_pages.py": "ray",
     "tests/pipelines/cluster/test_jobs.py": "ray",
     "tests/pipelines/doctor/test_check.py": "ray",
+    "tests/pipelines/tuning/test_sweep.py": "ray",
     "tests/pipelines/tracking/test_lifecycle.py": "mlflow",
     "tests/pipelines/tracking/test_logger.py": "mlflow",
 }

@@ -6,12 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.pipelines.mlflow_helpers import free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 3.0
 
 
 class OneHost:
@@ -70,6 +74,11 @@ class OneHost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()  # it takes what it has started along
+        processes = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.terminate()
+        # What it has started ends with it, but it waits 30 s for a detached actor of Ray Train that never ends.
+        for process in psutil.wait_procs(processes, STOP_SECONDS)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait(120)
         shutil.rmtree(self.ray_folder, ignore_errors=True)

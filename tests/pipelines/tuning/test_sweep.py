@@ -70,8 +70,10 @@ def tuned(denoise, *arguments, timeout=500):
     return json.loads(done.stdout)
 
 
-def test_a_sweep_from_a_file_ends_with_a_registered_challenger(project, denoise_fork, sweep):
+def test_a_sweep_from_a_file_ends_with_a_registered_challenger(project, denoise_fork, sweep, one_host, monkeypatch):
     """One trial learns, one diverges: Optuna, MLflow and the table agree, and the model can be loaded."""
+    for name, value in one_host.variables.items():
+        monkeypatch.setenv(name, value)
     summary = tuned(
         denoise_fork, sweep(space={"train.lr": {"choice": [GOOD, WILD]}}, trials=2, sampler="grid"), "--name=two"
     )
