@@ -140,7 +140,7 @@ def test_a_sweep_with_a_value_that_cannot_be_trained_is_refused_before_it_starts
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_sweep_whose_driver_is_killed_ten_times_runs_its_exact_budget(project, denoise, sweep):
+def test_ten_kills_of_the_driver_leave_the_exact_budget(project, denoise, sweep):
     """SIGKILL at seeded moments: no trial runs for ever, none is lost, none is run twice."""
     space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
     command = [*denoise, "tune", sweep(space=space, trials=10), "--name=killed", "--json"]
