@@ -12,6 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
+# Keeps the last DDP module alive. Where a collective has timed out, its end would wait for Gloo's threads with Python's
+# lock held, which one of them may be waiting for: the process would hang instead of reporting the rank that is missing.
+_last_wrapped: list[nn.Module] = []
+
 
 def rank() -> int:
     """Return the rank of this process, 0 where there is no process group."""
@@ -53,7 +57,9 @@ def wrap(module: nn.Module, static_graph: bool = False) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=static_graph)
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=static_graph)
+    _last_wrapped[:] = [wrapped]
+    return wrapped
 
 
 def from_rank_zero(compute: Callable[[], T]) -> T:
