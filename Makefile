@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 # One thread a process: the tests run side by side, and none is long enough for more.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4
 
-.PHONY: demo test smoke test-slow test-cluster test-gpu install hooks lint docs clean
+.PHONY: demo test smoke test-slow test-cluster test-gpu install lint clean
 
 demo: install
 	denoise demo
