@@ -11,6 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from denoise.errors import UsageError, UserError, nearest
+from denoise.redaction import redacted
 
 T = TypeVar("T")
 
@@ -197,8 +198,13 @@ def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain data: what ``from_dict`` reads, and what is logged."""
+    """Return the configuration as plain data, which ``from_dict`` reads; it may hold passwords: see ``recorded``."""
     return dict(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain data without passwords: what is logged and what model cards hold."""
+    return dict(redacted(to_dict(config)))
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:

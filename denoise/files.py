@@ -9,12 +9,56 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from denoise.errors import UserError
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,199}")  # of runs, sets and models: one component of a path, visible
+
+
+def is_sha256(value: object) -> bool:
+    """Return whether a value from elsewhere is a sha256 in hex, and so safe as the name of a file."""
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
+
+
+def require_name(value: object, what: str) -> str:
+    """Return a name from elsewhere, once it is clear that it cannot lead out of the folder it is used in.
+
+    Args:
+        value: the name.
+        what: where it comes from, for the message: "--name", "the run of state.json".
+
+    Raises:
+        UserError: it is not one visible component of a path.
+    """
+    if isinstance(value, str) and NAME.fullmatch(value):
+        return value
+    raise UserError(
+        f"{what} is {value!r}, which cannot be a name: use up to 200 letters, digits and . _ + = , - and begin with a "
+        "letter or digit."
+    )
+
+
+def remove(path: Path, folder: Path) -> None:
+    """Delete a file or a folder of ours that lies below ``folder``; do nothing where there is none.
+
+    A symbolic link is deleted, not what it points to.
+
+    Raises:
+        UserError: the path, with all links in its parents followed, is not below the folder.
+    """
+    parent, root = path.parent.resolve(), folder.resolve()
+    if path.name in ("", ".", "..") or not parent.is_relative_to(root):
+        raise UserError(f"{path} is not below {folder}, so it is not deleted; this is a defect, please report it.")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

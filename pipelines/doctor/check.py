@@ -8,6 +8,7 @@ from typing import Any
 
 from denoise.config import Config
 from denoise.errors import UserError
+from denoise.redaction import without_passwords
 from pipelines.cluster import auth
 from pipelines.cluster.connect import ray_address, ray_cluster, use_gpu, worker_capacity
 from pipelines.datasets.layout import data_place
@@ -165,7 +166,7 @@ def _index_paths(config: Config) -> tuple[str, list[str]]:
 
 
 def _check_mlflow(uri: str, answers: Mapping[str, object] | None, hosts: int) -> list[Finding]:
-    address = tracking.without_password(uri)
+    address = without_passwords(uri)
     if answers is not None:
         return by_host("mlflow", f"{address} answers all", errors_by_host(answers))
     if hosts == 1:
@@ -179,7 +180,7 @@ def _check_mlflow(uri: str, answers: Mapping[str, object] | None, hosts: int) ->
 
 def _check_sweeps(storage: str) -> Finding:
     """Check tune.storage, which only the driver opens."""
-    address = tracking.without_password(storage)
+    address = without_passwords(storage)
     if not storage_exists(storage):
         return Finding("sweeps", "ok", f"{address} does not exist yet; the first sweep creates it")
     try:

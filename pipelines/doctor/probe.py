@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from denoise.errors import UserError
+from denoise.redaction import without_passwords
 from pipelines.storage.base import NotFoundError, TransientError
 from pipelines.storage.folder import LocalRemote
 from pipelines.storage.http import HttpRemote
@@ -46,7 +47,7 @@ class Probe:
 
     def mlflow(self, uri: str) -> str | None:
         """Query MLflow."""
-        return _error_message(tracking.without_password(uri), "tracking.uri", lambda: tracking.check_access(uri))
+        return _error_message(without_passwords(uri), "tracking.uri", lambda: tracking.check_access(uri))
 
     def gpus(self) -> int:
         """Return how many GPUs torch sees in the environment of Ray's own process; Ray hides them from this actor."""

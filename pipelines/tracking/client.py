@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from denoise.errors import UserError, first_line
 from denoise.files import atomic_file, exclusive_lock
+from denoise.redaction import without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,7 +99,7 @@ def client(uri: str) -> "MlflowClient":
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:  # whatever the database driver raises
         kind = UserError if sqlite_file(uri) else UnreachableError  # only a server may come back
-        raise kind(f"MLflow cannot open {without_password(uri)}: {first_line(error)}.") from error
+        raise kind(f"MLflow cannot open {without_passwords(uri)}: {first_line(error)}.") from error
 
 
 def set_environment() -> None:
@@ -145,7 +146,7 @@ def check_reachable(uri: str) -> None:
     except requests.RequestException as error:
         is_client_error = error.response is not None and error.response.status_code < 500
         raise (UserError if is_client_error else UnreachableError)(
-            f"MLflow at {without_password(uri)} does not answer ({type(error).__name__}): start it, or set "
+            f"MLflow at {without_passwords(uri)} does not answer ({type(error).__name__}): start it, or set "
             "tracking.uri=sqlite:///mlflow.db."
         ) from None
 
@@ -171,12 +172,7 @@ def plain_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException) as error:  # the latter is raised by uploads of files
         kind = UnreachableError if getattr(error, "error_code", TRANSIENT_CODES[0]) in TRANSIENT_CODES else UserError
-        raise kind(f"MLflow at {without_password(uri)} failed: {first_line(error)}.") from error
-
-
-def without_password(uri: str) -> str:
-    """Return the uri with user and password replaced by ***, for messages."""
-    return re.sub(r"//[^@/]*@", "//***@", uri)
+        raise kind(f"MLflow at {without_passwords(uri)} failed: {first_line(error)}.") from error
 
 
 def user() -> str:
@@ -211,7 +207,7 @@ def existing_run_id(uri: str, experiment: str, name: str) -> str:
     run = existing_run(uri, experiment, name)
     if run is None:
         raise UserError(
-            f"MLflow at {without_password(uri)} has no run {name}; train the model with this tracking.uri first."
+            f"MLflow at {without_passwords(uri)} has no run {name}; train the model with this tracking.uri first."
         )
     run_id: str = run.info.run_id
     return run_id

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, first_line
 from denoise.files import lock_folder
+from denoise.redaction import without_passwords
 from pipelines.signals import exit_on_sigterm, on_sigterm
-from pipelines.tracking.client import UnreachableError, client, existing_run, finish_run, plain_errors, without_password
+from pipelines.tracking.client import UnreachableError, client, existing_run, finish_run, plain_errors
 from pipelines.tracking.journal import RUN, FinalStatus, Journal
 from pipelines.tracking.owner import has_died, this_host, this_process
 from pipelines.tracking.runs import RunSpec, ensure_run, get_or_create_run
@@ -200,7 +201,7 @@ def list_row(folder: Path) -> dict[str, Any]:
         "name": spec.name,
         "steps": max(steps, default=0),
         "status": final.status if final else "RUNNING" if is_local else "UNKNOWN",
-        "uri": without_password(spec.uri),
+        "uri": without_passwords(spec.uri),
     }
     try:
         return {**row, "missing": asdict(find_missing(folder))}

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import first_line
-from pipelines.tracking.client import UnreachableError, check_reachable, client, without_password
+from denoise.redaction import without_passwords
+from pipelines.tracking.client import UnreachableError, check_reachable, client
 from pipelines.tracking.journal import Journal, Point
 from pipelines.tracking.run_images import images_in_run, send_image
 from pipelines.tracking.runs import RunSpec, get_or_create_run
@@ -99,7 +100,7 @@ class MlflowLogger:
         if self._request_replay(min(timeout, LATE_SECONDS) if self._late else timeout, last=True):
             return not self._lost_entries  # of which a warning has been printed
         print(
-            f"warning: MLflow at {without_password(self._spec.uri)} does not have everything of run {self._spec.name}; "
+            f"warning: MLflow at {without_passwords(self._spec.uri)} lacks something of run {self._spec.name}; "
             f"it is kept in {self._journal.folder}, and `denoise runs sync {self._spec.name}` sends it.",
             file=sys.stderr,
         )
@@ -147,7 +148,7 @@ class MlflowLogger:
 
     def _try_replay(self) -> None:
         """Replay the journal; warn when MLflow stops answering, and say when it answers again."""
-        uri = without_password(self._spec.uri)
+        uri = without_passwords(self._spec.uri)
         try:
             self._send_journal()
         except Exception as error:  # a tracker must never stop training, whatever it raises

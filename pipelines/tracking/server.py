@@ -11,8 +11,9 @@ import sys
 import time
 
 from denoise.errors import UserError
+from denoise.redaction import without_passwords
 from pipelines.signals import interrupt_on_sigterm, on_sigterm
-from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_reachable, client, without_password
+from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_reachable, client
 
 LOOPBACK = "127.0.0.1"
 PAGE = "/#/experiments?workflowType=machine_learning"  # otherwise MLflow 3 opens its pages for language models
@@ -33,7 +34,7 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
     """
     if uri.startswith("http"):
         raise UserError(
-            f"tracking.uri={without_password(uri)} is an MLflow server already: open that address in a browser."
+            f"tracking.uri={without_passwords(uri)} is an MLflow server already: open that address in a browser."
         )
     check_port(host, port)
     client(uri)  # creates the database if need be, one process at a time
@@ -48,7 +49,7 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
         with on_sigterm(interrupt_on_sigterm):
             wait_until_up(server, host, port)
             print(
-                f"MLflow shows {without_password(uri)} at http://{_connect_host(host)}:{port}{PAGE} (Ctrl-C ends it)",
+                f"MLflow shows {without_passwords(uri)} at http://{_connect_host(host)}:{port}{PAGE} (Ctrl-C ends it)",
                 flush=True,
             )
             server.wait()

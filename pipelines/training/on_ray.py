@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config, flatten, to_dict
 from denoise.errors import UserError
+from denoise.redaction import without_passwords
 from denoise.training.fault_injection import Fault
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_needs
 from pipelines.console import say
@@ -145,7 +146,7 @@ def _finished(config: Config, store: "CheckpointStore") -> bool:
 def _announce(spec: RunSpec, storage: str, dashboard: str) -> None:
     """Print where the run can be watched, and the command that resumes it."""
     ray_page = f", Ray at http://{dashboard}" if dashboard else ""
-    say(f"{spec.name}: MLflow at {tracking.without_password(spec.uri)}{ray_page}, checkpoints in {storage}")
+    say(f"{spec.name}: MLflow at {without_passwords(spec.uri)}{ray_page}, checkpoints in {storage}")
     say(f"{spec.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
 
 

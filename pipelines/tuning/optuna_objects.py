@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
-from pipelines.tracking.client import without_password
+from denoise.redaction import without_passwords
 from pipelines.tuning.space import Dimension, Sweep
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def open_storage(address: str) -> "BaseStorage":
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = " ".join(str(error).splitlines()[0].split())
         raise UserError(
-            f"Optuna's storage {without_password(address)} cannot be opened ({reason}); check tune.storage, for "
+            f"Optuna's storage {without_passwords(address)} cannot be opened ({reason}); check tune.storage, for "
             "example sqlite:///optuna.db."
         ) from None
 

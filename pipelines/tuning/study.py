@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, nearest
-from pipelines.tracking.client import without_password
+from denoise.redaction import without_passwords
 from pipelines.tuning.lease import Lease
 from pipelines.tuning.optuna_objects import make_distribution, make_pruner, make_sampler, open_storage, storage_exists
 from pipelines.tuning.space import DIRECTIONS, Sweep, Value
@@ -186,7 +186,7 @@ def stored_identity(address: str, name: str) -> dict[str, Any]:
     names = [row["name"] for row in list_sweeps(address)]
     if name not in names:
         raise UserError(
-            f"there is no sweep {name} in {without_password(address)}{nearest(name, names)}; `denoise sweeps list` "
+            f"there is no sweep {name} in {without_passwords(address)}{nearest(name, names)}; `denoise sweeps list` "
             "lists them."
         )
     study = optuna.load_study(study_name=name, storage=open_storage(address))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from denoise.config import Config
 from denoise.errors import UserError
+from denoise.redaction import without_passwords
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_capacity
 from pipelines.console import say
 from pipelines.tracking import client as tracking
@@ -57,7 +58,7 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
     study.requeue()
     spec, journal = plan.run_spec(), journal_folder(plan.base.ray.storage, plan.name)
     with tracked_run(spec, journal) as run:
-        uri = tracking.without_password(spec.uri)
+        uri = without_passwords(spec.uri)
         say(f"{plan.name}: MLflow at {uri}; to resume it: denoise tune --resume {plan.name}")
         try:
             if study.remaining():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from denoise.files import (
     has_digest,
     link_or_copy,
     lock_folder,
+    remove,
+    require_name,
     write_folder,
     write_json,
 )
@@ -229,3 +232,31 @@ def test_a_link_to_another_disk_becomes_a_copy_or_a_symbolic_link(tmp_path, monk
     link_or_copy(tmp_path / "a", tmp_path / "b", symbolic)
     assert (tmp_path / "b").read_bytes() == b"data"
     assert (tmp_path / "b").is_symlink() is symbolic
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", "", "a/b", ".hidden", "a\nb", "x" * 201, None, 3])
+def test_name_that_could_lead_elsewhere_is_refused(name: object) -> None:
+    with pytest.raises(UserError, match="cannot be a name"):
+        require_name(name, "--name")
+
+
+def test_usual_names_are_taken() -> None:
+    for name in ("n2n-gauss25-0123456789", "exp1", "noise=0.5,a+b"):
+        assert require_name(name, "--name") == name
+
+
+def test_remove_deletes_only_below_the_folder(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours / "a", theirs):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"x")
+    (ours / "link").symlink_to(theirs)
+    for path in (theirs, ours / ".." / "theirs", ours / "link" / "file", ours, ours / "a" / ".."):
+        with pytest.raises(UserError, match="is not below"):
+            remove(path, ours)
+    assert (theirs / "file").exists()
+    remove(ours / "link", ours)  # the link goes, not what it points to
+    remove(ours / "a", ours)
+    remove(ours / "gone", ours)
+    assert (theirs / "file").exists()
+    assert list(ours.iterdir()) == []
