@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
+from denoise.files import fitting_name
 from pipelines.console import progress
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def restore_files(
     restore = partial(restore_image, denoiser, level=level, tile=tile, overlap=overlap, device=device)
     pairs = plan(inputs, output)
     tiles, failures = _count_tiles(pairs, denoiser.multiple, tile, overlap, keep_going)
-    results = []
+    results: list[Restored] = []
+    written: dict[tuple[int, int], Path] = {}  # identity of each output -> its source
     with progress("restore", sum(tiles.values()), "tiles") as advance:
         for source, target in pairs:
             if source not in tiles:
@@ -70,7 +72,9 @@ def restore_files(
                 advance(tiles[source], note=f"{source.name} is broken")
                 continue
             advance(0, note=source.name)
+            _refuse_second(source, target, written)
             _write(target, restore(image, advance=advance))
+            written[_identity(target)] = source
             results.append(Restored(source, target, time.perf_counter() - start))
     if failures:
         counts = f"{len(failures)} of {len(pairs)} images could not be restored, {len(results)} are in {output}"
@@ -134,7 +138,7 @@ def _target_name(name: Path) -> Path:
     suffix = name.suffix.lower()
     if suffix in WRITABLE:
         return name
-    return name.with_suffix(".png") if suffix in READABLE else name.with_name(name.name + ".png")
+    return name.with_suffix(".png") if suffix in READABLE else name.with_name(fitting_name(name.name, ".png"))
 
 
 def _check_is_folder(output: Path, count: int) -> None:
@@ -153,6 +157,13 @@ def _check_targets(pairs: list[FilePair]) -> None:
             raise UserError(f"{other} and {source} would both become {target}; restore them into two folders.")
         if target.exists() and _identity(target) in sources:
             raise UserError(f"{target} is itself an input ({sources[_identity(target)]}); give another output.")
+
+
+def _refuse_second(source: Path, target: Path, written: dict[tuple[int, int], Path]) -> None:
+    """Refuse to replace an output of this call: the file system may take two names for one, as without their case."""
+    other = written.get(_identity(target)) if target.exists() else None
+    if other is not None:
+        raise UserError(f"{other} and {source} would both become {target}; restore them into two folders.")
 
 
 def _identity(path: Path) -> tuple[int, int]:

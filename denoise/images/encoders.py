@@ -62,11 +62,9 @@ def write_tiff(file: IO[bytes], samples: Samples, icc: bytes, exif: bytes) -> No
     if samples.shape[2] == 2 and samples.dtype == np.uint16:  # hardly any program reads 16-bit grey with alpha
         samples = samples[..., [0, 0, 0, 1]]
     channels = samples.shape[2]
-    block = Image.Exif()
-    if exif:
-        block.load(exif)
-    photo = dict(photo_tags(block))
-    directories = {tag: photo[tag] for tag in DIRECTORIES if photo.get(tag)}
+    photo = _photo(exif)
+    encoded = ((tag, _directory(tag, photo[tag])) for tag in DIRECTORIES if photo.get(tag))
+    directories = {tag: directory for tag, directory in encoded if directory is not None}
     texts = {tag: value for tag, value in photo.items() if tag not in (*DIRECTORIES, *RESOLUTION)}
     tifffile.imwrite(
         file,
@@ -89,6 +87,16 @@ def write_tiff(file: IO[bytes], samples: Samples, icc: bytes, exif: bytes) -> No
         _append_directory(file, tag, directory)
 
 
+def _photo(exif: bytes) -> dict[int, Any]:
+    """Return the tags of an EXIF block that describe the photograph, none where it is empty or broken."""
+    block = Image.Exif()
+    try:
+        block.load(exif)
+        return dict(photo_tags(block))
+    except Exception:  # broken bytes make the parser raise nearly anything
+        return {}
+
+
 def _ascii(text: Any) -> bytes:
     return text if isinstance(text, bytes) else str(text).encode("ascii", "replace")
 
@@ -103,10 +111,19 @@ def _resolution(photo: dict[int, Any]) -> dict[str, Any]:
     return {"resolution": ratios, "resolutionunit": unit if unit in (1, 2, 3) else None}
 
 
-def _append_directory(file: IO[bytes], tag: int, values: Any) -> None:
-    """Append an EXIF or GPS directory, which tifffile cannot encode, and point the file's tag at it."""
+def _directory(tag: int, values: Any) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
+    """Return an EXIF or GPS directory, None where its values are so broken that it cannot be encoded."""
     directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II", group=tag)
-    directory.update(values)
+    try:
+        directory.update(values)
+        directory.tobytes(0)
+    except Exception:  # of values whose types do not fit, nearly any
+        return None
+    return directory
+
+
+def _append_directory(file: IO[bytes], tag: int, directory: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    """Append an EXIF or GPS directory, which tifffile cannot encode, and point the file's tag at it."""
     offset = file.seek(0, 2)
     if offset % 2:  # directories start at even offsets
         offset += file.write(b"\0")

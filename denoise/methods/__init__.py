@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from denoise.config import Choice, Config, build
+from denoise.config import Choice, Config
+from denoise.documents import build
 from denoise.errors import UserError, nearest
 from denoise.methods.base import Batch, MakeNet, Method, View, Views, observe
 from denoise.methods.blind2unblind import Blind2Unblind

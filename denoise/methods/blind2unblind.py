@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from denoise.config import Share
+from denoise.fields import Share
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_grid import fill_hidden, grid_mask
 from denoise.methods.losses import masked_mean
@@ -32,7 +32,7 @@ class Blind2Unblind(Method):
     that the noise is known to have destroyed do not count.
     """
 
-    cell: Annotated[int, Field(ge=2)] = 4  # one pixel of cell^2 is hidden in each copy
+    cell: Annotated[int, Field(ge=2, le=32)] = 4  # one pixel of cell^2 is hidden in each copy
     alpha: Weight = 1.0
     beta_start: Weight = 2.0
     beta_end: Weight = 20.0

@@ -26,7 +26,7 @@ class Noise2Self(Method):
     reaches the last.) Pixels that the noise is known to have destroyed do not count.
     """
 
-    width: Annotated[int, Field(ge=2)] = 4  # of the grid; one pixel of width^2 is hidden
+    width: Annotated[int, Field(ge=2, le=32)] = 4  # of the grid; one pixel of width^2 is hidden
     j_invariant: bool = True  # restore every pixel from an image that hides it: width^2 passes; False: one plain pass
     loss_name: LossName = "l2"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "mask")

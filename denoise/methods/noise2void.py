@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoise.config import Positive
 from denoise.errors import UserError
+from denoise.fields import Positive
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_pixels import (
     HiddenPixels,

@@ -27,7 +27,7 @@ class Noisier2Noise(Method):
     """
 
     alpha: Annotated[float, Field(gt=0)] = 1.0  # sigma of the added noise over sigma of the noise
-    passes: Annotated[int, Field(ge=1)] = 1  # doubly noisy images that are averaged to restore one
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 1  # doubly noisy images that are averaged to restore one
     loss_name: LossName = "l2"  # the second line above holds for l2
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
     families: ClassVar[tuple[str, ...] | None] = ("gauss", "none")

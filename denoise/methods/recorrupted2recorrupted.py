@@ -30,7 +30,7 @@ class Recorrupted2Recorrupted(Method):
     """
 
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    passes: Annotated[int, Field(ge=1)] = 50  # recorruptions of an image that are averaged to restore it
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 50  # recorruptions of an image that are averaged to restore it
     loss_name: LossName = "l2"
     family: Family = "auto"  # of the noise; none: Gaussian of an estimated sigma
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")

@@ -17,6 +17,7 @@ Family = Literal["auto", "gauss", "poisson", "impulse", "none"]
 SigmaKind = Literal["known", "constant", "variable"]
 
 MIN_VALUE = 1e-3  # of sigma, of the fraction of lost pixels, and of the signal that Poisson noise is computed from
+MIN_SIGMA = 1e-6  # of images that are dark throughout: a tenth of a level of 16 bits
 OFFSET = 4.0  # a learnt parameter starts at softplus(-4) + 1e-3 = 0.0191
 REGULARISATION = 0.1  # how strongly a large learnt sigma is preferred to a large prior variance
 FINAL_EXPONENT = 0.5  # of the annealed loss of ``mu_only`` for impulse noise
@@ -115,7 +116,7 @@ class SSDN(Method):
         if self._kind == "impulse":
             marginal = posterior.impulse_marginal(mean, prior, self._lost_fraction(theta, batch.get("level")))
             return {"loss": posterior.double_nll(noisy, *marginal).mean().float(), **terms}
-        variance = self._variance(mean, theta, batch.get("level"))
+        variance = self._variance(noisy, mean, theta, batch.get("level"))
         loss = posterior.double_nll(noisy, mean, prior + posterior.diagonal(variance)).mean()
         if noisy.shape[1] > 1:
             loss = 0.5 * loss
@@ -133,9 +134,8 @@ class SSDN(Method):
         if self._kind == "impulse":
             restored, _ = posterior.impulse_posterior(noisy, mean, prior, self._lost_fraction(theta, level))
         else:
-            restored = posterior.posterior_mean(
-                noisy, mean, prior, posterior.diagonal(self._variance(mean, theta, level))
-            )
+            variance = self._variance(noisy, mean, theta, level)
+            restored = posterior.posterior_mean(noisy, mean, prior, posterior.diagonal(variance))
         return restored.to(noisy.dtype)
 
     def deviation(self, net: nn.Module, noisy: Tensor, level: Tensor | None) -> Tensor:
@@ -147,15 +147,16 @@ class SSDN(Method):
         if self._kind == "impulse":
             _, covariance = posterior.impulse_posterior(noisy, mean, prior, self._lost_fraction(theta, level))
         else:
-            covariance = posterior.posterior_covariance(prior, posterior.diagonal(self._variance(mean, theta, level)))
-        variance = covariance.diagonal(dim1=1, dim2=2).movedim(-1, 1).clamp_min(0)  # rounding may leave -1e-18
-        return variance.sqrt().to(noisy.dtype)
+            variance = self._variance(noisy, mean, theta, level)
+            covariance = posterior.posterior_covariance(prior, posterior.diagonal(variance))
+        known = covariance.diagonal(dim1=1, dim2=2).movedim(-1, 1).clamp_min(0)  # rounding may leave -1e-18
+        return known.sqrt().to(noisy.dtype)
 
     @property
     def _kind(self) -> str:
         return "gauss" if self.family in ("auto", "none") else self.family
 
-    def _variance(self, mean: Tensor, theta: Tensor | None, level: Tensor | None) -> Tensor:
+    def _variance(self, noisy: Tensor, mean: Tensor, theta: Tensor | None, level: Tensor | None) -> Tensor:
         """Return the variance of the noise (B, C, H, W): sigma^2, or for Poisson noise signal / peak.
 
         The signal is the predicted mean, and the gradient reaches it (section 3.2).
@@ -163,10 +164,19 @@ class SSDN(Method):
         if self._kind == "poisson":
             signal = mean.clamp_min(MIN_VALUE)
             return signal / require_level(level, "ssdn").double() if theta is None else signal * theta.double()
-        sigma = require_level(level, "ssdn").clamp_min(MIN_VALUE) if theta is None else theta
+        sigma = require_level(level, "ssdn").maximum(_least_sigma(noisy)) if theta is None else theta
         return sigma.double().square().expand_as(mean)
 
     def _lost_fraction(self, theta: Tensor | None, level: Tensor | None) -> Tensor:
         """Return the fraction of lost pixels (B, 1, 1, 1), bounded away from 0 and 1."""
         fraction = require_level(level, "ssdn") if theta is None else theta
         return fraction.clamp(MIN_VALUE, 1 - MIN_VALUE)
+
+
+def _least_sigma(noisy: Tensor) -> Tensor:
+    """Return what a known sigma is raised to, (B, 1, 1, 1): 1e-3, less in images that do not fill [0, 1].
+
+    It is 1e-3 of the range that has the image's mean in its middle, so that the levels of 12-bit counts in a 16-bit
+    file, of which many are below 1e-3 of the full range, remain different.
+    """
+    return (MIN_VALUE * 2 * noisy.float().abs().mean((1, 2, 3), keepdim=True)).clamp(MIN_SIGMA, MIN_VALUE)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from denoise.config import Positive
+from denoise.fields import Positive
 from denoise.images.tensors import unpad
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.losses import distance

@@ -32,7 +32,7 @@ class DnCNN(nn.Module):
         self,
         channels: int,
         outputs: int,
-        depth: Annotated[int, Field(ge=2)] = 17,
+        depth: Annotated[int, Field(ge=2, le=256)] = 17,
         features: Size = 64,
         batch_norm: bool = True,
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-Size = Annotated[int, Field(ge=1)]  # a number of layers or of feature maps
+Size = Annotated[int, Field(ge=1, le=1024)]  # a number of layers or of feature maps
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, gain: float = 2**0.5, bias: bool = True) -> nn.Conv2d:

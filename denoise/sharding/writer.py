@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from denoise.data.shards import FORMAT, INDEX, list_name
+from denoise.documents import parse_json
 from denoise.errors import UserError
-from denoise.files import atomic_folder, explain_write_errors, file_digest, lock_folder, write_json
-from denoise.images.io import decode_quickly, pixel_hash, read_image
+from denoise.files import atomic_folder, explain_write_errors, file_digest, lock_folder, remove, write_json
+from denoise.images.io import decode_quickly, image_size, pixel_hash, read_image
 from denoise.images.tensors import Pixels
 from denoise.sharding.fingerprints import grey_hash, perceptual_hash
 from denoise.sharding.plan import ALL_IMAGES, SampleFilter, ShardPlan, Source, plan_shards
 
 QUICK_FORMATS = (".jpg", ".jpeg", ".png")  # that the quick decoder may read, if it gives the same pixels
+LARGE = 1 << 28  # bytes of a file
 PLANNED_AHEAD = 2  # shards for each process
 
 
@@ -76,11 +78,11 @@ def write_shards(
         results.sort(key=lambda result: result.number)
         entries = [result.entry for result in results if result.entry is not None]
         if not entries:
-            raise UserError(f"no images for {folder}; fetch the data set first (denoise fetch NAME).")
+            raise UserError(f"there are no images for {folder}: its source holds none, or all were left out.")
         expected = {INDEX} | {name for entry in entries for name in (entry["file"], list_name(entry["file"]))}
         for path in work.iterdir():
             if path.name not in expected:
-                path.unlink()
+                remove(path, work)
         write_json(work / INDEX, {"format": FORMAT, "shards": entries})
     return results
 
@@ -151,7 +153,7 @@ def _write_note(note: Path, result: ShardResult, identity: str) -> None:
 def _read_note(work: Path, note: Path, identity: str) -> ShardResult | None:
     """Return the outcome of this very shard in an interrupted run, None if there is none or its files have changed."""
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
+        content = parse_json(note.read_bytes())
         if content["identity"] != identity:
             return None
         written = content["written"]
@@ -163,7 +165,7 @@ def _read_note(work: Path, note: Path, identity: str) -> ShardResult | None:
             file_digest(work / entry["file"]) == entry["sha256"]
             and file_digest(work / list_name(entry["file"])) == entry["samples_sha256"]
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return result if intact else None
 
@@ -172,7 +174,12 @@ def _read_sample(source: Source) -> tuple[dict[str, bytes], dict[str, dict[str, 
     """Return the members of a sample in its tar, and the description of each view."""
     files, views = {}, {}
     for view, path in sorted(source.views.items()):
-        data = path.read_bytes()
+        try:
+            if path.stat().st_size > LARGE:
+                image_size(path)  # refuses what is no image before its bytes are in memory
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
         # A lone image is stored as KEY.jpg, which every WebDataset program expects; views of a pair by name.
         extension = path.suffix.lower().lstrip(".")
         member = extension if len(source.views) == 1 else f"{view}.{extension}"
@@ -186,7 +193,7 @@ def _describe(data: bytes, path: Path) -> dict[str, Any]:
     try:
         pixels: Pixels = read_image(data).pixels
     except UserError as error:
-        raise UserError(f"{path} does not decode: {error}") from None
+        raise UserError(str(error).replace("image", str(path), 1)) from None
     height, width, channels = pixels.shape
     mode = ("L" if channels == 1 else "RGB") + (";16" if pixels.dtype == np.uint16 else "")
     hashes = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": perceptual_hash(pixels)}

@@ -107,6 +107,41 @@ def test_formats_that_are_only_read_become_png(photographs: Path, tmp_path: Path
     assert [target.name for _, target in pairs] == ["a.png", "photo.png", "scan.001.png"]
 
 
+def test_strange_names_stay_as_they_are(photographs: Path, tmp_path: Path) -> None:
+    data = (photographs / "camera.png").read_bytes()
+    names = [
+        os.fsdecode(b"caf\xe9.png"),
+        "-a.png",
+        "a\nb\x1b[2J.png",
+        "m" * 246 + ".png",
+        "A.png",
+        "a.png",
+        "é.png",
+        "e\u0301.png",
+    ]
+    (tmp_path / "in").mkdir()
+    for name in (*names, "n" * 251 + ".gif"):
+        (tmp_path / "in" / name).write_bytes(data)
+    results = restore_files([tmp_path / "in"], tmp_path / "out", Darker(channels=1), tile=512)
+    assert {result.target.name for result in results} == {*names, "n" * 251 + ".png"}
+    scan = tmp_path / ("s" * 250 + ".001")  # its output has four characters more
+    scan.write_bytes(data)
+    ((_, target),) = plan([scan], tmp_path / "out")
+    restore_files([scan], tmp_path / "out", Darker(channels=1))
+    assert target.is_file()
+    assert target.suffix == ".png"
+
+
+def test_an_output_is_not_replaced_by_another_one_of_the_same_call(folder: Path, tmp_path: Path) -> None:
+    """As where the file system of the output knows no case; here two folders of it are one."""
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (folder / "deep2").mkdir()
+    (folder / "deep2" / "c.tif").write_bytes((folder / "deep" / "c.tif").read_bytes())
+    (tmp_path / "out" / "deep2").symlink_to("deep")
+    with pytest.raises(UserError, match="would both become"):
+        restore_files([folder], tmp_path / "out", Darker())
+
+
 def test_the_output_inside_the_input_is_not_restored_again(folder: Path) -> None:
     first = restore_files([folder], folder / "restored", Darker())
     again = restore_files([folder], folder / "restored", Darker())

@@ -79,6 +79,13 @@ def test_a_flipped_byte_in_a_png_is_found(photo: DecodedImage, tmp_path: Path) -
         read_image(bytes(data))
 
 
+def test_16_bits_of_more_than_a_million_pixels_a_side_are_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", DecodedImage(np.zeros((1, 1_000_001, 1), np.uint16)))
+    for read in (read_image, image_size):
+        with pytest.raises(UserError, match="1000001x1 of 16 bits"):
+            read(tmp_path / "a.png")
+
+
 def test_no_image_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     for path in (tmp_path / "a.png", tmp_path / "none.png", tmp_path):

@@ -27,9 +27,9 @@ def saved(image: Image.Image, format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def png(rows: np.ndarray, depth: int, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG with chunks that Pillow and OpenCV would not write."""
-    height, width = rows.shape[:2]
+def png(rows: np.ndarray, depth: int, colour: int, *chunks: tuple[bytes, bytes], width: int | None = None) -> bytes:
+    """A PNG with chunks that Pillow and OpenCV would not write; ``width`` where the rows are packed."""
+    height, width = len(rows), width or rows.shape[1]
     packed = b"".join(b"\0" + row.astype(">u2" if depth == 16 else np.uint8).tobytes() for row in rows)
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), *chunks]
     parts += [(b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
@@ -281,6 +281,13 @@ def test_broken_exif_is_dropped(photo: DecodedImage) -> None:
         decoded = read_image(saved(image, "JPEG", exif=block))
         assert decoded.pixels.shape == photo.pixels.shape
         assert decoded.exif == b""
+
+
+@pytest.mark.parametrize("name", ["m" * 246, "雪" * 82 + "mm", "a\nb\x1b[1m", "-"])
+def test_any_name_that_the_file_system_takes(photo: DecodedImage, tmp_path: Path, name: str) -> None:
+    for suffix in (".png", ".tif", ".webp", ".jpg"):
+        write_image(tmp_path / f"{name}{suffix}", photo)
+        assert read_image(tmp_path / f"{name}{suffix}").pixels.shape == photo.pixels.shape
 
 
 # Kinds of images

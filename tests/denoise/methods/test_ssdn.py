@@ -154,6 +154,34 @@ def test_a_known_sigma_is_at_least_a_thousandth():
     assert losses == pytest.approx([-13.815511] * 2)  # log 1e-6
 
 
+def test_levels_below_a_thousandth_differ_in_images_that_do_not_fill_the_range():
+    """As of 12-bit counts in a 16-bit file: 15, 20 and 30 of 65535."""
+    method = SSDN(family="gauss")
+    make = NetMaker("unet_ssdn", 1, {})
+    net = method.make_net(make).eval()
+    rng = batch_rng(0, 0, torch.tensor([0]))
+    for brightest in (400, 4095):
+        image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * brightest / 65535
+        levels = [torch.full((1, 1, 1, 1), counts / 65535) for counts in (15, 20, 30)]
+        with torch.no_grad():
+            restored = [method.predict(net, image, level, rng) for level in levels]
+            deviations = [method.deviation(net, image, level) for level in levels]
+            losses = [method.loss(net, {"input": image, "level": level}, 0.0)["loss"] for level in levels]
+        for low, high in ((0, 1), (1, 2)):
+            assert not torch.equal(restored[low], restored[high])
+            assert (deviations[low] < deviations[high]).all()
+            assert losses[low] != losses[high]
+
+
+def test_a_black_image_without_noise_has_a_finite_result():
+    method = SSDN(family="gauss")
+    net = method.make_net(NetMaker("unet_ssdn", 1, {})).eval()
+    black, zero = torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 1, 1)
+    with torch.no_grad():
+        assert method.predict(net, black, zero, batch_rng(0, 0, torch.tensor([0]))).isfinite().all()
+        assert method.loss(net, {"input": black, "level": zero}, 0.0)["loss"].isfinite()
+
+
 def test_a_learnt_sigma_starts_at_0_019_and_is_favoured_by_a_tenth_of_itself():
     _, loss = loss_of(SSDN(family="gauss", sigma="constant"), 0.7, 0.2)
     variance = 0.04 + START**2

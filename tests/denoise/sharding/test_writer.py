@@ -193,6 +193,15 @@ def test_a_broken_image_is_named_and_left_out_only_if_asked_to(small_images, tmp
     assert len(Shards.open(tmp_path / "shards")) == 4
 
 
+def test_a_huge_file_that_is_no_image_is_not_read_into_memory(small_images, tmp_path):
+    huge = tmp_path / "huge.png"
+    for start in (b"", min(small_images.glob("*.png")).read_bytes()):
+        huge.write_bytes(start)
+        os.truncate(huge, 1 << 40)
+        with pytest.raises(UserError, match=r"huge\.png"):
+            write_shards(tmp_path / "shards", [Source("huge.png", {"clean": huge})], 1 << 20)
+
+
 def test_a_failed_rewrite_leaves_the_old_shards(small_shards, tmp_path):
     folder = copy(small_shards, tmp_path / "shards")
     before = digests(folder)
