@@ -5,33 +5,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from denoise.documents import build, check_keys, parse_yaml
 from denoise.errors import UsageError, UserError, nearest
+from denoise.fields import Augmentation, Count, Decay, Names, Positive, Seed, Share, not_empty, yes_or_no
 from denoise.redaction import redacted
-
-T = TypeVar("T")
-
-
-def _split(value: object) -> object:
-    """Split ``bsds300,imagenet`` into a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _yes_or_no(value: object) -> object:
-    """Return the word for a truth value: YAML reads yes and no as one."""
-    return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Augmentation = Annotated[tuple[Literal["flip", "rotate"], ...], BeforeValidator(_split)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +28,7 @@ class Data:
     """Which images, and how they are read."""
 
     root: str = "data"  # folder of downloads/, raw/ and shards/
-    train: Names = ("samples",)  # sets whose train split is trained on
+    train: Annotated[Names, AfterValidator(not_empty)] = ("samples",)  # sets whose train split is trained on
     val: Names = ("samples",)  # sets whose val split is validated on during training
     test: Names = ("samples",)  # sets whose test split is evaluated on
     colour: Literal["rgb", "grey"] = "rgb"
@@ -56,13 +37,13 @@ class Data:
     max_side: Positive | None = None
     shard_mb: Positive = 256  # size at which a shard is closed
     url: str | None = None  # s3://BUCKET/PREFIX, http(s)://... or a folder to read shards from; None: root
-    disk_gb: Annotated[float, Field(gt=0)] = 50  # shards from url that a machine keeps on its disk
+    disk_gb: Annotated[float, Field(gt=0, le=1e9)] = 50  # shards from url that a machine keeps on its disk
     cache_mb: Count = 2048  # decoded images that the workers of a machine share in memory
     streams: Positive = 64  # canonical streams of shards that are read side by side
     window: Positive = 4  # successive shards of a stream that samples are drawn from
     crops_per_image: Positive = 1  # successive samples of a batch that are cut from one image
     small: Literal["pad", "leave_out"] = "pad"  # images smaller than a crop: pad by reflection, or leave out
-    threads: Positive = 2  # threads that decode, in each worker
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2  # threads that decode, in each worker
     quarantine: Count = 0  # damaged samples that may be left out; 0: the first one ends the run
     fixed_noise: bool = False  # one noisy realisation of each image instead of fresh noise every step
     allow_overlap: Names = ()  # test sets that may share images with the training sets
@@ -78,8 +59,8 @@ class Train:
     """How long and how fast. A step is one optimizer step on one global batch."""
 
     steps: Positive = 500
-    batch_size: Positive = 4  # global: shared by all ranks
-    crop: Positive = 64  # side of the square training crops, in pixels
+    batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 4  # global: shared by all ranks
+    crop: Annotated[int, Field(ge=1, le=1 << 15)] = 64  # side of the square training crops, in pixels
     lr: Annotated[float, Field(gt=0)] = 1e-3
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # eps 1e-8
     betas: tuple[Decay, Decay] = (0.9, 0.99)  # adam and adamw
@@ -126,12 +107,12 @@ class Ray:
     workers: Positive = 2
     min_workers: Positive | None = None  # run with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
+    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, workers share a GPU
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
     max_failures: Count = 3  # worker failures that a run survives
     keep_checkpoints: Positive = 2  # the newest; the best is kept as well
-    timeout: Annotated[float, Field(gt=0)] = 600  # seconds that workers wait for one that does not answer
+    timeout: Annotated[float, Field(gt=0, le=1e6)] = 600  # seconds that workers wait for one that does not answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +135,7 @@ class Config:
     """Everything, in the shape of params.yaml."""
 
     preset: str | None = None  # a published recipe laid over params.yaml
-    seed: int = 0
+    seed: Seed = 0
     noise: str = "gauss25"
     method: Choice = Choice("n2n")
     net: Choice = Choice("auto")  # auto: the network of the method's paper
@@ -177,24 +158,13 @@ def load_config(
     """
     tree = _read_yaml(params) if params is not None and params.exists() else {}
     tree = _overlaid(_normalise(tree), _normalise(dict(recipe or {})))
+    check_keys(Config, tree)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"{override!r} is not KEY=VALUE; write for example train.steps=2000.")
         _set(tree, key.strip(), value)
     return build(Config, tree)
-
-
-def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
-    """Return the dataclass ``cls`` of ``values``, converted to its types; ``where`` is the key above them."""
-    _check_keys(cls, values, where)
-    try:
-        return TypeAdapter(cls).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key, reason = ".".join(part for part in (where, *map(str, first["loc"])) if part), first["msg"]
-        message = f"invalid value {first['input']!r} for {key}: {reason[:1].lower()}{reason[1:]}."
-        raise UsageError(message) from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -234,9 +204,9 @@ def digest(tree: object) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        tree = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}.") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} should hold keys and values, but it is a {type(tree).__name__}.")
     return tree
@@ -257,7 +227,7 @@ def _normalise(tree: dict[str, Any]) -> dict[str, Any]:
         value = tree.get(key)
         if isinstance(value, str):
             tree[key] = {"name": value, "fields": {}}
-        elif isinstance(value, Mapping) and "fields" not in value:
+        elif isinstance(value, Mapping) and not isinstance(value.get("fields"), Mapping):
             fields = {field: entry for field, entry in value.items() if field != "name"}
             tree[key] = {"name": value.get("name", getattr(Config(), key).name), "fields": fields}
     return tree
@@ -273,7 +243,7 @@ def _overlaid(tree: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, A
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
-    value: object = yaml.safe_load(text) if text else ""
+    value = _override_value(text.strip())
     key = RENAMED.get(key, key)
     head, _, rest = key.partition(".")
     if head in CHOICES:
@@ -290,16 +260,15 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     (tree.setdefault(group, {}) if group else tree)[leaf] = value
 
 
-def _check_keys(cls: type, values: Mapping[str, object], where: str) -> None:
-    if not dataclasses.is_dataclass(cls) or cls is Choice:
-        return
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else key
-        if key not in fields:
-            raise UsageError(f"{path} is not a key{nearest(key, fields)}; known here: {', '.join(fields) or 'none'}.")
-        kind = fields[key].type
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{path} should hold keys of its own, but it is {value!r}.")
-            _check_keys(kind, value, path)
+def _override_value(text: str) -> object:
+    """Return a value as YAML reads it; what is a text stays as it is written: folders may have `` #`` in a name."""
+    try:
+        value = parse_yaml(text) if text else ""
+    except ValueError:
+        return text
+    is_text = (
+        (isinstance(value, str) and text[0:1] not in ("'", '"'))
+        or (isinstance(value, Mapping) and not text.startswith("{"))
+        or (value is None and text.startswith("#"))
+    )
+    return text if is_text else value

@@ -8,17 +8,23 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from denoise.errors import UserError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,199}")  # of runs, sets and models: one component of a path, visible
+NAME = re.compile(r"\w(?:[\w .+=,-]*[\w.+=,-])?")  # of runs, sets and models: one component of a path, visible
+MAX_OWN_BYTES = 200  # of such a name
+MAX_NAME_BYTES, LONG_NAME_BYTES = 255, 64  # of a file's name: what file systems take; what is replaced by a digest
+NAME_FORM = "use at most 200 bytes of letters, digits, blanks and . _ + = , - and begin with a letter or digit"
 
 
 def is_sha256(value: object) -> bool:
@@ -26,8 +32,13 @@ def is_sha256(value: object) -> bool:
     return isinstance(value, str) and SHA256.fullmatch(value) is not None
 
 
+def is_name(value: object) -> bool:
+    """Return whether a value from elsewhere can name a run, a set or a model: it cannot lead out of a folder."""
+    return isinstance(value, str) and NAME.fullmatch(value) is not None and len(os.fsencode(value)) <= MAX_OWN_BYTES
+
+
 def require_name(value: object, what: str) -> str:
-    """Return a name from elsewhere, once it is clear that it cannot lead out of the folder it is used in.
+    """Return a name from elsewhere that ``is_name``.
 
     Args:
         value: the name.
@@ -36,12 +47,9 @@ def require_name(value: object, what: str) -> str:
     Raises:
         UserError: it is not one visible component of a path.
     """
-    if isinstance(value, str) and NAME.fullmatch(value):
-        return value
-    raise UserError(
-        f"{what} is {value!r}, which cannot be a name: use up to 200 letters, digits and . _ + = , - and begin with a "
-        "letter or digit."
-    )
+    if is_name(value):
+        return str(value)
+    raise UserError(f"{what} is {value!r}, which cannot be a name: {NAME_FORM}.")
 
 
 def remove(path: Path, folder: Path) -> None:
@@ -73,8 +81,51 @@ def has_digest(path: Path, sha256: str) -> bool:
 
 
 def json_text(tree: object) -> str:
-    """Return plain data as JSON, the same text for the same data."""
-    return json.dumps(tree, indent=1, sort_keys=True) + "\n"
+    """Return plain data as JSON, the same text for the same data; NaN and infinities, which JSON has not, as null."""
+    return json.dumps(finite_or_null(tree), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def json_line(row: object) -> str:
+    """Return plain data as one line of JSON, as ``json_text`` otherwise."""
+    return json.dumps(finite_or_null(row), allow_nan=False) + "\n"
+
+
+def finite_or_null(tree: Any) -> Any:
+    """Return plain data with None for every number that is not finite, such as the PSNR of equal images."""
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, Mapping):
+        return {key: finite_or_null(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite_or_null(value) for value in tree]
+    return tree
+
+
+def fitting_name(name: str, end: str = "") -> str:
+    """Return ``name`` with ``end`` as the name of a file; of a name too long for it a digest replaces the rest."""
+    encoded, room = os.fsencode(name), MAX_NAME_BYTES - len(os.fsencode(end))
+    if len(encoded) <= room:
+        return name + end
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: room - 13].decode('utf-8', 'ignore')}~{digest}{end}"
+
+
+def file_stems(names: Sequence[str]) -> dict[str, str]:
+    """Return what the files made of each sample are called: its name without suffix, folders joined by underscores.
+
+    Names that this makes equal, such as those of a.png and a.jpg, get a digest each.
+    """
+    stems = {name: re.sub(r"(?<=[^/])\.[^./]+$", "", name).replace("/", "_") for name in names}
+    counts = Counter(stems.values())
+    digests = {name: hashlib.sha256(name.encode()).hexdigest()[:12] for name in names if counts[stems[name]] > 1}
+    return {name: f"{stem}~{digests[name]}" if name in digests else stem for name, stem in stems.items()}
+
+
+def work_path(path: Path) -> Path:
+    """Return a hidden temporary path beside ``path``, of this process; a long name is not made longer."""
+    encoded = os.fsencode(path.name)
+    stem = path.name if len(encoded) <= LONG_NAME_BYTES else hashlib.sha256(encoded).hexdigest()[:16]
+    return path.with_name(f".{stem}.{os.getpid()}.partial")
 
 
 def write_json(path: Path, tree: object) -> None:
@@ -115,7 +166,7 @@ def atomic_file(path: Path, work: Path | None = None) -> Iterator[Path]:
         work: the temporary path; one beside ``path``, of this process, by default. Give a path of your own where
             writers exclude each other: the next one deletes there what a killed process has left.
     """
-    work = work or path.with_name(f".{path.name}.{os.getpid()}.partial")
+    work = work or work_path(path)
     try:
         work.unlink(missing_ok=True)
         yield work
@@ -137,7 +188,7 @@ def atomic_folder(folder: Path, work: Path | None = None, resume: bool = False) 
         resume: hand out ``work`` with the files that an earlier attempt has left there, and leave it after an error;
             otherwise it starts empty and is deleted after an error.
     """
-    work = work or folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    work = work or work_path(folder)
     old = work.with_name(f"{work.name}.old")
     if old.exists() and not folder.exists():  # a process was killed between the two renames below
         old.rename(folder)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 from denoise.data.decoded_cache import DecodedCache, Shape, nbytes
+from denoise.data.index import View
 from denoise.data.shards import ShardFolder, Shards
 from denoise.images.tensors import Pixels
 
@@ -45,7 +45,7 @@ class ShardedDataset:
         Raises:
             DamagedError: its bytes differ from the index.
         """
-        if not self._cache:
+        if not self._cache or view not in self._views:
             shards, offset = self._locate(index)
             return shards.pixels(offset, view)
         cache, number = self._cache[0], index * len(self._views) + self._views.index(view)
@@ -117,7 +117,7 @@ class ShardedDataset:
         return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
-def _shape(view: "dict[str, Any] | None") -> Shape:
+def _shape(view: View | None) -> Shape:
     if view is None:
         return 0, 0, 1, "uint8"
     mode, _, deep = view["mode"].partition(";")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from denoise.files import remove
 from denoise.images.tensors import Pixels
 
 Shape = tuple[int, int, int, str]  # height, width, channels, dtype
@@ -116,7 +117,7 @@ def _free(file: int, path: Path) -> None:
     """Remove a file unless another process has it open."""
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        remove(path, path.parent)
 
 
 def _remove_abandoned(folder: Path) -> None:

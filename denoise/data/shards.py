@@ -11,20 +11,19 @@ an image's bytes at every read. A ``ShardStore`` provides the files, from a fold
 """
 
 import hashlib
-import json
 import os
-import re
 import weakref
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from denoise.data.index import LARGEST_INDEX, Entry, SampleEntry, read_entries, read_format, read_samples
 from denoise.errors import UserError
 from denoise.files import file_digest
 from denoise.images.io import decode_quickly, read_image
@@ -34,8 +33,7 @@ FORMAT = 2
 INDEX = "index.json"
 MAX_OPEN_FILES = 64  # of a folder
 MAX_LISTS = 512  # lists of samples that a process holds in memory: more than a batch's windows need
-ENTRY = {"file": str, "bytes": int, "sha256": str, "samples": int, "samples_bytes": int, "samples_sha256": str}
-REMEDY = "make the shards again with `denoise shard NAME`"
+REMEDY = "make the shards again with `denoise shard NAME` (of your own images: --from FOLDER)"
 
 
 class DamagedError(UserError):
@@ -93,10 +91,9 @@ class ShardFolder:
 
     def _open(self, name: str, sha256: str) -> _Descriptor:
         path = self.path / name
-        try:
-            file = _Descriptor(path)
-        except FileNotFoundError:
-            raise DamagedError(f"shard {path} is missing; {REMEDY}.") from None
+        if not path.is_file():
+            raise DamagedError(f"shard {path} is missing; {REMEDY}.")
+        file = _Descriptor(path)
         if name not in self._verified:
             if file_digest(path) != sha256:
                 raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {REMEDY}.")
@@ -112,14 +109,14 @@ class Shards:
     """A set of shards, read by index."""
 
     name: str  # for error messages
-    entries: tuple[Mapping[str, Any], ...]
+    entries: tuple[Entry, ...]
     digest: str  # sha256 of index.json: the identity of the data
     store: ShardStore = field(compare=False)
-    _lists: "OrderedDict[int, list[dict[str, Any]]]" = field(default_factory=OrderedDict, compare=False, repr=False)
+    _lists: "OrderedDict[int, Sequence[SampleEntry]]" = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> "Shards":
-        """Open a folder of shards: read the index, and check that every shard exists and has its full size.
+        """Open a folder of shards: read the index, and check that every file exists and has its full size.
 
         Raises:
             UserError: no index, or one of another format.
@@ -127,14 +124,13 @@ class Shards:
         """
         path = folder / INDEX
         if not path.is_file():
-            raise UserError(f"{folder} holds no shards ({INDEX} is missing); make them with `denoise shard NAME`.")
-        shards = cls.read(str(folder), path.read_bytes(), ShardFolder(folder))
+            raise UserError(f"{folder} holds no shards ({INDEX} is missing); {REMEDY}.")
+        with path.open("rb") as file:
+            index = file.read(LARGEST_INDEX + 1)
+        shards = cls.read(str(folder), index, ShardFolder(folder))
         for entry in shards.entries:
-            tar = folder / entry["file"]
-            size = tar.stat().st_size if tar.is_file() else None
-            if size != entry["bytes"]:
-                problem = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
-                raise DamagedError(f"shard {tar} {problem}; {REMEDY}.")
+            _check_file(folder / entry["file"], entry["bytes"])
+            _check_file(folder / list_name(entry["file"]), entry["samples_bytes"])
         return shards
 
     @classmethod
@@ -146,14 +142,17 @@ class Shards:
             DamagedError: an index that is not valid.
         """
         try:
-            tree = json.loads(index)
-            version, entries = tree["format"], tuple(tree["shards"])
-        except (ValueError, KeyError, TypeError):
-            raise DamagedError(f"{name}/{INDEX} is not an index of shards; {REMEDY}.") from None
+            version = read_format(index)
+        except ValueError as error:
+            raise DamagedError(f"{name}/{INDEX} is not an index of shards ({error}); {REMEDY}.") from None
         if version != FORMAT:
             raise UserError(f"{name}/{INDEX} is an index of format {version}, expected {FORMAT}; {REMEDY}.")
-        if not entries or not all(_is_entry(entry) for entry in entries):
-            raise DamagedError(f"{name}/{INDEX} has entries that describe no shard: its bytes changed; {REMEDY}.")
+        try:
+            entries = read_entries(index)
+        except ValueError as error:
+            raise DamagedError(
+                f"{name}/{INDEX} has entries that describe no shard ({error}): its bytes changed; {REMEDY}."
+            ) from None
         return cls(name, entries, hashlib.sha256(index).hexdigest(), store)
 
     @cached_property
@@ -170,7 +169,7 @@ class Shards:
         """Return the number of samples."""
         return self.ends[-1]
 
-    def describe(self, index: int) -> Mapping[str, Any]:
+    def describe(self, index: int) -> SampleEntry:
         """Return the description of a sample: its name, and the size, mode, hashes, checksum and place of each view."""
         number, offset = self._locate(index)
         return self.samples(number)[offset]
@@ -181,10 +180,19 @@ class Shards:
         Raises:
             DamagedError: its bytes differ from the index.
         """
-        stored = self.describe(index)["views"][view]
+        sample = self.describe(index)
+        stored = sample["views"][view]
+        channels, dtype = 1 if stored["mode"].startswith("L") else 3, "uint16" if ";16" in stored["mode"] else "uint8"
         data = self.encoded(index, view)
-        pixels = decode_quickly(data, 1 if stored["mode"].startswith("L") else 3) if stored["quick"] else None
-        return read_image(data).pixels if pixels is None else pixels
+        pixels = decode_quickly(data, channels) if stored["quick"] else None
+        if pixels is None:
+            pixels = read_image(data).pixels
+        if (*pixels.shape, pixels.dtype) != (stored["height"], stored["width"], channels, dtype):
+            raise DamagedError(
+                f"{sample['name']} in {self.name} has {pixels.shape} values of type {pixels.dtype}, which is not what "
+                f"its index says; {REMEDY}."
+            )
+        return pixels
 
     def encoded(self, index: int, view: str = "clean") -> bytes:
         """Return the bytes of one image of a sample, as in the original file.
@@ -205,7 +213,7 @@ class Shards:
                     f"checksum than the index says; {REMEDY}."
                 )
 
-    def samples(self, number: int) -> list[dict[str, Any]]:
+    def samples(self, number: int) -> Sequence[SampleEntry]:
         """Return the descriptions of a shard's samples.
 
         Raises:
@@ -214,18 +222,19 @@ class Shards:
         samples = self._lists.get(number)
         if samples is None:
             entry = self.entries[number]
-            samples = json.loads(self._read_list(entry))
-            if len(samples) != entry["samples"]:
+            try:
+                samples = read_samples(self._read_list(entry), entry)
+            except ValueError as error:
                 raise DamagedError(
-                    f"{self.name}/{INDEX} says that {entry['file']} has {entry['samples']} samples, its list has "
-                    f"{len(samples)}: its bytes changed; {REMEDY}."
-                )
+                    f"{self.name}/{list_name(entry['file'])} does not describe the samples of its shard ({error}); "
+                    f"{REMEDY}."
+                ) from None
             self._lists[number] = samples
             while len(self._lists) > MAX_LISTS:
                 self._lists.popitem(last=False)
         return samples
 
-    def _read_list(self, entry: Mapping[str, Any]) -> bytes:
+    def _read_list(self, entry: Entry) -> bytes:
         name, sha256 = list_name(entry["file"]), entry["samples_sha256"]
         while True:
             data = self.store.read(name, sha256, 0, entry["samples_bytes"])
@@ -257,12 +266,9 @@ class Shards:
         return number, index - self.ends[number] + self.counts[number]
 
 
-def _is_entry(entry: Any) -> bool:
-    """Say whether an entry of an index is valid; its file name cannot lead out of the folder."""
-    return (
-        isinstance(entry, Mapping)
-        and entry.keys() >= ENTRY.keys()
-        and all(isinstance(entry[key], kind) for key, kind in ENTRY.items())
-        and re.fullmatch(r"\d{6,}\.tar", entry["file"]) is not None
-        and entry["samples"] > 0
-    )
+def _check_file(path: Path, size: int) -> None:
+    """Refuse a file that is missing or has another size than the index says."""
+    actual = path.stat().st_size if path.is_file() else None
+    if actual != size:
+        problem = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
+        raise DamagedError(f"shard {path} {problem}; {REMEDY}.")

@@ -5,23 +5,30 @@ the metrics so far, and, written last, a manifest of sha256 sums. It is written 
 that a reader never meets half of it.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from denoise.denoiser import CARD, FORMAT, WEIGHTS, ModelCard, to_host
-from denoise.errors import UserError
-from denoise.files import file_digest, json_text, write_json
+from denoise.documents import parse_json
+from denoise.errors import UserError, first_line
+from denoise.fields import Count
+from denoise.files import file_digest, is_sha256, json_line, json_text, write_json
+from denoise.model_files import TRAINING_IMAGES
 
 OPTIMIZER, STATE, HISTORY, MANIFEST = "optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json"
 RAW = "raw.safetensors"  # the trained weights, if the model's are a running average of them
+REQUIRED = {CARD, WEIGHTS, OPTIMIZER, STATE, HISTORY}
+FILES = REQUIRED | {RAW, TRAINING_IMAGES}  # all that a manifest may list
 
 
 def checkpoint_name(step: int) -> str:
@@ -59,19 +66,26 @@ class Snapshot:
     """All that a checkpoint holds, as a copy that further training does not change."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]  # file -> name -> values
-    texts: Mapping[str, str]  # file -> content
+    contents: Mapping[str, bytes]  # file -> content, of the other files
 
     def write(self, folder: Path) -> None:
         """Write the files into an empty folder, and then their manifest."""
         for name, tensors in self.tensors.items():
             (folder / name).write_bytes(save(dict(tensors)))
-        for name, text in self.texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name, content in self.contents.items():
+            (folder / name).write_bytes(content)
         write_json(folder / MANIFEST, {path.name: file_digest(path) for path in sorted(folder.iterdir())})
 
 
-def snapshot(train_state: TrainState, progress: RunProgress, card: ModelCard) -> Snapshot:
-    """Return a copy, in the host's memory, of the nets and the optimizer, with the progress and the model card."""
+def snapshot(train_state: TrainState, progress: RunProgress, card: ModelCard, training_images: bytes = b"") -> Snapshot:
+    """Return a copy, in the host's memory, of the nets and the optimizer, with all else that a checkpoint holds.
+
+    Args:
+        train_state: the nets and the optimizer.
+        progress: how far the run has come.
+        card: of the model.
+        training_images: the file that says which they are; where it is empty, there is no such file.
+    """
     optimizer, groups = _flatten_optimizer(train_state.optimizer)
     tensors = {WEIGHTS: train_state.model.state_dict(), OPTIMIZER: optimizer}
     if train_state.average is not None:
@@ -84,53 +98,95 @@ def snapshot(train_state: TrainState, progress: RunProgress, card: ModelCard) ->
         "counted": progress.counted,
         "param_groups": groups,
     }
-    texts = {
-        CARD: json_text(dict(card)),
-        STATE: json_text(state),
-        HISTORY: "".join(json.dumps(row) + "\n" for row in progress.history),
+    contents = {
+        CARD: json_text(dict(card)).encode(),
+        STATE: json_text(state).encode(),
+        HISTORY: "".join(json_line(row) for row in progress.history).encode(),
+        **({TRAINING_IMAGES: training_images} if training_images else {}),
     }
     copies = {file: {name: to_host(value) for name, value in values.items()} for file, values in tensors.items()}
-    return Snapshot(copies, texts)
+    return Snapshot(copies, contents)
 
 
 def load_checkpoint(folder: Path, train_state: TrainState) -> RunProgress:
     """Load the weights and the optimizer's state into ``train_state`` and return how far the run had come.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is damaged, or of another net or optimizer.
     """
     problem = damage(folder)
     if problem:
         raise UserError(f"checkpoint {folder} is damaged: {problem}; delete it to resume from an older one.")
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    train_state.model.load_state_dict(load_file(folder / WEIGHTS))
-    if train_state.average is not None:
-        train_state.net.load_state_dict(load_file(folder / RAW))
-    _restore_optimizer(train_state.optimizer, load_file(folder / OPTIMIZER), state["param_groups"])
-    return RunProgress(state["step"], state["samples"], read_history(folder), state["sums"], state["counted"])
+    try:
+        state = _STATE.validate_python(parse_json((folder / STATE).read_bytes()))
+        train_state.model.load_state_dict(load_file(folder / WEIGHTS))
+        if train_state.average is not None:
+            train_state.net.load_state_dict(load_file(folder / RAW))
+        _restore_optimizer(train_state.optimizer, load_file(folder / OPTIMIZER), state.param_groups)
+    except (OSError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {folder} does not fit this run ({first_line(error)}); delete it to resume from an older one."
+        ) from None
+    return RunProgress(state.step, state.samples, read_history(folder), _with_nan(state.sums), state.counted)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics that a checkpoint or model folder holds."""
-    return [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
+    """Return the rows of metrics that a checkpoint or model folder holds.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / HISTORY
+    try:
+        rows = _ROWS.validate_python([parse_json(line) for line in path.read_bytes().splitlines()])
+    except (OSError, ValueError):
+        raise UserError(f"{path} holds no metrics, a line of JSON each: it is damaged; train again.") from None
+    return [_with_nan(row) for row in rows]
+
+
+def _with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with NaN for null, which stands for every number that is not finite."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def damage(folder: Path) -> str:
     """Return what is wrong with a checkpoint, an empty string if it is intact."""
     try:
-        manifest = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        manifest = dict(parse_json((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
-    unlisted = {CARD, WEIGHTS, OPTIMIZER, STATE, HISTORY} - manifest.keys()
+    unlisted = REQUIRED - manifest.keys()
     if unlisted:
         return f"{MANIFEST} does not list {min(unlisted)}"
     for name, digest in manifest.items():
+        if name not in FILES or not is_sha256(digest):
+            return f"{MANIFEST} lists {str(name)[:80]!r}, which no checkpoint has"
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if file_digest(path) != digest:
             return f"{name} has another sha256 than its manifest says"
     return ""
+
+
+Number = int | float
+Scalar = bool | Number | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """The content of state.json."""
+
+    step: Count
+    samples: str
+    sums: dict[str, Number | None]
+    counted: Count
+    param_groups: list[dict[str, Scalar | list[Number]]]
+    format: int = FORMAT
+
+
+_STATE = TypeAdapter(_State)
+_ROWS = TypeAdapter(list[dict[str, Number | None]])
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -4,7 +4,8 @@ A ``CheckpointStore`` holds folders by name, each complete or absent. ``FolderSt
 shared disk; the shell has a store on S3.
 """
 
-import shutil
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from denoise import distributed
-from denoise.files import write_folder
+from denoise.files import remove, write_folder
 from denoise.training.checkpoint import Snapshot, checkpoint_name, damage
 from denoise.training.fault_injection import NO_FAULTS, FaultInjector
 
+NAME = re.compile(r"step-[0-9]{8,12}")  # what ``checkpoint_name`` returns; anything else is not ours to delete
 SCORE = "val_psnr"  # the metric that decides which checkpoint is best: the higher the better
 
 Write = Callable[[Path], None]
@@ -53,7 +55,7 @@ class FolderStore:
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints, oldest first."""
-        return sorted(path.name for path in self.folder.glob("step-*"))
+        return sorted(path.name for path in self.folder.glob("step-*") if NAME.fullmatch(path.name))
 
     def put(self, name: str, write: Write) -> None:
         """Write the folder under a temporary name and rename it.
@@ -72,12 +74,13 @@ class FolderStore:
         hidden = self.folder / f".{name}.going"
         if (self.folder / name).exists():
             (self.folder / name).rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove(hidden, self.folder)
 
     def clean(self) -> None:
         """Remove what killed processes have left half-written or half-deleted."""
-        for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".step-*.*"):
+            if NAME.fullmatch(path.name[1:].partition(".")[0]):
+                remove(path, self.folder)
 
 
 class CheckpointManager:
@@ -169,5 +172,7 @@ class CheckpointManager:
 
 def best_name(names: Sequence[str], history: Iterable[Mapping[str, Any]]) -> str:
     """Return the checkpoint with the highest validation PSNR, the first of equals; the last if none has a score."""
-    scores = {checkpoint_name(int(row["step"])): row[SCORE] for row in history if SCORE in row}
+    scores = {
+        checkpoint_name(int(row["step"])): row[SCORE] for row in history if math.isfinite(row.get(SCORE, math.nan))
+    }
     return max((name for name in names if name in scores), key=lambda name: scores[name], default=names[-1])

@@ -10,16 +10,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 from denoise.errors import UserError
-from denoise.files import atomic_folder, exclusive_lock, has_digest, link_or_copy, write_bytes
+from denoise.files import atomic_folder, exclusive_lock, has_digest, link_or_copy, remove, write_bytes
 from pipelines.console import progress
 from pipelines.datasets.archives import tar_files
 from pipelines.datasets.catalog import DataSet, checksums, choose_splits, data_set, sample_path
 from pipelines.datasets.imagenet import ANY_SIDE, IMAGENETS, fetch_imagenet
 from pipelines.datasets.layout import fetch_lock, mirror_path, raw_folder, raw_work_folder
 from pipelines.storage.base import NotFoundError, wrong_checksum
-from pipelines.storage.http import download, download_all, size_of
+from pipelines.storage.http import LARGEST_IMAGE, download, download_all, size_of
 
-ARCHIVE_LIMIT = 1 << 30  # bytes in the archive of a small set
+ARCHIVE_LIMIT = 1 << 28  # bytes of the archive of a small set, and of what is in it
 
 
 def fetch(
@@ -127,6 +127,10 @@ def _copy_all(
     with progress(f"fetch {dataset.name} {split}", len(missing)) as advance:
         for file, digest in missing.items():
             path = source(file)
+            if (size := path.stat().st_size) > LARGEST_IMAGE:
+                raise UserError(
+                    f"{path} has {size} bytes, so it is not the image of {dataset.name}: get a good copy of it"
+                )
             _write_verified(downloads / file, path.read_bytes(), digest, str(path))
             advance(1)
 
@@ -146,11 +150,11 @@ def _fetch_archive(dataset: DataSet, split: str, missing: dict[str, str], downlo
         part = archive.with_name(archive.name + ".part")
         done = part.stat().st_size if part.exists() else 0
         with progress(f"fetch {archive.name}", size_of(address), "bytes", done) as advance:
-            download(address, archive, advance=advance)
+            download(address, archive, advance=advance, limit=ARCHIVE_LIMIT)
     try:
         _unpack(dataset, split, missing, downloads, archive)
     except UserError:
-        archive.unlink()  # otherwise every later call would find the same bad archive
+        remove(archive, downloads.parent)  # otherwise every later call would find the same bad archive
         raise
 
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
+from denoise.documents import parse_json
 from denoise.errors import UserError
 from denoise.files import atomic_folder, exclusive_lock, has_digest, link_or_copy, write_bytes
 from pipelines.console import progress
@@ -19,6 +20,7 @@ from pipelines.storage.base import NotFoundError
 from pipelines.storage.http import download_all, read_text
 
 IMAGENET_LIMIT = 1 << 40
+LARGEST_SUMS = 1 << 28  # bytes of SHA256SUMS, which has a line for each of 1.3 million images
 IMAGENETS: dict[str, dict[str, str]] = {"imagenet": {}, "imagenet_val": {"train": "val"}}  # name -> our split -> theirs
 ANY_SIDE = (1, 1 << 31)  # pixels
 SUFFIXES = {".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
@@ -92,7 +94,7 @@ def _record_path(root: Path, raw: Path) -> Path:
 def _matches_record(root: Path, raw: Path, wanted: dict[str, object]) -> bool:
     """Return whether a raw folder is unchanged since it was made, and was made from what is ``wanted`` now."""
     try:
-        record = json.loads(_record_path(root, raw).read_text(encoding="utf-8"))
+        record = parse_json(_record_path(root, raw).read_bytes())
         wanted = wanted | {"pictures": _listing(raw)}
         return all(record[key] == value for key, value in wanted.items())
     except (OSError, ValueError, TypeError, KeyError):
@@ -110,14 +112,14 @@ def _has_sides(image: Path | bytes, name: str, sides: tuple[int, int]) -> bool:
     """Return whether both sides are within the limits, from the header alone."""
     if sides == ANY_SIDE:
         return True
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(image if isinstance(image, Path) else BytesIO(image)) as header:
             width, height = header.size
-            return sides[0] <= min(width, height) and max(width, height) <= sides[1]
-    except UnidentifiedImageError as error:
+    except Exception as error:  # Pillow's readers raise whatever comes
         raise UserError(f"{name} is no image, so its size is unknown: remove it from the mirror") from error
+    return sides[0] <= min(width, height) and max(width, height) <= sides[1]
 
 
 def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | None:
@@ -130,7 +132,7 @@ def _imagenet_source(mirror: str | Path, split: str, root: Path) -> _Source | No
         return _tar_source(folder) if folder.name == tar else None
     sums = folder / "SHA256SUMS"
     if (folder / "imagenet" / split).is_dir() and sums.is_file():
-        return _sums_source(folder, _split_checksums(sums.read_text(encoding="utf-8"), str(sums), split), split)
+        return _sums_source(folder, _split_checksums(sums, str(sums), split), split)
     for images in (folder / "imagenet" / split, folder / split):
         if images.is_dir():
             return _folder_source(images)
@@ -160,10 +162,12 @@ def _site_source(site: str, split: str, root: Path) -> _Source | None:
     sums = folder / f"SHA256SUMS-{_digest([site])[:8]}"
     if not sums.is_file():
         try:
-            write_bytes(sums, read_text(f"{site}/SHA256SUMS").encode())
+            text = read_text(f"{site}/SHA256SUMS", LARGEST_SUMS)
+            parse_checksums(text, f"{site}/SHA256SUMS")  # a list that is none is not kept
+            write_bytes(sums, text.encode())
         except NotFoundError as error:
             raise UserError(f"the mirror {site} has no SHA256SUMS, which lists its images: add it there") from error
-    expected = _split_checksums(sums.read_text(encoding="utf-8"), f"{site}/SHA256SUMS", split)
+    expected = _split_checksums(sums, f"{site}/SHA256SUMS", split)
 
     def images() -> Iterator[tuple[str, Path]]:
         missing = [
@@ -187,16 +191,29 @@ def _tar_source(tar: Path) -> _Source:
     return _Source(f"{tar.name} {state.st_size} {state.st_mtime_ns}", None, images)
 
 
-def _split_checksums(text: str, origin: str, split: str) -> dict[str, str]:
-    """Return name -> sha256 of a split of ImageNet, from the text of SHA256SUMS."""
+def _split_checksums(file: Path, origin: str, split: str) -> dict[str, str]:
+    """Return name -> sha256 of a split of ImageNet, from SHA256SUMS.
+
+    Raises:
+        UserError: it is no list of checksums; ``origin`` names it in the message.
+    """
+    if (size := file.stat().st_size) > LARGEST_SUMS:
+        raise UserError(f"{origin} is no list of checksums: it has {size} bytes, more than the {LARGEST_SUMS} expected")
+    try:
+        sums = parse_checksums(file.read_text(encoding="utf-8"), origin)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin} is no list of checksums: it is not text in UTF-8 ({error.reason})") from None
     start = f"imagenet/{split}/"
-    sums = parse_checksums(text, origin)
     return {path.removeprefix(start): digest for path, digest in sums.items() if path.startswith(start)}
 
 
 def _file_names(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative to it, sorted."""
-    paths = (Path(base, file) for base, _, files in os.walk(folder, followlinks=True) for file in files)
+    paths: list[Path] = []
+    for base, folders, files in os.walk(folder, followlinks=True):
+        here = Path(base).resolve()
+        folders[:] = [name for name in folders if not here.is_relative_to(Path(base, name).resolve())]  # a link back
+        paths += [Path(base, file) for file in files]
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
@@ -206,4 +223,4 @@ def _listing(folder: Path) -> str:
 
 
 def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -2,21 +2,22 @@
 
 import hashlib
 import io
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from denoise.config import Config
+from denoise.data.index import LARGEST_INDEX, Entry
 from denoise.data.shards import INDEX, DamagedError, ShardFolder, Shards, list_name
 from denoise.errors import UserError
-from denoise.files import atomic_folder, explain_write_errors, file_digest, has_digest
+from denoise.files import atomic_folder, explain_write_errors, file_digest, has_digest, remove
 from pipelines.console import progress
-from pipelines.datasets.layout import shard_folder, work_folder
-from pipelines.storage.base import NotFoundError, Remote, WritableRemote, with_retries
+from pipelines.datasets.hints import how_to_make
+from pipelines.datasets.layout import set_path, shard_folder, work_folder
+from pipelines.storage.base import LimitedFile, NotFoundError, Remote, TooLargeError, WritableRemote, with_retries
 from pipelines.storage.remote import fetch_bytes, remote, writable_remote
 
 CONNECTIONS = 8
@@ -39,7 +40,7 @@ def push(config: Config, name: str, split: str) -> str:
     Raises:
         UserError: no ``data.url``, shards that are damaged or missing here, or a remote that cannot be written to.
     """
-    target, prefix = writable_remote(_url(config)), f"{split}/{name}"
+    target, prefix = writable_remote(_url(config)), set_path(split, name)
     folder = shard_folder(Path(config.data.root), split, name)
     problems = list(check_folder(folder))
     if problems:
@@ -61,10 +62,10 @@ def pull(config: Config, name: str, split: str) -> Path:
     Raises:
         UserError: no ``data.url``, no such set there, or a file with another sha256 than the index says.
     """
-    source, prefix, root = remote(_url(config)), f"{split}/{name}", Path(config.data.root)
-    index = _remote_index(source, prefix)
+    source, prefix, root = remote(_url(config)), set_path(split, name), Path(config.data.root)
+    index, entries = _remote_index(source, prefix)
     target, work = shard_folder(root, split, name), work_folder(root, split, name).with_name(f"{name}.pull")
-    files = _files_of(json.loads(index))
+    files = _files_of(entries)
     with (
         explain_write_errors(target),
         atomic_folder(target, work, resume=True),
@@ -74,7 +75,7 @@ def pull(config: Config, name: str, split: str) -> Path:
             advance(file.size)
         (work / INDEX).write_bytes(index)
         for path in set(work.iterdir()) - {work / INDEX, *(work / file.name for file in files)}:
-            path.unlink()
+            remove(path, work)
     return target
 
 
@@ -85,19 +86,20 @@ def verify(config: Config, name: str, split: str) -> list[str]:
     """
     if config.data.url is None:
         return list(check_folder(shard_folder(Path(config.data.root), split, name)))
-    source, prefix = remote(_url(config)), f"{split}/{name}"
-    files = _files_of(json.loads(_remote_index(source, prefix)))
+    source, prefix = remote(_url(config)), set_path(split, name)
+    files = _files_of(_remote_index(source, prefix)[1])
     problems: list[str] = []
     with progress(f"verify {name} {split}", sum(file.size for file in files), "bytes") as advance:
 
         def check(file: File) -> None:
+            address = f"{source.address}/{prefix}/{file.name}"
             try:
-                actual = fetch_digest(source, f"{prefix}/{file.name}")
+                if fetch_digest(source, f"{prefix}/{file.name}", file.size) != (file.size, file.sha256):
+                    problems.append(f"{address} is not the file of the index.")
             except NotFoundError:
-                problems.append(f"{source.address}/{prefix}/{file.name} is missing.")
-                return
-            if actual != (file.size, file.sha256):
-                problems.append(f"{source.address}/{prefix}/{file.name} is not the file of the index.")
+                problems.append(f"{address} is missing.")
+            except TooLargeError:
+                problems.append(f"{address} has more than the {file.size} bytes of the index.")
 
         for file in _in_parallel(files, check):
             advance(file.size)
@@ -125,15 +127,16 @@ def check_folder(folder: Path) -> Iterator[str]:
         yield f"{path} is not in the index."
 
 
-def fetch_digest(source: Remote, path: str) -> tuple[int, str]:
-    """Return size and sha256 of a remote file without storing it."""
+def fetch_digest(source: Remote, path: str, limit: int) -> tuple[int, str]:
+    """Return size and sha256 of a remote file without storing it; TooLargeError if it has more than ``limit`` bytes."""
+    address = f"{source.address}/{path}"
 
     def attempt() -> tuple[int, str]:
         sink = _DigestSink()
-        source.receive(path, sink, 0)  # type: ignore[arg-type]
+        source.receive(path, LimitedFile(sink, limit, address), 0)
         return sink.size, sink.digest.hexdigest()
 
-    return with_retries(f"{source.address}/{path}", attempt)
+    return with_retries(address, attempt)
 
 
 class _DigestSink(io.RawIOBase):
@@ -147,6 +150,9 @@ class _DigestSink(io.RawIOBase):
         self.size += len(data)
         return len(data)
 
+    def tell(self) -> int:
+        return self.size
+
 
 def _url(config: Config) -> str:
     if config.data.url is None:
@@ -154,36 +160,35 @@ def _url(config: Config) -> str:
     return config.data.url
 
 
-def _local_index(folder: Path) -> Mapping[str, Any]:
+def _local_index(folder: Path) -> Sequence[Entry]:
     path = folder / INDEX
     if not path.is_file():
-        raise UserError(f"{folder} holds no shards ({INDEX} is missing); make them with `denoise shard NAME`.")
-    shards = Shards.read(str(folder), path.read_bytes(), ShardFolder(folder))
-    return {"shards": shards.entries}
+        hint = how_to_make(folder.name, folder.parent.name)
+        raise UserError(f"{folder} holds no shards ({INDEX} is missing); {hint}.")
+    return Shards.read(str(folder), path.read_bytes(), ShardFolder(folder)).entries
 
 
-def _remote_index(source: Remote, prefix: str) -> bytes:
+def _remote_index(source: Remote, prefix: str) -> tuple[bytes, Sequence[Entry]]:
     try:
-        index = fetch_bytes(source, f"{prefix}/{INDEX}")
+        index = fetch_bytes(source, f"{prefix}/{INDEX}", LARGEST_INDEX)
     except NotFoundError:
         raise NotFoundError(
             f"there is no {prefix} at {source.address}; put it there with `denoise data push`."
         ) from None
-    Shards.read(f"{source.address}/{prefix}", index, ShardFolder(Path(prefix)))  # raises if it is no index
-    return index
+    return index, Shards.read(f"{source.address}/{prefix}", index, ShardFolder(Path(prefix))).entries
 
 
 def _remote_files(source: Remote, prefix: str) -> set[File]:
     """Return the files of the set at a remote; none where there is no set, or a damaged one."""
     try:
-        return set(_files_of(json.loads(_remote_index(source, prefix))))
+        return set(_files_of(_remote_index(source, prefix)[1]))
     except (NotFoundError, DamagedError):
         return set()
 
 
-def _files_of(index: Mapping[str, Any]) -> list[File]:
+def _files_of(entries: Sequence[Entry]) -> list[File]:
     files = []
-    for entry in index["shards"]:
+    for entry in entries:
         files.append(File(entry["file"], entry["bytes"], entry["sha256"]))
         files.append(File(list_name(entry["file"]), entry["samples_bytes"], entry["samples_sha256"]))
     return files
@@ -202,15 +207,15 @@ def _receive(source: Remote, prefix: str, file: File, target: Path, work: Path) 
     if older.is_file() and older.stat().st_size == file.size and file_digest(older) == file.sha256:
         os.link(older, path)
         return
-    part = path.with_suffix(path.suffix + ".part")
+    part, address = path.with_suffix(path.suffix + ".part"), f"{source.address}/{prefix}/{file.name}"
 
     def attempt() -> None:
         with part.open("wb") as sink:
-            source.receive(f"{prefix}/{file.name}", sink, 0)
+            source.receive(f"{prefix}/{file.name}", LimitedFile(sink, file.size, address), 0)
 
-    with_retries(f"{source.address}/{prefix}/{file.name}", attempt)
+    with_retries(address, attempt)
     if file_digest(part) != file.sha256:
-        raise UserError(f"{source.address}/{prefix}/{file.name} is not the file of the index; push the set again.")
+        raise UserError(f"{address} is not the file of the index; push the set again.")
     part.replace(path)
 
 

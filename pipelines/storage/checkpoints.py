@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from denoise.errors import UserError
-from denoise.files import write_folder
-from denoise.training.checkpoint import MANIFEST
-from denoise.training.checkpoint_manager import CheckpointStore, FolderStore
+from denoise.files import remove, require_name, write_folder
+from denoise.training.checkpoint import FILES, MANIFEST
+from denoise.training.checkpoint_manager import NAME, CheckpointStore, FolderStore
 from pipelines.storage.base import NotFoundError, with_retries
 from pipelines.storage.remote import bucket_at
 from pipelines.storage.s3 import S3Remote
@@ -65,13 +65,14 @@ class S3Store:
         """Delete the files of names without a manifest, left by a killed process."""
         paths = self._paths(NAME_PREFIX)
         complete = _names_with_manifest(paths)
-        self._delete([path for path in paths if path.partition("/")[0] not in complete])
+        names = ((path, path.partition("/")[0]) for path in paths)
+        self._delete([path for path, name in names if NAME.fullmatch(name) and name not in complete])
 
     def _receive_all(self, name: str, work: Path) -> None:
         if self._receive(f"{name}/{MANIFEST}", work / MANIFEST):
             for path in self._paths(f"{name}/"):
                 file = path.removeprefix(f"{name}/")
-                if file not in ("", MANIFEST) and "/" not in file:  # "": what S3 consoles make of a folder
+                if file in FILES:  # and not "", which S3 consoles make of a folder
                     self._receive(path, work / file)
 
     def _receive(self, path: str, target: Path) -> bool:
@@ -84,7 +85,7 @@ class S3Store:
         try:
             with_retries(self._address(path), attempt)
         except NotFoundError:  # deleted since it was listed: ``damage`` will report it
-            target.unlink()
+            remove(target, target.parent)
             return False
         return True
 
@@ -109,8 +110,9 @@ def open_store(storage: str, name: str) -> CheckpointStore:
         name: the run's name.
 
     Raises:
-        UserError: another kind of address.
+        UserError: another kind of address, or a name that leads out of it.
     """
+    require_name(name, "the name of the run")
     if storage.startswith("s3:"):
         return S3Store(bucket_at(f"{bucket_at(storage, KEY).address}/{name}/checkpoints", KEY))
     if "://" in storage:
@@ -124,8 +126,9 @@ def absolute(storage: str) -> str:
 
 
 def _names_with_manifest(paths: list[str]) -> list[str]:
-    """Return the names among the paths NAME/FILE that have a manifest."""
-    return sorted(path.partition("/")[0] for path in paths if path.partition("/")[2] == MANIFEST)
+    """Return the names of checkpoints among the paths NAME/FILE that have a manifest."""
+    names = (path.partition("/")[0] for path in paths if path.partition("/")[2] == MANIFEST)
+    return sorted(name for name in names if NAME.fullmatch(name))
 
 
 @contextmanager

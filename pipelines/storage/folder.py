@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-from denoise.files import atomic_file
-from pipelines.storage.base import NotFoundError
+from denoise.files import atomic_file, remove
+from pipelines.storage.base import NotFoundError, Sink
 
 CHUNK = 1 << 20
 
@@ -23,14 +22,13 @@ class LocalRemote:
     def __init__(self, address: str, folder: Path) -> None:
         self.address, self.folder = address.rstrip("/"), folder
 
-    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+    def receive(self, path: str, file: Sink, start: int) -> None:
         """Append a file from byte ``start`` on."""
-        try:
-            with (self.folder / path).open("rb") as source:
-                source.seek(start)
-                shutil.copyfileobj(source, file, CHUNK)
-        except FileNotFoundError:
-            raise NotFoundError(f"{self.address}/{path} does not exist.") from None
+        if not (self.folder / path).is_file():
+            raise NotFoundError(f"{self.address}/{path} does not exist.")
+        with (self.folder / path).open("rb") as source:
+            source.seek(start)
+            shutil.copyfileobj(source, file, CHUNK)
 
     def send(self, source: Path, path: str) -> None:
         """Store a file, whole or not at all."""
@@ -43,7 +41,7 @@ class LocalRemote:
         """Delete files, whether or not they exist, and the folders that become empty."""
         for path in paths:
             target = self.folder / path
-            target.unlink(missing_ok=True)
+            remove(target, self.folder)
             for parent in list(target.parents)[: len(Path(path).parts) - 1]:
                 with suppress(OSError):
                     parent.rmdir()

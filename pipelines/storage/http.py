@@ -2,20 +2,30 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+from denoise.documents import parse_json
 from denoise.errors import UserError
-from denoise.files import file_digest
-from pipelines.storage.base import TIMEOUT, NotFoundError, TransientError, with_retries, wrong_checksum
+from denoise.files import file_digest, remove
+from denoise.redaction import without_passwords
+from pipelines.storage.base import (
+    TIMEOUT,
+    LimitedFile,
+    Sink,
+    TooLargeError,
+    TransientError,
+    with_retries,
+    wrong_checksum,
+)
+from pipelines.storage.request import RangeError, content_length, copy_body, empty, get
 
 if TYPE_CHECKING:
     import requests
 
-CHUNK = 1 << 16  # bytes; the most that a broken connection loses
+LARGEST_IMAGE = 1 << 26  # bytes of a file that is downloaded, where no other limit is given
 CONNECTIONS = 8
 ATTEMPTS = 4  # of a download
 DOWNLOAD_TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two packets; public servers are slow
@@ -35,17 +45,17 @@ class HttpRemote:
 
         self.address, self.key, self.session = address, key, requests.Session()
 
-    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+    def receive(self, path: str, file: Sink, start: int) -> None:
         """Append a file from byte ``start`` on."""
         url = f"{self.address}/{path}"
         try:
-            with _get(self.session, url, f"check {self.key}", TIMEOUT, start) as response:
+            with get(self.session, url, f"check {self.key}", TIMEOUT, start) as response:
                 if start and response.status_code == 200:  # a server without ranges sends all of it again
-                    _empty(file)
-                _copy_body(response, file)
-        except _RangeError:
+                    empty(file)
+                copy_body(response, file)
+        except RangeError:
             if start:
-                _empty(file)
+                empty(file)
             raise
 
 
@@ -55,6 +65,8 @@ def download(
     sha256: str | None = None,
     advance: Callable[[float], None] | None = None,
     session: "requests.Session | None" = None,
+    *,
+    limit: int = LARGEST_IMAGE,
 ) -> Path:
     """Download one file; ``target`` appears when it is complete and verified, never before.
 
@@ -67,21 +79,27 @@ def download(
         sha256: the expected checksum, if known.
         advance: called with the number of bytes as they arrive; a negative number takes back what has to come again.
         session: connections to use again.
+        limit: bytes that the file may have.
 
     Raises:
         NotFoundError: the server has no such file.
+        TooLargeError: the file has more bytes than the limit; nothing of it is kept.
         UserError: no connection after some attempts, an answer other than the file, or a wrong checksum.
     """
     import requests
 
     if session is None:
         with requests.Session() as own:
-            return download(url, target, sha256, advance, own)
+            return download(url, target, sha256, advance, own, limit=limit)
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def attempt() -> Path:
-        resumed = _download_rest(url, part, session, advance or _ignore)
+        try:
+            resumed = _download_rest(url, part, session, advance or _ignore, limit)
+        except TooLargeError:
+            _delete_part(part)
+            raise
         digest = file_digest(part) if sha256 else None
         if digest == sha256:
             part.replace(target)
@@ -131,120 +149,36 @@ def size_of(url: str) -> int | None:
         response = requests.head(url, allow_redirects=True, timeout=DOWNLOAD_TIMEOUT, headers=headers)
     except requests.RequestException:
         return None  # the download itself will say what is wrong
-    length = response.headers.get("Content-Length", "")
-    return int(length) if response.ok and length.isdecimal() else None
+    return content_length(response) if response.ok else None
 
 
-def read_text(url: str) -> str:
-    """Return a small text file; the errors are those of ``download``."""
+def read_text(url: str, limit: int = LARGEST_IMAGE) -> str:
+    """Return a text file of ``limit`` bytes at most; the errors are those of ``download``."""
     with tempfile.TemporaryDirectory() as folder:
-        return download(url, Path(folder, "text")).read_text(encoding="utf-8")
-
-
-class _RangeError(TransientError):
-    """The server cannot continue what is there: the next attempt has to start from nothing."""
-
-
-@contextmanager
-def _get(
-    session: "requests.Session",
-    url: str,
-    advice: str,
-    timeout: float | tuple[float, float],
-    start: int = 0,
-    validator: str = "",
-) -> "Iterator[requests.Response]":
-    """Request a file from byte ``start`` on and hand out the response: status 200 for all of it, 206 for the rest.
-
-    Args:
-        session: connections to use again.
-        url: the address.
-        advice: what the user can do about an error.
-        timeout: seconds to connect and between two packets.
-        start: bytes that are there.
-        validator: the ETag or the date of these bytes; the server sends all of a file that has another one.
-
-    Raises:
-        NotFoundError: the server has no such file.
-        TransientError: the connection failed, also within the block, or the server cannot answer now.
-        UserError: another answer, or an address that is none.
-    """
-    import requests
-    import urllib3
-
-    # Without "identity" a server may call a .tgz "gzip-encoded tar", and the bytes stored would be other ones.
-    headers = {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    if start and validator:
-        headers["If-Range"] = validator
-    try:
-        with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
-            _check_status(response, url, advice, start)
-            yield response
-    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise TransientError(_cause(error)) from error
-    except requests.RequestException as error:
-        raise UserError(f"cannot download {url} ({_cause(error)}): {advice}") from error
-
-
-def _check_status(response: "requests.Response", url: str, advice: str, start: int) -> None:
-    """Return if the response carries the file from ``start`` on, or all of it; otherwise raise as ``_get``."""
-    status = response.status_code
-    if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        raise _RangeError("the server sent another part than the one asked for")
-    if status in (200, 206):
-        return
-    if status == 416:  # what is there is longer than the file
-        raise _RangeError("the file changed on the server")
-    answer = f"the server answered {status} {response.reason}"
-    if status in (404, 410):
-        raise NotFoundError(f"{url} does not exist ({answer}): {advice}")
-    if status == 429 or status >= 500:
-        raise TransientError(answer)
-    raise UserError(f"cannot download {url} ({answer}): {advice}")
-
-
-def _copy_body(response: "requests.Response", file: IO[bytes], advance: Callable[[float], None] | None = None) -> None:
-    """Append the body to a file; TransientError where it ends too early."""
-    received = 0
-    for chunk in response.raw.stream(CHUNK, decode_content=False):
-        file.write(chunk)
-        received += len(chunk)
-        if advance:
-            advance(len(chunk))
-    length = response.headers.get("Content-Length", "")
-    if length.isdecimal() and received != int(length):
-        raise TransientError(f"the connection broke after {received} of {length} bytes")
-
-
-def _cause(error: Exception) -> str:
-    """Return the last link of the chain that requests and urllib3 wrap around a cause, e.g. "Connection refused"."""
-    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-    return str(cause).rpartition(": ")[2] or type(error).__name__
-
-
-def _empty(file: IO[bytes]) -> None:
-    file.seek(0)
-    file.truncate()
+        try:
+            return download(url, Path(folder, "text"), limit=limit).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{url} is not text in UTF-8 ({error.reason}): {ADVICE}") from None
 
 
 # The part of a download, and the notes beside it.
 
 
-def _download_rest(url: str, part: Path, session: "requests.Session", advance: Callable[[float], None]) -> bool:
+def _download_rest(
+    url: str, part: Path, session: "requests.Session", advance: Callable[[float], None], limit: int
+) -> bool:
     """Download what is missing of one file; return whether it continues what an earlier attempt left in ``part``."""
     start, validator = _resumable(url, part)
     counted = part.stat().st_size if part.exists() else 0
     try:
-        with _get(session, url, ADVICE, DOWNLOAD_TIMEOUT, start, validator) as response:
+        with get(session, url, ADVICE, DOWNLOAD_TIMEOUT, start, validator) as response:
             resumed = bool(start) and response.status_code == 206
             if not resumed:
                 _start_part(url, part, response.headers)
                 advance(-counted)
             with part.open("ab") as file:
-                _copy_body(response, file, advance)
-    except _RangeError:
+                copy_body(response, LimitedFile(file, limit, url), advance)
+    except RangeError:
         _forbid_resuming(part)
         raise
     return resumed
@@ -257,8 +191,8 @@ def _notes_path(part: Path) -> Path:
 def _resumable(url: str, part: Path) -> tuple[int, str]:
     """Return how many bytes of an earlier attempt can be continued, and what identifies their version of the file."""
     try:
-        notes = json.loads(_notes_path(part).read_text(encoding="utf-8"))
-        return (part.stat().st_size, notes["validator"]) if notes["url"] == url else (0, "")
+        notes = parse_json(_notes_path(part).read_bytes())
+        return (part.stat().st_size, str(notes["validator"])) if notes["url"] == without_passwords(url) else (0, "")
     except (OSError, ValueError, KeyError, TypeError):
         return 0, ""
 
@@ -270,17 +204,19 @@ def _start_part(url: str, part: Path, headers: Mapping[str, str]) -> None:
     # A weak ETag promises the same meaning, not the same bytes, so it may not be used to continue.
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
     if validator and headers.get("Accept-Ranges") != "none":
-        _notes_path(part).write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        _notes_path(part).write_text(
+            json.dumps({"url": without_passwords(url), "validator": validator}), encoding="utf-8"
+        )
 
 
 def _forbid_resuming(part: Path) -> None:
     """Make the next attempt start from nothing: a part without notes is never continued."""
-    _notes_path(part).unlink(missing_ok=True)
+    remove(_notes_path(part), part.parent)
 
 
 def _delete_part(part: Path) -> None:
     _forbid_resuming(part)
-    part.unlink(missing_ok=True)
+    remove(part, part.parent)
 
 
 def _ignore(_: float) -> None:

@@ -1,14 +1,18 @@
 """Remotes by address: ``s3://BUCKET/PREFIX``, ``http(s)://...``, or a folder."""
 
 import io
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from denoise.errors import UserError
-from pipelines.storage.base import Remote, WritableRemote, with_retries
+from pipelines.storage.base import LimitedFile, Remote, WritableRemote, with_retries
 from pipelines.storage.folder import LocalRemote
 from pipelines.storage.http import HttpRemote
 from pipelines.storage.s3 import S3Remote
+
+LARGEST = 1 << 26  # bytes of a small file, where no other limit is given
+SCHEME = re.compile(r"(file(?=:/)|[A-Za-z][A-Za-z0-9+.-]*(?=://)):(//)?")  # anything else is the path of a folder
 
 
 def remote(url: str, key: str = "data.url") -> S3Remote | HttpRemote | LocalRemote:
@@ -21,13 +25,16 @@ def remote(url: str, key: str = "data.url") -> S3Remote | HttpRemote | LocalRemo
     Raises:
         UserError: another kind of address.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "s3":
+    match = SCHEME.match(url)
+    if match is None:
+        return LocalRemote(url, Path(url))
+    scheme = match[1].lower()
+    if scheme == "s3":
         return bucket_at(url, key)
-    if parts.scheme in ("http", "https"):
+    if scheme in ("http", "https"):
         return HttpRemote(url.rstrip("/"), key)
-    if parts.scheme in ("", "file"):
-        return LocalRemote(url, Path(parts.path))
+    if scheme == "file" and url.startswith("/", match.end()):
+        return LocalRemote(url, Path(unquote(url[match.end() :])))
     raise UserError(f"{key}={url} is not understood; write s3://BUCKET/PREFIX, http(s)://..., or a folder.")
 
 
@@ -57,12 +64,18 @@ def writable_remote(url: str) -> WritableRemote:
     return target
 
 
-def fetch_bytes(source: Remote, path: str) -> bytes:
-    """Return a small file; NotFoundError where there is none."""
+def fetch_bytes(source: Remote, path: str, limit: int = LARGEST) -> bytes:
+    """Return a small file, of ``limit`` bytes at most.
+
+    Raises:
+        NotFoundError: there is none.
+        TooLargeError: it has more bytes.
+    """
+    address = f"{source.address}/{path}"
 
     def attempt() -> bytes:
         file = io.BytesIO()
-        source.receive(path, file, 0)
+        source.receive(path, LimitedFile(file, limit, address), 0)
         return file.getvalue()
 
-    return with_retries(f"{source.address}/{path}", attempt)
+    return with_retries(address, attempt)

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from denoise.errors import UserError, first_line
-from pipelines.storage.base import TIMEOUT, NotFoundError, TransientError
+from pipelines.storage.base import TIMEOUT, NotFoundError, Sink, TransientError, refuse_untrusted
 
 CHUNK = 1 << 20
 PAGE_SIZE = 1000  # objects in one answer to a request for a list, the most that S3 gives
@@ -40,7 +40,7 @@ class S3Remote:
         self.address, self.bucket, self.prefix, self.key = address, bucket, prefix, key
         self._local = threading.local()
 
-    def receive(self, path: str, file: IO[bytes], start: int) -> None:
+    def receive(self, path: str, file: Sink, start: int) -> None:
         """Append an object from byte ``start`` on."""
         byte_range = {"Range": f"bytes={start}-"} if start else {}
         with self._translated_errors(path):
@@ -121,8 +121,10 @@ class S3Remote:
                 ) from None
             raise TransientError(f"the server answered {code}") from None
         except (boto.BotoCoreError, HTTPError, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-                raise  # the disk, not the network
+            network = (boto.BotoCoreError, HTTPError, ConnectionError, TimeoutError)  # some of boto's are OSErrors, too
+            if not isinstance(error, network):
+                raise  # the disk
+            refuse_untrusted(self._client().meta.endpoint_url, error, "AWS_CA_BUNDLE")
             raise TransientError(first_line(error)) from None
 
 

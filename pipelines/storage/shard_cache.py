@@ -6,6 +6,7 @@ Every process may be killed at any moment: files appear by renaming, and locks g
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +16,16 @@ from typing import IO
 
 from denoise.data.shards import DamagedError
 from denoise.errors import UserError
-from denoise.files import exclusive_lock, file_digest
+from denoise.files import exclusive_lock, file_digest, is_sha256, remove
 from pipelines.console import say
-from pipelines.storage.base import NotFoundError, Remote, TransientError, with_retries
+from pipelines.storage.base import LimitedFile, NotFoundError, Remote, TooLargeError, TransientError, with_retries
 
 CONNECTIONS = 4  # downloads at once, in each process
 ATTEMPTS = 3  # for a file that arrives whole, but with another sha256
 TOUCH_INTERVAL = 1.0  # seconds after which a file's time of last use is written again
 ROOM_LOCK = "room.lock"  # held while the bytes in the cache are counted or its files change
 POLL_INTERVAL = 0.05  # seconds between two checks for room
+CACHED = re.compile(r"[0-9a-f]{64}(?:\.([0-9]+)\.part)?")  # names of files here; no others are counted or removed
 
 
 class ShardCache:
@@ -53,7 +55,7 @@ class ShardCache:
     @contextmanager
     def open(self, name: str, sha256: str) -> Iterator[IO[bytes]]:
         """Hold a file open; download it first if it is not here."""
-        path = self.folder / sha256
+        path = self._path(name, sha256)
         while True:
             try:
                 file = path.open("rb")
@@ -81,18 +83,24 @@ class ShardCache:
             self.threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="shard-cache")
         self.downloads = {sha256: future for sha256, future in self.downloads.items() if not future.done()}
         for name, sha256 in files:
-            if sha256 not in self.downloads and not (self.folder / sha256).exists():
+            if sha256 not in self.downloads and not self._path(name, sha256).exists():
                 self.downloads[sha256] = self.threads.submit(self._prefetch, name, sha256)
 
     def drop(self, name: str, sha256: str) -> bool:
         """Remove a copy that was damaged on this disk; another one can be downloaded."""
-        (self.folder / sha256).unlink(missing_ok=True)
+        remove(self._path(name, sha256), self.folder)
         return True
 
     def close(self) -> None:
         """Stop downloading in the background."""
         if self.threads is not None:
             self.threads.shutdown(wait=False, cancel_futures=True)
+
+    def _path(self, name: str, sha256: str) -> Path:
+        """Return where a file is cached; DamagedError for a checksum that is none, which could lead anywhere."""
+        if not is_sha256(sha256):
+            raise DamagedError(f"{self.source.address}/{self.prefix}/{name} has no sha256 in its index; push it again.")
+        return self.folder / sha256
 
     def _prefetch(self, name: str, sha256: str) -> None:
         """Download a file ahead of its use; an error is reported when the file is used."""
@@ -113,7 +121,7 @@ class ShardCache:
     def _download(self, name: str, sha256: str) -> None:
         """Download a file; of several processes and threads that want it one does, the others wait."""
         size, address = self.sizes[name], f"{self.source.address}/{self.prefix}/{name}"
-        path, part = self.folder / sha256, self.folder / f"{sha256}.{size}.part"
+        path, part = self._path(name, sha256), self.folder / f"{sha256}.{size}.part"
         with exclusive_lock(_lock_of(path)):
             if path.exists():
                 return
@@ -124,7 +132,7 @@ class ShardCache:
                     with exclusive_lock(self.folder / ROOM_LOCK):  # whoever counts sees it under one of its two names
                         part.replace(path)
                     return
-                part.unlink()
+                remove(part, self.folder)
             raise DamagedError(
                 f"{address} has another sha256 than the index says, {ATTEMPTS} times; push the set again."
             )
@@ -134,13 +142,19 @@ class ShardCache:
 
         Raises:
             TransientError: it is still not whole.
-            DamagedError: it does not exist.
+            DamagedError: it does not exist, or is longer than the index says.
         """
+        address = f"{self.source.address}/{self.prefix}/{name}"
         with part.open("ab") as file:
             if file.tell() >= size:
                 file.truncate(0)
             try:
-                self.source.receive(f"{self.prefix}/{name}", file, file.tell())
+                self.source.receive(f"{self.prefix}/{name}", LimitedFile(file, size, address), file.tell())
+            except TooLargeError:
+                file.truncate(0)
+                raise DamagedError(
+                    f"{address} has more than the {size} bytes of the index; push the set again."
+                ) from None
             except NotFoundError as error:
                 raise DamagedError(f"shard {str(error).rstrip('.')}; push the set again.") from None
             if file.tell() < size:
@@ -164,21 +178,22 @@ class ShardCache:
         with exclusive_lock(self.folder / ROOM_LOCK):
             total, removable = size, list[tuple[float, int, Path]]()
             for path in self.folder.iterdir():
+                match = CACHED.fullmatch(path.name)
+                if match is None or path == part:
+                    continue
                 with contextlib.suppress(FileNotFoundError):
-                    status, is_part = path.stat(), path.suffix == ".part"
-                    if path == part or path.suffix == ".lock":
-                        continue
-                    file_size = int(path.suffixes[0][1:]) if is_part else status.st_size
+                    status = path.stat()
+                    file_size = int(match[1] or status.st_size)
                     total += file_size
-                    if not is_part or _is_abandoned(path):
+                    if match[1] is None or _is_abandoned(path):
                         removable.append((status.st_mtime, file_size, path))
             if total - sum(file_size for _, file_size, _ in removable) > self.budget:
-                part.unlink(missing_ok=True)  # what an earlier attempt left would make the others wait in turn
+                remove(part, self.folder)  # what an earlier attempt left would make the others wait in turn
                 return False
             for _, file_size, path in sorted(removable):
                 if total <= self.budget:
                     break
-                path.unlink(missing_ok=True)
+                remove(path, self.folder)
                 total -= file_size
             part.touch()
             return True

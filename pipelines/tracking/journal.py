@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -11,11 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from denoise.errors import UserError
-from denoise.files import atomic_file, exclusive_lock, write_folder, write_json
-from pipelines.tracking.model import MODEL_FILES
+from pydantic import Field, TypeAdapter
+
+from denoise.documents import LARGEST_INT, parse_json
+from denoise.errors import UserError, first_line
+from denoise.files import atomic_file, exclusive_lock, remove, write_folder, write_json
+from denoise.model_files import model_files
+from pipelines.tracking.client import Status
+from pipelines.tracking.database import moved_uri
 from pipelines.tracking.runs import RunSpec
 
 if TYPE_CHECKING:
@@ -23,12 +29,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from pipelines.tracking.client import Status
 
 # Names on disk. Images are in "pictures", as journals that already exist have them there and are still read.
 RUN, METRICS, IMAGES, STATUS, MODEL = "run.json", "metrics.jsonl", "pictures", "status.json", "model"
+FOLDER = "folder"  # key of run.json: where the journal was when that was written
 KEY_PATTERN = re.compile(r"[a-zA-Z0-9_\-. /]{1,250}")  # what MLflow takes as the name of a metric or image
-IMAGE_NAME = re.compile(r"(.+)\+step\+(-?\d+)\+timestamp\+(\d+)(\.\w+)?")  # file name: key, step, timestamp, suffix
+IMAGE_NAME = re.compile(
+    r"(.+)\+step\+(-?[0-9]{1,18})\+timestamp\+([0-9]{1,18})(\.\w+)?"
+)  # file name: key, step, timestamp, suffix
 
 
 class Point(NamedTuple):
@@ -52,8 +60,13 @@ class LoggedImage(NamedTuple):
 class FinalStatus(NamedTuple):
     """The status with which a run ended, and its end time."""
 
-    status: "Status"
+    status: Status
     time: int  # milliseconds since the epoch
+
+
+_SPEC = TypeAdapter(RunSpec)
+_FINAL = TypeAdapter(tuple[Status, Annotated[int, Field(ge=0, le=LARGEST_INT)]])
+_METRICS = TypeAdapter(dict[str, float | None])
 
 
 class Journal:
@@ -73,7 +86,7 @@ class Journal:
     def start_attempt(self, spec: RunSpec) -> RunSpec:
         """Write the run's definition and clear its final status; return it with the first attempt's start time."""
         spec = self.write_spec(spec)
-        (self.folder / STATUS).unlink(missing_ok=True)
+        remove(self.folder / STATUS, self.folder)
         return spec
 
     def write_spec(self, spec: RunSpec) -> RunSpec:
@@ -81,18 +94,21 @@ class Journal:
         with suppress(UserError):  # there is none yet, or it is damaged
             earlier = self.run_spec()
             spec = replace(spec, started=earlier.started or spec.started)
-        write_json(self.folder / RUN, spec.as_dict())
+        write_json(self.folder / RUN, spec.as_dict() | {FOLDER: str(self.folder.resolve())})
         return spec
 
     def run_spec(self) -> RunSpec:
-        """Return the run's definition.
+        """Return the run's definition; after a move, or in a copy, with the database that has the same place beside it.
 
         Raises:
             UserError: the folder is no journal.
         """
         try:
-            return RunSpec.from_dict(json.loads((self.folder / RUN).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError):
+            tree = parse_json((self.folder / RUN).read_bytes())
+            folder = tree.pop(FOLDER, None)
+            spec = _SPEC.validate_python(vars(RunSpec.from_dict(tree)))
+            return replace(spec, uri=moved_uri(spec.uri, folder and Path(folder), self.folder.resolve()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             raise UserError(
                 f"{self.folder} is no journal of a run: it has no {RUN} that can be read; start the run again."
             ) from None
@@ -136,8 +152,8 @@ class Journal:
     def final_status(self) -> FinalStatus | None:
         """Return the final status, None while there is none."""
         try:
-            tree = json.loads((self.folder / STATUS).read_text(encoding="utf-8"))
-            return FinalStatus(tree["status"], int(tree["time"]))
+            tree = parse_json((self.folder / STATUS).read_bytes())
+            return FinalStatus(*_FINAL.validate_python((tree["status"], tree["time"]), strict=True))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -152,26 +168,36 @@ class Journal:
         import numpy as np
 
         def write(work: Path) -> None:
-            for name in MODEL_FILES:
-                shutil.copyfile(model_folder / name, work / name)
+            for file in model_files(model_folder):
+                shutil.copyfile(file, work / file.name)
             write_json(work / "figures.json", dict(metrics))
             np.save(work / "example.npy", example, allow_pickle=False)
 
         write_folder(self.folder / MODEL, write)
 
     def pending_model(self) -> "tuple[Path, dict[str, float], np.ndarray[Any, Any]] | None":
-        """Return (model folder, metrics, example) of a model that MLflow does not have yet, None if there is none."""
+        """Return (model folder, metrics, example) of a model that MLflow does not have yet, None if there is none.
+
+        Raises:
+            UserError: the copy of the model is damaged.
+        """
         import numpy as np
 
         folder = self.folder / MODEL
         if not folder.is_dir():
             return None
-        metrics: dict[str, float] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-        return folder, metrics, np.load(folder / "example.npy")
+        try:
+            values = _METRICS.validate_python(parse_json((folder / "figures.json").read_bytes()))
+            example = np.load(folder / "example.npy", allow_pickle=False)
+        except (OSError, EOFError, MemoryError, ValueError) as error:
+            raise UserError(
+                f"the copy of the model in {folder} is damaged ({first_line(error)}); train again."
+            ) from None
+        return folder, {key: math.nan if value is None else value for key, value in values.items()}, example
 
     def remove_model(self) -> None:
         """Remove the copy of the model, once MLflow has it."""
-        shutil.rmtree(self.folder / MODEL, ignore_errors=True)
+        remove(self.folder / MODEL, self.folder)
 
     def points(self, position: int = 0, limit: int = 1000) -> tuple[list[Point], int]:
         """Return about ``limit`` values from a byte position of metrics.jsonl on, and the position after them.
@@ -203,7 +229,7 @@ class Journal:
         images = [
             LoggedImage(match[1].replace("~", "/"), int(match[2]), int(match[3]), file)
             for match, file in matches
-            if match
+            if match and _is_key(match[1].replace("~", "/"))
         ]
         return sorted(images, key=lambda image: (image.timestamp, image.step, image.key))
 
@@ -237,15 +263,22 @@ class Journal:
 
 def _parse_line(line: bytes) -> list[Point]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         step, timestamp = int(entry["step"]), int(entry["time"])
-        return [Point(key, float(value), timestamp, step) for key, value in entry["metrics"].items()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if max(abs(step), abs(timestamp)) > LARGEST_INT:
+            return []
+        return [Point(key, float(value), timestamp, step) for key, value in entry["metrics"].items() if _is_key(key)]
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
+def _is_key(key: str) -> bool:
+    """Return whether MLflow takes a key, which is a path in its artifacts for an image."""
+    return KEY_PATTERN.fullmatch(key) is not None and ".." not in key.split("/") and not key.startswith("/")
+
+
 def _check_key(key: str) -> None:
-    if not KEY_PATTERN.fullmatch(key):
+    if not _is_key(key):
         raise UserError(
             f"{key!r} cannot be logged to MLflow: use a name of at most 250 letters, digits, spaces and _ - . / only."
         )

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,10 @@ from denoise.files import (
     atomic_file,
     atomic_folder,
     exclusive_lock,
+    fitting_name,
     has_digest,
+    json_line,
+    json_text,
     link_or_copy,
     lock_folder,
     remove,
@@ -32,6 +36,41 @@ def test_json_is_the_same_for_the_same_data_and_makes_its_folder(tmp_path):
     first, second = ((tmp_path / "new" / name).read_bytes() for name in ("a.json", "b.json"))
     assert first == second
     assert json.loads(first) == {"a": [1, 2], "b": 1}
+
+
+def test_json_has_no_numbers_that_json_does_not_know(tmp_path):
+    tree = {"psnr": math.inf, "images": [{"psnr": -math.inf}, (math.nan, 1.5, "inf", None, True)]}
+    expected = {"psnr": None, "images": [{"psnr": None}, [None, 1.5, "inf", None, True]]}
+    write_json(tmp_path / "a.json", tree)
+    for text in ((tmp_path / "a.json").read_text(), json_text(tree), json_line(tree)):
+        assert json.loads(text, parse_constant=pytest.fail) == expected
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "雪" * 85, "a" * 65, "b.png"])
+def test_any_name_that_the_file_system_takes_can_be_written(tmp_path, name):
+    """Temporary names are no longer than a long name, and two long names have two of them."""
+    work_names = set()
+    for path in (tmp_path / name, tmp_path / f"{name[:-1]}z"):
+        with atomic_file(path) as work:
+            work_names.add(work.name)
+            work.write_text("whole")
+        assert path.read_text() == "whole"
+        path.unlink()
+        write_folder(path, lambda work: (work / "inner").write_text("whole") and None)
+        write_folder(path, lambda work: (work / "inner").write_text("again") and None)
+        assert (path / "inner").read_text() == "again"
+    assert len(work_names) == 2
+    assert max(len(os.fsencode(work)) for work in work_names) <= max(90, len(os.fsencode(name)))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a" * 250, "雪" * 83, os.fsdecode(b"\xe9" * 250)])
+def test_a_name_with_an_end_fits_the_file_system(tmp_path, name):
+    names = {fitting_name(stem, "-restored.png") for stem in (name, name + "b", name + "c")}
+    assert len(names) == 3
+    for fitting in names:
+        (tmp_path / fitting).write_text("")
+        assert fitting.endswith("-restored.png")
+    assert fitting_name("a", "-restored.png") == "a-restored.png"
 
 
 def test_a_folder_replaces_the_older_one_whole(tmp_path):
@@ -241,7 +280,7 @@ def test_name_that_could_lead_elsewhere_is_refused(name: object) -> None:
 
 
 def test_usual_names_are_taken() -> None:
-    for name in ("n2n-gauss25-0123456789", "exp1", "noise=0.5,a+b"):
+    for name in ("n2n-gauss25-0123456789", "exp1", "noise=0.5,a+b", "two words", "Höhle 3", "显微镜"):
         assert require_name(name, "--name") == name
 
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import random
 import tarfile
+import tracemalloc
 
 import pytest
 
@@ -105,3 +106,60 @@ def test_more_data_than_expected_is_refused_before_it_is_read(tmp_path):
     path = pack(tmp_path / "a.tar", [("a.jpg", BODY), ("b.jpg", BODY)])
     with pytest.raises(UserError, match="more data than the set has"):
         read(path, limit=1_500_000)
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    """Return the header of a member that says it has ``size`` bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+END = bytes(2 * tarfile.BLOCKSIZE)
+LONG = 50 << 20
+HOSTILE = {
+    "a PAX header of 50 MB": header("x", LONG, tarfile.XHDTYPE) + b"x" * LONG + END,
+    "a global PAX header of 50 MB": header("x", LONG, tarfile.XGLTYPE) + b"x" * LONG + END,
+    "a name of 50 MB": header("x", LONG, tarfile.GNUTYPE_LONGNAME) + b"x" * LONG + END,
+    "a thousand PAX headers": header("x", 0, tarfile.XHDTYPE) * 1000 + header("x", 0) + END,
+    "a size that is not there": header("x.jpg", 1 << 27),
+    "a terabyte": header("x.jpg", 1 << 40),
+    "a negative size": header("x.jpg", -512) + END,
+    "a negative size of a PAX header": header("x", -512, tarfile.XHDTYPE) + END,
+    "a sparse file": header("x.jpg", 1 << 20, tarfile.GNUTYPE_SPARSE) + END,
+    "a size in a PAX header": header("x", 512, tarfile.XHDTYPE)
+    + b"16 size=-1000000\n".ljust(512, b"\0")
+    + header("y", 0),
+    "NUL in a name": header("x", 512, tarfile.XHDTYPE) + b"12 path=a\0b\n".ljust(512, b"\0") + header("y", 0) + END,
+    "a million empty files": header("x.jpg", 0) * 1000,
+    "noise": random.Random(2).randbytes(100_000),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("form", ["plain", "compressed", "nested"])
+def test_a_hostile_tar_is_one_sentence_and_little_memory(tmp_path, data, form):
+    path = tmp_path / "hostile.tar"
+    path.write_bytes(gzip.compress(data, 1) if form == "compressed" else data)
+    if form == "nested":
+        path = pack(tmp_path / "outer.tar", [("hostile.tar", data)])
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"(hostile|outer)\.tar"):
+        read(path, limit=400_000 if len(data) < 600_000 else 1 << 30)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_a_compressed_tar_within_a_tar_is_refused(tmp_path):
+    bomb = gzip.compress(pack(tmp_path / "bomb", [("x.jpg", bytes(50 << 20))]).read_bytes())
+    with pytest.raises(UserError, match=r"bomb\.tar is damaged or no tar archive"):
+        read(pack(tmp_path / "outer.tar", [("bomb.tar", bomb)]))
+
+
+def test_members_that_were_read_are_forgotten(tmp_path):
+    path = tmp_path / "many.tar"
+    path.write_bytes(header("x.jpg", 0) * 4_000 + END)
+    tracemalloc.start()
+    assert sum(1 for _ in tar_files(path, path.name, 1 << 30)) == 4_000
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()

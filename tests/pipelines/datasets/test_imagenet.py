@@ -155,3 +155,13 @@ def test_a_filter_that_keeps_nothing_and_a_file_without_size(small_mirror, tmp_p
     (small_mirror / "imagenet" / "train" / "broken.JPEG").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken\.JPEG is no image"):
         fetch("imagenet", tmp_path, mirror=small_mirror / "imagenet", max_side=2048)
+
+
+def test_links_that_lead_back_are_left_out(tmp_path, photographs):
+    folder = tmp_path / "ILSVRC2012" / "train" / "n01440764"
+    folder.mkdir(parents=True)
+    shutil.copy(photographs / "rocket.jpg", folder / "a.JPEG")
+    for number in range(4):  # followed, they would make 4 to the power of 40 paths
+        (folder / f"back{number}").symlink_to("..")
+    (raw,) = fetch("imagenet", tmp_path / "data", splits=["train"], mirror=tmp_path / "ILSVRC2012")
+    assert [path.relative_to(raw).as_posix() for path in raw.rglob("*.JPEG")] == ["n01440764/a.JPEG"]

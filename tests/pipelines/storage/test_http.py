@@ -116,6 +116,20 @@ def test_the_next_call_resumes_what_an_earlier_one_left(site, tmp_path):
     assert leftovers(target) == []
 
 
+def test_what_a_broken_download_leaves_holds_no_password_and_another_one_continues_it(site, tmp_path):
+    target, address = tmp_path / "file", site.url.replace("://", "://me:TOPSECRET@")
+    site.files = {f"/file?token=TOPSECRET{number}": BODY for number in (1, 2)}
+    site.cuts = [100_000] * 4
+    with pytest.raises(UserError) as error:
+        download(f"{address}?token=TOPSECRET1", target, SHA256)
+    assert "TOPSECRET" not in str(error.value)
+    assert leftovers(target) == ["file.part", "file.part.json"]
+    assert "TOPSECRET" not in (tmp_path / "file.part.json").read_text()
+    site.requests.clear()
+    download(f"{address}?token=TOPSECRET2", target, SHA256)
+    assert ranges(site) == ["bytes=400000-"]
+
+
 def test_a_last_modified_date_is_used_without_a_strong_etag(site, tmp_path):
     site.headers = {"ETag": 'W/"weak"', "Last-Modified": "Sat, 21 Nov 2020 01:00:00 GMT"}
     site.cuts = [300_000]

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import socket
 import threading
 
 import pytest
@@ -135,6 +136,14 @@ def test_retries_end_with_a_user_error(monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE", 0.02)
     with pytest.raises(UserError, match=r"there could not be transferred .* \(it is broken\)"):
         with_retries("there", lambda: (_ for _ in ()).throw(TransientError("it is broken")))
+
+
+def test_a_server_that_never_answers_is_tried_again(monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE", 0.2)
+    monkeypatch.setattr("pipelines.storage.s3.TIMEOUT", 0.1)
+    error = pytest.raises(UserError, match=r"s3://bucket/file could not be transferred .* timeout")
+    with socket.create_server(("127.0.0.1", 0)) as silent, s3_environment(monkeypatch, silent.getsockname()[1]), error:
+        fetch_bytes(remote("s3://bucket"), "file")
 
 
 def test_no_bucket_and_no_credentials_are_user_errors(bucket, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ import denoise
 from denoise.errors import UserError
 from pipelines.tracking.journal import IMAGES, METRICS, RUN, Journal
 from pipelines.tracking.runs import RunSpec
+from tests.mutations import Victim, mutated
 from tests.pipelines.mlflow_helpers import make_model
 
 pytestmark = pytest.mark.smoke
@@ -153,3 +154,53 @@ def test_a_pending_model_is_kept_when_its_folder_gets_another(tmp_path):
     assert (metrics, example.shape) == ({"loss": 0.5}, (1, 3, 8, 8))
     journal.remove_model()
     assert journal.pending_model() is None
+
+
+@pytest.mark.parametrize("file", [RUN, "status.json", METRICS, "model/figures.json"])
+def test_no_file_of_a_journal_ends_in_a_traceback(tmp_path, file):
+    victim, folder = Victim(tmp_path), tmp_path / "journal"
+    journal = Journal(folder)
+    journal.start_attempt(RunSpec("sqlite:////a.db", "e", "n", {"a": "b"}, {"c": "d"}, started=100, owner="h 1 2.0"))
+    journal.append_metrics(1, {"loss": 0.5})
+    journal.set_status("FAILED")
+    journal.set_model(make_model(tmp_path / "model", "gauss25"), {"loss": 0.5}, np.ones((1, 3, 8, 8), np.float32))
+    for name, data in mutated(json.loads((folder / file).read_text()), *victim.names()):
+        (folder / file).write_bytes(data.replace(b"\n", b"") + b"\n")
+        for read in (journal.run_spec, journal.final_status, lambda: list(journal.all_points()), journal.pending_model):
+            try:
+                read()
+            except UserError as error:
+                message = str(error)
+            except BaseException as error:
+                pytest.fail(f"{name}: {type(error).__name__} {error}")
+            else:
+                message = ""
+            assert "\n" not in message, name
+            assert len(message) < 1000, name
+    assert victim.is_there()
+
+
+def test_a_damaged_example_is_one_sentence(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    journal.set_model(make_model(tmp_path / "model", "gauss25"), {}, np.ones((1, 3, 8, 8), np.float32))
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
+    for data in (b"", b"PK", b"\x80\x04N.", b"\x93NUMPY\x01\x00v\x00" + header):
+        (tmp_path / "journal" / "model" / "example.npy").write_bytes(data)
+        with pytest.raises(UserError, match="is damaged"):
+            journal.pending_model()
+
+
+def test_only_images_with_a_name_of_ours_are_sent(tmp_path):
+    journal = Journal(tmp_path)
+    for name in (
+        "val~a+step+1+timestamp+2.npy",
+        "..~..~x+step+1+timestamp+2.npy",
+        "~x+step+1+timestamp+2.npy",
+        "a.npy",
+    ):
+        (tmp_path / IMAGES).mkdir(exist_ok=True)
+        (tmp_path / IMAGES / name).write_bytes(b"")
+    (tmp_path / IMAGES / f"a+step+{'9' * 40}+timestamp+2.npy").write_bytes(b"")
+    assert [image.key for image in journal.images()] == ["val/a"]
+    with pytest.raises(UserError, match="cannot be logged"):
+        journal.append_metrics(0, {"../x": 1.0})

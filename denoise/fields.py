@@ -1,0 +1,43 @@
+"""Types of the fields of the configuration, of methods and of sweeps: what their values may be."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from denoise.documents import LARGEST_INT
+from denoise.files import NAME_FORM, is_name
+
+LARGEST = (1 << 31) - 1  # of all counts, so that no product of two leaves 64 bits
+
+
+def _split(value: object) -> object:
+    """Split ``bsds300,imagenet`` into a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    """Return a name, which becomes one component of a path."""
+    if not is_name(value):
+        raise ValueError(f"it cannot be a name: {NAME_FORM}")
+    return value
+
+
+def not_empty(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of data sets, at least one."""
+    if not names:
+        raise ValueError("name at least one data set, e.g. samples")
+    return names
+
+
+def yes_or_no(value: object) -> object:
+    """Return the word for a truth value: YAML reads yes and no as one."""
+    return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else value
+
+
+Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], BeforeValidator(_split)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=-LARGEST_INT, le=LARGEST_INT)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Augmentation = Annotated[tuple[Literal["flip", "rotate"], ...], BeforeValidator(_split)]
