@@ -3,15 +3,14 @@
 A model folder holds net.safetensors, the weights, and model.json, everything else; nothing is ever pickled.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from denoise.data.augment import Symmetry, symmetry_group
@@ -19,13 +18,30 @@ from denoise.errors import UserError, first_line
 from denoise.files import write_folder, write_json
 from denoise.images.noise_level import estimate_sigma
 from denoise.methods import METHODS, Method, build_method
+from denoise.model_files import CARD, FORMAT, WEIGHTS, ModelCard, model_digest, read_card
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
 from denoise.rng import Rng, batch_rng
 
-FORMAT = 1
-CARD, WEIGHTS = "model.json", "net.safetensors"
-ModelCard = Mapping[str, Any]  # the content of model.json: how to rebuild the net, and where the weights come from
+__all__ = [
+    "CARD",
+    "FORMAT",
+    "WEIGHTS",
+    "Denoiser",
+    "ModelCard",
+    "load_denoiser",
+    "make_card",
+    "model_digest",
+    "read_card",
+    "require_finite",
+    "save_model",
+    "to_host",
+    "untrained_denoiser",
+]
+
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of the nets' tensors, and their names in safetensors
+# What building a net from a card that lies, or reading a damaged file, raises.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class Denoiser:
     passes: int | None = None  # passes averaged for each image; None: as many as the method's paper averages
     symmetries: tuple[Symmetry, ...] = (Symmetry(),)  # flips and turns averaged over
     deviation: float = 0.0  # if not 0: return the standard deviation of the restored values, times this, instead
+    digest: str | None = None  # sha256 of the model folder; None where there is none
+    folder: Path | None = None  # the model folder
 
     @property
     def name(self) -> str:
@@ -96,7 +114,7 @@ class Denoiser:
 
     def averaging(self) -> "Denoiser":
         """Return a denoiser that also averages over the flips and turns that training augmented with."""
-        return replace(self, symmetries=tuple(symmetry_group(self.card["config"]["train"]["augment"])))
+        return replace(self, symmetries=tuple(symmetry_group(self.card["config"].get("train", {}).get("augment", ()))))
 
 
 def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> ModelCard:
@@ -116,25 +134,47 @@ def save_model(folder: Path, net: nn.Module, card: ModelCard) -> None:
     """Write a model folder, replacing an older one of that name.
 
     Raises:
-        UserError: the disk is full or the folder is not writable.
+        UserError: a weight is not finite, the disk is full or the folder is not writable.
     """
+    require_finite(net.state_dict(), f"the model for {folder}")
     write_folder(folder, lambda work: _write_model(work, net, card))
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """Return the denoiser of a model or checkpoint folder.
 
+    The net takes memory once the header of its file has shown that this file holds the weights of this net.
+
     Raises:
-        UserError: the folder is not a model folder, or its files are damaged.
+        UserError: the folder is not a model folder, its files are damaged, or a weight is not finite.
     """
     card = read_card(folder)
     try:
         method = build_method(card["method"]["name"], card["method"]["fields"], parse_noise(card["noise"]))
-        net = method.make_net(NetMaker(card["net"]["name"], card["channels"], card["net"]["fields"]))
-        net.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+        with torch.device("meta"):
+            net = method.make_net(NetMaker(card["net"]["name"], card["channels"], card["net"]["fields"]))
+        weights = _read_weights(folder / WEIGHTS, net.state_dict())
+    except UserError as error:
+        raise UserError(f"the model in {folder} cannot be used: {first_line(error)}.") from None
+    except DAMAGE as error:
         raise UserError(f"the model in {folder} is damaged: {first_line(error)}; fetch or train it again.") from None
-    return Denoiser(net.to(device).eval(), method, card)
+    require_finite(weights, f"the model in {folder}")
+    net.to_empty(device="cpu").load_state_dict(weights)
+    return Denoiser(net.to(device).eval(), method, card, digest=model_digest(folder), folder=folder)
+
+
+def require_finite(weights: Mapping[str, Tensor], what: str) -> None:
+    """Check that no weight is infinite or not a number.
+
+    Raises:
+        UserError: one is; the message names the tensor.
+    """
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{what} has weights that are not finite ({name}), so its training diverged; "
+                "train again with a smaller train.lr."
+            )
 
 
 def untrained_denoiser(
@@ -172,19 +212,15 @@ def to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return the card of a model or checkpoint folder.
-
-    Raises:
-        UserError: there is no card, or one of another format.
-    """
-    if not (folder / CARD).is_file():
-        raise UserError(f"{folder} is no model folder: it has no {CARD}; give a folder that `denoise train` made.")
-    try:
-        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        version = card["format"]
-    except (ValueError, KeyError, TypeError, OSError):
-        raise UserError(f"{folder / CARD} is not a model card; give a folder that `denoise train` made.") from None
-    if version != FORMAT:
-        raise UserError(f"{folder} has format {version}, this version of denoise reads format {FORMAT}; update it.")
-    return card
+def _read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, once its header has shown the names, shapes and types of a net."""
+    with safe_open(file, framework="pt") as weights:
+        different = sorted(expected.keys() ^ set(weights.keys()))
+        if different:
+            raise ValueError(f"{file.name} and the net of {CARD} differ in the tensor {different[0][:100]}")
+        for name, tensor in expected.items():
+            entry = weights.get_slice(name)
+            stored, wanted = (entry.get_dtype(), *entry.get_shape()), (DTYPES[tensor.dtype], *tensor.shape)
+            if stored != wanted:
+                raise ValueError(f"{name} is {stored} in {file.name}, {wanted} in the net of {CARD}")
+        return {name: weights.get_tensor(name) for name in expected}

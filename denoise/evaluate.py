@@ -114,8 +114,9 @@ def evaluate(
         on_image: called with every restored image, for progress and to save some.
 
     Returns:
-        method, noise, data, protocol, what was averaged, how the training noise was drawn, the means noisy_psnr, psnr,
-        noisy_ssim and ssim, and the same four for each image.
+        method, sha256 of the model (None where nothing was trained), noise, channels, data, protocol, what was
+        averaged, how the training noise was drawn, the means noisy_psnr, psnr, noisy_ssim and ssim, and the same four
+        for each image.
     """
     scores: dict[str, list[Mapping[str, float]]] = {}  # image -> scores of its repeats
     for repeat in range(protocol.repeats.get(data, 1)):
@@ -126,7 +127,9 @@ def evaluate(
     images = [{"name": name, **_means(repeats)} for name, repeats in scores.items()]
     return {
         "method": denoiser.name,
+        "model_sha256": denoiser.digest,
         "noise": noise.name,
+        "channels": denoiser.channels,
         "data": data,
         "data_digest": shards.digest,
         "protocol": protocol.name,
@@ -166,6 +169,11 @@ def _score(
             "or look at restored images instead (denoise restore)."
         )
     restored = unpad(denoiser(pad(pair.noisy, denoiser.multiple), pair.level, rng), *pair.noisy.shape[-2:])
+    if not torch.isfinite(restored).all():  # NaN would be written as null, as an infinite PSNR is
+        raise UserError(
+            f"{images.name(index)} as {denoiser.name} restores it holds values that are not finite: the model is "
+            "damaged, or was trained with too high a train.lr; train it again."
+        )
     noisy, restored, clean = (protocol.quantise(image) for image in (pair.noisy, restored, pair.clean))
     scores = {
         "noisy_psnr": psnr(noisy[0], clean[0]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config
 from denoise.errors import UserError
-from denoise.files import write_folder, write_json
+from denoise.files import file_stems, fitting_name, write_folder, write_json
 from pipelines.console import progress
 from pipelines.datasets.layout import open_sets
 
@@ -36,7 +36,7 @@ def evaluate_model(
         names: the data sets.
         protocol_name: how to draw noise and compare images.
         noise_name: the noise to add; by default what the model was trained for.
-        out: OUT/NAME/scores.json and OUT/NAME/images/ are written for each set.
+        out: scores.json and images/ are written to OUT/NAME/PROTOCOL for each set; those of other protocols stay.
 
     Raises:
         UserError: a set that is missing or was trained on, an unknown protocol or noise.
@@ -48,7 +48,7 @@ def evaluate_model(
     protocol, device = get_protocol(protocol_name), distributed.device()
     noise = parse_noise(noise_name or denoiser.noise)
     sets = open_sets(config, "test", names)
-    _refuse_training_sets(config, denoiser.card, sets)
+    _refuse_training_images(config, denoiser, sets)
     results = []
     for name, shards in sets:
         images: list[ScoredImage] = []
@@ -62,22 +62,52 @@ def evaluate_model(
 
             result = evaluate(denoiser, shards, name, noise, protocol, device, on_image)
         if out is not None:
-            _write(out / name, result, images)
+            _write(out / name / protocol.name, result, images)
         results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
     return results
 
 
-def _refuse_training_sets(config: Config, card: Any, sets: "Sequence[tuple[str, Shards]]") -> None:
-    """Refuse to score a model on a set of shards that it was trained on."""
-    trained_on = {
-        part["digest"]: part["name"] for part in card.get("provenance", {}).get("data", []) if part["split"] == "train"
-    }
+def find_scores(folder: Path, protocol: str | None = None) -> Path:
+    """Return the file of scores of one data set.
+
+    Args:
+        folder: OUT/NAME, in which version 0.1 wrote the file itself, or OUT/NAME/PROTOCOL, or the file.
+        protocol: None for the only one that there are scores under.
+
+    Raises:
+        UserError: there are no scores, or some under several protocols.
+    """
+    if folder.is_file():
+        return folder
+    found = sorted(folder.glob(f"{protocol or '*'}/{SCORES}")) or [*folder.glob(SCORES)]
+    if len(found) > 1:
+        names = " and ".join(path.parent.name for path in found)
+        raise UserError(f"{folder} has scores under {names}: give the folder of one of them.")
+    if not found:
+        raise UserError(f"there are no scores in {folder}; write them with `denoise evaluate MODEL --out FOLDER`.")
+    return found[0]
+
+
+def _refuse_training_images(config: Config, denoiser: "Denoiser", sets: "Sequence[tuple[str, Shards]]") -> None:
+    """Refuse to score a model on a set of shards that it was trained on, or on any image that it was trained on.
+
+    A model of 0.1.0 names its sets only, so for it another set's images are not compared.
+    """
+    from denoise.model_files import TRAINING_IMAGES
+    from denoise.sharding.image_set import read_image_set
+    from denoise.sharding.leakage import refuse_trained_on
+
+    parts = denoiser.card.get("provenance", {}).get("data", [])
+    trained_on = {part["digest"]: part["name"] for part in parts if part["split"] == "train"}
     for name, shards in sets:
         if shards.digest in trained_on and name not in config.data.allow_overlap:
             raise UserError(
                 f"this model was trained on the test set {name}: scores on it would mean nothing; evaluate on another "
                 f"set, or allow it by name with data.allow_overlap={name}."
             )
+    file = denoiser.folder / TRAINING_IMAGES if denoiser.folder else None
+    if file is not None and file.is_file():
+        refuse_trained_on(read_image_set(file), sets, config.data.allow_overlap)
 
 
 def _write(folder: Path, result: dict[str, Any], images: "Sequence[ScoredImage]") -> None:
@@ -87,10 +117,10 @@ def _write(folder: Path, result: dict[str, Any], images: "Sequence[ScoredImage]"
     def write(work: Path) -> None:
         write_json(work / SCORES, result)
         (work / "images").mkdir()
+        stems = file_stems([image["name"] for image in result["images"]])
         for scored in images:
-            stem = Path(scored.name).with_suffix("").as_posix().replace("/", "_")
             for kind in ("noisy", "restored", "clean"):
                 pixels = to_pixels(getattr(scored, kind))
-                write_image(work / "images" / f"{stem}-{kind}.png", DecodedImage(pixels))
+                write_image(work / "images" / fitting_name(stems[scored.name], f"-{kind}.png"), DecodedImage(pixels))
 
     write_folder(folder, write)

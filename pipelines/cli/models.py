@@ -1,19 +1,30 @@
 """``denoise models``: the registered denoisers."""
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli.common import AsJson, Settings, answer, configuration, tracking_uri
+from pipelines.console import say
+
+if TYPE_CHECKING:
+    from denoise.config import Config
 
 app = typer.Typer(
-    help="List, show, register, promote and roll back models.", no_args_is_help=True, rich_markup_mode=None
+    help="List, show, register, promote, roll back and fetch models.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Name = Annotated[str, typer.Argument(help="Registered name, e.g. denoise-gauss25.")]
 Record = Annotated[Path | None, typer.Option("--out", help="Also write the answer to this JSON file.")]
+
+
+# What --out writes. The run is another one in a new MLflow, so that the pipeline promotes there.
+RECORD = ("name", "version", "run_id", "method", "noise", "data", "protocol", "psnr", "ssim")
+CHAMPION_RECORD = ("name", "method", "protocol", "data", "psnr")
+EXPERIMENT = "DVC_EXP_NAME"  # set by DVC while `dvc exp run` runs a stage
 
 
 @app.command("list")
@@ -47,29 +58,38 @@ def show(name: Name, settings: Settings = None, as_json: AsJson = False) -> None
 
 @app.command()
 def register(
-    model: Annotated[Path, typer.Argument(help="A model folder that `denoise train` made.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="A model folder that `denoise train` made; by default those of the pipeline.")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="A scores.json of `denoise evaluate`, or its folder.")] = None,
-    out: Record = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the answer to this JSON file; for the pipeline's models, a folder.")
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a trained model, with its scores, as a new version of denoise-NOISE.
 
-    Example: denoise models register models/n2n --scores evaluation/n2n/samples
+    Without MODEL, those of the methods that params.yaml compares, scored on the first set of data.test. A model that is
+    registered already is not registered twice.
+
+    Example: denoise models register models/n2n --scores evaluation/n2n/samples/float
     """
-    from denoise.denoiser import read_card
     from denoise.files import write_json
-    from pipelines.registry import versions
-    from pipelines.tracking.client import existing_run_id
 
     config = configuration(settings)
-    uri = tracking_uri(config)
-    figures = _read_scores(scores) if scores else None
-    run_id = existing_run_id(uri, config.tracking.experiment, read_card(model)["provenance"]["run"])
-    row = versions.register(uri, model, figures, run_id)
-    if out:
-        write_json(out, {key: row[key] for key in ("name", "method", "noise", "data", "protocol", "psnr", "ssim")})
-    answer(row, f"{row['name']} version {row['version']}: {row['method']}, {_score(row)}", as_json)
+    if model is not None:
+        rows = {"": _register(config, model, scores)}
+    else:
+        rows = {
+            f"{method}.json": _register(config, Path("models") / method, _pipeline_scores(config, method))
+            for method in config.compare
+        }
+    for file, row in rows.items():
+        if out:
+            write_json(out / file, {key: row[key] for key in RECORD})
+    lines = [f"{row['name']} version {row['version']}: {row['method']}, {_score(row)}" for row in rows.values()]
+    answer(rows[""] if model else [*rows.values()], "\n".join(lines), as_json)
 
 
 @app.command()
@@ -80,18 +100,39 @@ def promote(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the @champion, if it is better than the present one under the same protocol.
+    """Make a version the @champion, if it is better than the noisy images, and than the champion in the same setting.
 
     Example: denoise models promote denoise-gauss25
     """
     from denoise.files import write_json
     from pipelines.registry import promotion
 
+    if experiment := os.environ.get(EXPERIMENT):
+        return _leave_champion(tracking_uri(configuration(settings)), name, experiment, out)
     move = promotion.promote(tracking_uri(configuration(settings)), name, version)
+    for refusal in move["refused"]:
+        say(f"warning: {refusal}.")
     if out:
-        write_json(out, {key: move.get(key) for key in ("name", "method", "protocol", "data", "psnr")})
+        write_json(out, {key: move.get(key) for key in CHAMPION_RECORD})
     verb = "is now" if move["changed"] else "already was"
     answer(move, f"{name} version {move['version']} {verb} @champion ({_score(move)})", as_json)
+
+
+@app.command()
+def fetch(
+    reference: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="The folder to make, which mlflow.pyfunc.load_model takes.")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a registered model with its code, once all of it is what was registered; MLflow itself compares nothing.
+
+    Example: denoise models fetch models:/denoise-gauss25@champion --out champion
+    """
+    from pipelines.registry import versions
+
+    row = versions.fetch_model(tracking_uri(configuration(settings)), reference, out)
+    answer(row | {"folder": str(out)}, f"{out}: {row['name']} version {row['version']}", as_json)
 
 
 @app.command()
@@ -112,13 +153,51 @@ def _score(row: "dict[str, object]") -> str:
     return f"{float(str(row['psnr'])):.2f} dB on {row['data']} ({row['protocol']})"
 
 
-def _read_scores(path: Path) -> "dict[str, object]":
-    from denoise.errors import UserError
-    from pipelines.evaluate import SCORES
+def _pipeline_scores(config: "Config", method: str) -> Path | None:
+    """Return the scores that the pipeline registers a method with, None where it scores on no set."""
+    from pipelines.evaluate import find_scores
 
-    file = path / SCORES if path.is_dir() else path
+    if not config.data.test:
+        return None
+    return find_scores(Path("evaluation") / method / config.data.test[0], config.evaluate.protocol)
+
+
+def _register(config: "Config", model: Path, scores: Path | None) -> "dict[str, Any]":
+    from pipelines.registry import versions
+    from pipelines.tracking.recover import run_of_model
+
+    uri = tracking_uri(config)
+    figures = _read_scores(scores) if scores else None
+    run_id = run_of_model(uri, config.tracking.experiment, config.ray.storage, model)
+    row = versions.register(uri, model, None if EXPERIMENT in os.environ else figures, run_id)
+    # An experiment leaves the scores by which a model is compared, perhaps those of the champion, as they are.
+    return row if figures is None or row["psnr"] is not None else versions.register(uri, model, figures, run_id)
+
+
+def _leave_champion(uri: str, name: str, experiment: str, out: Path | None) -> None:
+    """Say what a DVC experiment leaves to the user, and write the present champion."""
+    from denoise.files import write_json
+    from pipelines.registry import versions
+    from pipelines.registry.rows import champion_of
+
+    champion = champion_of(versions.show(uri, name)["versions"]) or {"name": name}
+    if out:
+        write_json(out, {key: champion.get(key) for key in CHAMPION_RECORD})
+    print(
+        f"the experiment {experiment} leaves @champion alone; to promote its best model: denoise models promote {name}"
+    )
+
+
+def _read_scores(path: Path) -> "dict[str, object]":
+    from denoise.documents import parse_json
+    from denoise.errors import UserError
+    from pipelines.evaluate import find_scores
+
+    file = find_scores(path)
     try:
-        scores: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+        scores = parse_json(file.read_bytes())
     except (OSError, ValueError):
-        raise UserError(f"{file} is no file of scores; make one with `denoise evaluate MODEL --out FOLDER`.") from None
+        scores = None
+    if not isinstance(scores, dict):
+        raise UserError(f"{file} is no file of scores; make one with `denoise evaluate MODEL --out FOLDER`.")
     return scores

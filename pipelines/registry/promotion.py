@@ -1,78 +1,90 @@
-"""Promotion of a version to @champion through gates, an audit record of every move, and rollback."""
+"""Promotion of a version to @champion through gates, and rollback."""
 
-import json
-import tempfile
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from denoise.errors import UserError, first_line
-from pipelines.registry.rows import (
-    AUDIT_PREFIX,
-    CHALLENGER,
-    CHAMPION,
-    PROTOCOL_KEYS,
-    Row,
-    champion_of,
-    read_moves,
-    require_rows,
-    require_version,
-)
-from pipelines.tracking.client import client, database_lock, plain_errors, user
-from pipelines.tracking.model import DIGEST_TAG, denoiser_folder, logged_model_folder, model_digest
+from denoise.errors import UserError
+from pipelines.registry import gates
+from pipelines.registry.moves import Record, Trail, move_champion
+from pipelines.registry.rows import CHALLENGER, SETTING_KEYS, Row, read_rows, require_rows, require_version
+from pipelines.tracking.client import client, database_lock, plain_errors
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+FailedFiles = Callable[[Row], list[str]]  # version -> the gates that its files fail
 
 
 def promote(uri: str, name: str, version: str | int | None = None, by: str | None = None) -> dict[str, Any]:
-    """Point @champion to a version that scores better than the champion under the same protocol on the same data.
+    """Point @champion to a version that scores better than the champion in the same setting.
 
     Args:
         uri: absolute tracking uri.
         name: registered model, e.g. ``denoise-gauss25``.
-        version: the version; None: the best-scoring one that can be compared with the champion.
+        version: the version; None: the best-scoring one that passes every gate.
         by: name for the audit record; None: the user of this process.
 
     Returns:
-        name, version, previous (champion), changed, and the scores; ``changed`` is False if it was champion already.
+        name, version, previous (champion), changed, the scores, and ``refused``, a sentence for each version that
+        scores better but has files that fail a gate; ``changed`` is False if the version was champion already.
 
     Raises:
         UserError: a gate failed; the error names every gate that did.
     """
     api = client(uri)
-    with plain_errors(uri), database_lock(uri):
-        rows = require_rows(api, name)
-        champion = champion_of(rows)
+    result: dict[str, Any] = {}
+
+    known: dict[str, list[str]] = {}  # a move that another one forestalls decides again
+
+    def failed_files(row: Row) -> list[str]:
+        if row["version"] not in known:
+            known[row["version"]] = gates.failed_files(uri, api, row)
+        return known[row["version"]]
+
+    def decide(trail: Trail) -> tuple[str, Record] | None:
+        rows = read_rows(api, name)
+        champion = _champion(rows, trail)
+        refused: list[str] = []
         if version is None:
-            candidate = _best_candidate(name, rows, champion)
+            candidate, refused = _best(name, rows, champion, failed_files)
         else:
             candidate = require_version(name, rows, str(version))
-        if champion is None or candidate["version"] != champion["version"]:
-            failed = _failed_gates(uri, api, candidate, champion)
-            if failed:
-                raise UserError(f"{name} version {candidate['version']} is not promoted: {'; '.join(failed)}.")
-        return _move_champion(api, "promote", candidate, champion, by)
+            if candidate is not champion:
+                _require_gates(name, candidate, champion, failed_files)
+        result.update(_result(candidate, champion), refused=refused)
+        return (candidate["version"], _record("promote", candidate, champion)) if result["changed"] else None
+
+    with plain_errors(uri), database_lock(uri):
+        require_rows(api, name)
+        move_champion(api, name, decide, by)
+    return result
 
 
 def rollback(uri: str, name: str, by: str | None = None) -> dict[str, Any]:
     """Point @champion back to the previous champion, and return what ``promote`` does; recorded like a promotion.
 
     Raises:
-        UserError: there was no earlier champion.
+        UserError: there was no earlier champion, or its files were changed.
     """
     api = client(uri)
-    with plain_errors(uri), database_lock(uri):
-        rows = require_rows(api, name)
-        champion = champion_of(rows)
-        current = champion["version"] if champion else None
-        moves = read_moves(api, name)
-        promotions = [move for move in moves if move["action"] == "promote" and move["to"] == current]
+    result: dict[str, Any] = {}
+
+    def decide(trail: Trail) -> tuple[str, Record] | None:
+        rows = read_rows(api, name)
+        champion = _champion(rows, trail)
+        promotions = [move for move in trail.moves if move["action"] == "promote" and move["to"] == trail.champion]
         # A champion without an audit record was set by hand: go back to the last one that has a record.
-        target = promotions[-1]["from"] if promotions else moves[-1]["to"] if moves else None
+        target = promotions[-1]["from"] if promotions else trail.moves[-1]["to"] if trail.moves else None
         if target is None:
             raise UserError(f"{name} has no earlier champion to go back to.")
-        return _move_champion(api, "rollback", require_version(name, rows, target), champion, by)
+        row = require_version(name, rows, target)
+        failed = gates.failed_rollback(uri, api, row)
+        if failed:
+            raise UserError(f"{name} does not go back to version {row['version']}: {'; '.join(failed)}.")
+        result.update(_result(row, champion))
+        return (row["version"], _record("rollback", row, champion)) if result["changed"] else None
+
+    with plain_errors(uri), database_lock(uri):
+        require_rows(api, name)
+        move_champion(api, name, decide, by)
+    return result
 
 
 def set_challenger(uri: str, name: str, version: str) -> None:
@@ -82,79 +94,65 @@ def set_challenger(uri: str, name: str, version: str) -> None:
         api.set_registered_model_alias(name, CHALLENGER, version)
 
 
-def _best_candidate(name: str, rows: list[Row], champion: Row | None) -> Row:
-    """Return the best-scoring version that can be compared with the champion; the champion itself if none is better."""
-    scored = [row for row in rows if row["psnr"] is not None]
-    if champion and champion["psnr"] is not None:
-        scored = [champion] + [row for row in scored if all(row[key] == champion[key] for key in PROTOCOL_KEYS)]
-    if not scored:
-        raise UserError(f"no version of {name} has a score: evaluate one and register it again.")
-    if len({tuple(row[key] for key in PROTOCOL_KEYS) for row in scored}) > 1:
-        choices = ", ".join(f"{row['version']} ({_format_score(row)})" for row in scored)
-        raise UserError(f"the versions of {name} were not scored alike, so name the one to promote: {choices}.")
-    return max(scored, key=lambda row: float(row["psnr"]))  # of equal scores the first: the champion
+def _champion(rows: list[Row], trail: Trail) -> Row | None:
+    return next((row for row in rows if row["version"] == trail.champion), None)
 
 
-def _failed_gates(uri: str, api: "MlflowClient", candidate: Row, champion: Row | None) -> list[str]:
-    failed = []
-    if candidate["psnr"] is None:
-        failed.append("it has no score (evaluate it and register it again)")
+def _best(name: str, rows: list[Row], champion: Row | None, failed_files: FailedFiles) -> tuple[Row, list[str]]:
+    """Return the best-scoring version that passes every gate, or the champion; and a sentence for each one skipped."""
+    if champion and gates.score_problem(champion):
+        raise UserError(
+            f"no version is compared with champion version {champion['version']}, which "
+            f"{gates.score_problem(champion)}."
+        )
+    others = [row for row in rows if row is not champion and row["psnr"] is not None]
+    better = [row for row in others if not gates.failed_scores(row, champion)]
+    if champion is None:
+        _require_one_setting(name, better)
+    refused: list[str] = []
+    for row in sorted(better, key=lambda row: -float(row["psnr"])):
+        failed = failed_files(row)
+        if not failed:
+            return row, refused
+        refused.append(f"version {row['version']} is not promoted: {'; '.join(failed)}")
     if champion:
-        failed += _failed_comparison(candidate, champion)
-    with tempfile.TemporaryDirectory() as work:
-        try:
-            root = logged_model_folder(uri, api.get_logged_model(candidate["model_id"]), Path(work))
-            failed += _failed_format(root, candidate)
-        except UserError as error:
-            failed.append(first_line(error))
-    return failed
-
-
-def _failed_comparison(candidate: Row, champion: Row) -> list[str]:
-    label = f"champion version {champion['version']}"
-    if champion["psnr"] is None:
-        return [f"{label} has no score to compare with"]
-    if candidate["psnr"] is None:
-        return []
-    failed = [
-        f"{key} is {candidate[key]}, that of {label} is {champion[key]}"
-        for key in PROTOCOL_KEYS
-        if candidate[key] != champion[key]
+        return champion, refused
+    refused += [
+        f"version {row['version']} is not promoted: {'; '.join(gates.failed_scores(row, None))}"
+        for row in others
+        if row not in better
     ]
-    if not failed and candidate["psnr"] <= champion["psnr"]:
-        failed.append(f"it is not better: {_format_score(candidate)}, {label} {_format_score(champion)}")
-    return failed
+    if not refused:
+        raise UserError(f"no version of {name} has a score: evaluate one and register it again.")
+    raise UserError(f"{name} gets no champion: {'. '.join(refused)}.")
 
 
-def _failed_format(root: Path, candidate: Row) -> list[str]:
-    import yaml
-
-    metadata = yaml.safe_load((root / "MLmodel").read_text(encoding="utf-8"))
-    failed = [
-        f"it has no {label}"
-        for key, label in (("signature", "signature"), ("saved_input_example_info", "input example"))
-        if not metadata.get(key)
-    ]
-    if model_digest(denoiser_folder(root)) != candidate[DIGEST_TAG]:
-        failed.append("the sha256 of its files is not the registered one")
-    return failed
+def _require_one_setting(name: str, rows: list[Row]) -> None:
+    if len({tuple(row[key] for key in SETTING_KEYS) for row in rows}) > 1:
+        choices = ", ".join(f"{row['version']} ({gates.format_score(row)})" for row in rows)
+        raise UserError(f"the versions of {name} were not scored alike, so name the one to promote: {choices}.")
 
 
-def _format_score(row: Row) -> str:
-    return f"{row['psnr']:.3f} dB on {row['data']} under {row['protocol']}"
+def _require_gates(name: str, candidate: Row, champion: Row | None, failed_files: FailedFiles) -> None:
+    failed = gates.failed_scores(candidate, champion) + failed_files(candidate)
+    if failed:
+        raise UserError(f"{name} version {candidate['version']} is not promoted: {'; '.join(failed)}.")
 
 
-def _move_champion(api: "MlflowClient", action: str, to: Row, champion: Row | None, by: str | None) -> dict[str, Any]:
-    """Set the alias, after the audit record: a move without a record could not be rolled back."""
+def _result(to: Row, champion: Row | None) -> dict[str, Any]:
     previous = champion["version"] if champion else None
-    changed = previous != to["version"]
-    result = {"name": to["name"], "version": to["version"], "previous": previous, "changed": changed}
-    scores = {key: to[key] for key in ("method", "psnr", "ssim", *PROTOCOL_KEYS)}
+    scores = {key: to[key] for key in ("method", "psnr", "ssim", *SETTING_KEYS)}
     scores["previous_psnr"] = champion["psnr"] if champion else None
-    if changed:
-        number = max((move["number"] for move in read_moves(api, to["name"])), default=0) + 1
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"action": action, "who": by or user(), "when": when, "from": previous, "to": to["version"]}
-        api.set_registered_model_tag(to["name"], f"{AUDIT_PREFIX}{number:04d}", json.dumps(record | scores))
-        api.set_registered_model_alias(to["name"], CHAMPION, to["version"])
-    return result | scores
+    return {
+        "name": to["name"],
+        "version": to["version"],
+        "previous": previous,
+        "changed": previous != to["version"],
+        **scores,
+    }
+
+
+def _record(action: str, to: Row, champion: Row | None) -> Record:
+    result = _result(to, champion)
+    left_out = ("name", "version", "previous", "changed")
+    return {"action": action, **{key: value for key, value in result.items() if key not in left_out}}

@@ -1,12 +1,12 @@
-"""Rows of the model registry: versions, aliases and the champion's audit records, read from MLflow as plain data."""
+"""Rows of the model registry: versions, their scores and aliases, read from MLflow as plain data."""
 
-import json
 import math
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from denoise.errors import UserError, nearest
-from pipelines.tracking.model import DIGEST_TAG
+from pipelines.tracking.model import DIGEST_TAG, FOLDER_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 NAME_PREFIX = "denoise-"
 SOURCE_PREFIX = "models:/"  # the source of a version is models:/ and the id of the logged model, which MLflow links to
+MODEL_ID = re.compile(r"m-[0-9a-f]{32}")  # other sources (folders, runs:/, models:/NAME/2) are not made by denoise
 CHAMPION, CHALLENGER = "champion", "challenger"
-AUDIT_PREFIX = "promotion."  # tags of the registered model: promotion.0001, promotion.0002, ...
 SCORE_KEYS = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
-PROTOCOL_KEYS = ("protocol", "data", "data_digest")  # scores can be compared only where these are equal
+# Scores can be compared only where these are equal.
+SETTING_KEYS = ("protocol", "data", "data_digest", "scored_noise", "channels", "passes", "averaged_over")
 
 Row = dict[str, Any]  # a version, as --json shows it
 
@@ -38,8 +39,9 @@ def model_versions(api: "MlflowClient", name: str) -> list["ModelVersion"]:
     """Return MLflow's entities of all versions of a model, oldest first."""
     versions: list[ModelVersion] = []
     token = None
+    quote = '"' if "'" in name else "'"
     while True:
-        page = api.search_model_versions(f"name = '{name}'", page_token=token)
+        page = api.search_model_versions(f"name = {quote}{name}{quote}", page_token=token)
         versions += page
         token = page.token
         if not token:
@@ -98,22 +100,22 @@ def champion_of(rows: list[Row]) -> Row | None:
     return next((row for row in rows if CHAMPION in row["aliases"]), None)
 
 
-def read_moves(api: "MlflowClient", name: str) -> list[dict[str, Any]]:
-    """Return the audit records of a model's champion, oldest first."""
-    tags = api.get_registered_model(name).tags
-    numbers = sorted(int(key.removeprefix(AUDIT_PREFIX)) for key in tags if key.startswith(AUDIT_PREFIX))
-    return [{"number": number, **json.loads(tags[f"{AUDIT_PREFIX}{number:04d}"])} for number in numbers]
+def logged_model_id(version: "ModelVersion") -> str | None:
+    """Return the id of the logged model that a version was made of, None where denoise has not made it."""
+    model_id = str(version.source).removeprefix(SOURCE_PREFIX)
+    return model_id if MODEL_ID.fullmatch(model_id) else None
 
 
 def _row(version: "ModelVersion", aliases: list[str]) -> Row:
     row: Row = {"name": version.name, "version": str(version.version), "aliases": sorted(aliases)}
-    row |= {key: version.tags.get(key) for key in ("method", "noise", *PROTOCOL_KEYS)}
+    row |= {key: version.tags.get(key) for key in ("method", "noise", *SETTING_KEYS)}
     row |= {key: _finite_score(version.tags.get(key)) for key in SCORE_KEYS}
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
     row |= {
         "run_id": version.run_id,
-        "model_id": str(version.source).removeprefix(SOURCE_PREFIX),
+        "model_id": logged_model_id(version),
         DIGEST_TAG: version.tags.get(DIGEST_TAG),
+        FOLDER_TAG: version.tags.get(FOLDER_TAG),
     }
     return row | {"created": created.isoformat(timespec="seconds")}
 

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import denoise
 from denoise.errors import UserError
+from denoise.files import file_digest
+from denoise.model_files import model_digest, model_files
 from pipelines.tracking.client import RUN_TAG, client, plain_errors
 
 if TYPE_CHECKING:
@@ -19,26 +21,28 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-DIGEST_TAG = "model_sha256"
-MODEL_FILES = ("model.json", "net.safetensors")  # the files of a model folder
+DIGEST_TAG = "model_sha256"  # of the model folder
+FOLDER_TAG = "folder_sha256"  # of all files of the logged model, which are code, too
 # Packages that the copy of denoise inside a logged model imports.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "pyyaml", "pillow")
 EXAMPLE_SIDE = 32  # pixels of the input example that is stored with a model
 
 
-def model_digest(folder: Path) -> str:
-    """Return the sha256 (hex) of a model folder, over the digests of its model.json and net.safetensors.
+def folder_digest(root: Path) -> str:
+    """Return the sha256 (hex) of a logged model: of the paths and contents of all its files, whatever they are.
 
-    Raises:
-        UserError: a file is missing.
+    Only ``__pycache__`` is left out, which Python writes beside code that it runs: ``copy_logged_model`` leaves it out.
     """
-    digest = hashlib.sha256()
-    for name in MODEL_FILES:
-        try:
-            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
-        except FileNotFoundError:
-            raise UserError(f"{folder} is no model folder: it has no {name}.") from None
-    return digest.hexdigest()
+    lines = [f"{path.relative_to(root).as_posix()}\0{_content(path)}\n" for path in _logged_files(root)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def copy_logged_model(root: Path, target: Path) -> None:
+    """Copy the files that ``folder_digest`` counts into ``target``, a new folder."""
+    for path in _logged_files(root):
+        copy = target / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def log_model(
@@ -47,7 +51,8 @@ def log_model(
     """Log a model folder as the run's MLflow model and return its uri ``models:/m-...``.
 
     The model is pyfunc from code (pyfunc_model.py and a copy of the package ``denoise``): nothing in it is a pickle,
-    and it loads where this project is not installed. A folder that the run has already logged is not logged again.
+    and it loads where this project is not installed. A folder that the run has already logged is not logged again,
+    unless that was by a version that did not record the digest of all files.
 
     Args:
         uri: absolute tracking uri.
@@ -72,11 +77,11 @@ def log_model(
 
 
 def find_logged_model(api: "MlflowClient", run: "Run", digest: str) -> "LoggedModel | None":
-    """Return the complete (READY) model with that digest that the run has logged, or None."""
+    """Return the complete (READY) model with that digest that the run has logged with all its files', or None."""
     outputs = run.outputs.model_outputs if run.outputs else []
     for output in outputs:
         logged = api.get_logged_model(output.model_id)
-        if logged.status == "READY" and logged.tags.get(DIGEST_TAG) == digest:
+        if logged.status == "READY" and logged.tags.get(DIGEST_TAG) == digest and FOLDER_TAG in logged.tags:
             return logged
     return None
 
@@ -94,13 +99,13 @@ def logged_model_folder(uri: str, logged: "LoggedModel", work: Path) -> Path:
     """
     import mlflow.artifacts
 
-    parts = urlsplit(logged.artifact_location)
-    if parts.scheme in {"", "file"}:
-        folder = Path(unquote(parts.path))
+    location = logged.artifact_location
+    if location.startswith(("/", "file:")):
+        # A plain path may hold # and %, which mean something in an address only.
+        folder = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
         if not (folder / "MLmodel").is_file():
             raise UserError(f"the files of the model {logged.model_id} are gone from {folder}.")
         return folder
-    location = logged.artifact_location
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(work), tracking_uri=uri))
 
 
@@ -115,9 +120,10 @@ def _upload_model(
         with tempfile.TemporaryDirectory() as work:
             staged = Path(work) / "denoiser"  # MLflow keeps this name
             staged.mkdir()
-            for name in MODEL_FILES:
-                shutil.copyfile(model_folder / name, staged / name)
+            for file in model_files(model_folder):
+                shutil.copyfile(file, staged / file.name)
             _save_pyfunc(Path(work) / "model", logged, staged, input_example)
+            api.set_logged_model_tags(logged.model_id, {FOLDER_TAG: folder_digest(Path(work) / "model")})
             api.log_model_artifacts(logged.model_id, str(Path(work) / "model"))
         status = LoggedModelStatus.READY
     finally:
@@ -154,3 +160,14 @@ def _log_model_metrics(api: "MlflowClient", logged: "LoggedModel", run_id: str, 
     now = int(time.time() * 1000)
     entries = [Metric(f"model/{key}", float(value), now, 0, logged.model_id) for key, value in metrics.items()]
     api.log_batch(run_id, metrics=entries)
+
+
+def _logged_files(root: Path) -> list[Path]:
+    """Return all paths below a logged model but folders, sorted; a link is a file, whatever it points to."""
+    paths = [path for path in root.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(path for path in paths if "__pycache__" not in path.relative_to(root).parts)
+
+
+def _content(path: Path) -> str:
+    """Return the sha256 of a file's bytes; of anything else, such as a link, a word that no logged model holds."""
+    return file_digest(path) if path.is_file() and not path.is_symlink() else "not a file"
