@@ -1,11 +1,13 @@
-"""The leakage check: refuses to train on test images, and warns of training images that look like test images."""
+"""The leakage check: refuses to train on test images and to score on training images, and warns of look-alikes."""
 
 import sys
 from collections.abc import Sequence
 
 from denoise.data.shards import Shards
 from denoise.errors import UserError
+from denoise.printable import printable
 from denoise.sharding.fingerprints import FingerprintIndex
+from denoise.sharding.image_set import MAX_IMAGES, ImageSet
 
 MAX_NAMED = 3  # pairs of similar images that a warning names
 
@@ -28,6 +30,32 @@ def refuse_overlap(
             _compare(name, index, train_name, images)
 
 
+def training_images(train: Sequence[Shards]) -> ImageSet | None:
+    """Return the set of the training images, which a model keeps; None where they are more than a set holds."""
+    if sum(map(len, train)) > MAX_IMAGES:
+        return None
+    return ImageSet.build(grey for images in train for _, grey, _ in images.fingerprints())
+
+
+def refuse_trained_on(trained_on: ImageSet, test: Sequence[tuple[str, Shards]], allowed: Sequence[str]) -> None:
+    """Refuse to score a model on images that it was trained on, whatever the name of their set was.
+
+    Raises:
+        UserError: such an image, unless its test set is ``allowed`` by name.
+    """
+    for name, shards in test:
+        if name in allowed:
+            continue
+        rows = list(shards.fingerprints())
+        known = trained_on.contains([grey for _, grey, _ in rows])
+        if known.any():
+            raise UserError(
+                f"{known.sum()} images of the test set {name} are among the images that this model was trained on "
+                f"(for example {rows[known.argmax()][0]}): scores on it would mean nothing; evaluate on another set, "
+                f"or allow it by name with data.allow_overlap={name}."
+            )
+
+
 def _compare(name: str, index: FingerprintIndex, train_name: str, images: Shards) -> None:
     identical: list[tuple[str, str]] = []  # training image, test image
     similar: list[tuple[str, str]] = []
@@ -48,6 +76,6 @@ def _compare(name: str, index: FingerprintIndex, train_name: str, images: Shards
         pairs = ", ".join(f"{image} ~ {other}" for image, other in similar[:MAX_NAMED])
         print(
             f"warning: {len(similar)} images of the training set {train_name} look like images of the test set "
-            f"{name} ({pairs}); if they show the same photographs, scores on {name} are too good.",
+            f"{name} ({printable(pairs)}); if they show the same photographs, scores on {name} are too good.",
             file=sys.stderr,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from denoise import distributed
-from denoise.config import Config, to_dict
+from denoise.config import Config, recorded
 from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import read_batches
 from denoise.data.quarantine import Quarantine
@@ -32,6 +32,7 @@ def train(
     report: Report,  # called on every rank with the metrics; where all return true, a checkpoint is saved at once
     checkpoints: CheckpointManager,  # what to resume from, and where to save
     provenance: Mapping[str, Any] | None = None,  # what checkpoints record about where they come from
+    training_images: bytes = b"",  # the file that says in checkpoints which images were trained on; empty: none
     stop_requested: Callable[[], bool] = lambda: False,  # asked on every rank before every step
     faults: FaultInjector = NO_FAULTS,
     profile: Path | None = None,  # folder for a profile of some steps
@@ -57,8 +58,9 @@ def train(
     batches = read_batches(config, train_set, method, noise, quarantine=quarantine, start=progress.step)
     validator = make_validator(config, val_set, method, noise, device=device, folder=folder / "images")
     history, throughput, stop = TrainingHistory(progress, device), Throughput(), distributed.Agreement(device)
-    card = make_card(to_dict(config), config.data.channels, **(provenance or {}))
+    card = make_card(recorded(config), config.data.channels, **(provenance or {}))
     save = partial(save_checkpoint, checkpoints, train_state=train_state, card=card, quarantine=quarantine)
+    save = partial(save, training_images=training_images)
 
     steps_done = progress.step
     for step in profiled(range(progress.step, spec.steps), profile if rank == 0 else None):
@@ -98,10 +100,11 @@ def save_checkpoint(
     train_state: TrainState,
     card: ModelCard,
     quarantine: Quarantine,
+    training_images: bytes,
 ) -> None:
     """Save a checkpoint on rank 0; its card also names the samples that were left out."""
     if distributed.rank() == 0:
-        state = snapshot(train_state, progress, quarantine.add_to_card(card))
+        state = snapshot(train_state, progress, quarantine.add_to_card(card), training_images)
         checkpoints.save(state, progress.step, progress.history)
 
 

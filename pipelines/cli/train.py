@@ -3,11 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli.common import AsJson, Overrides, Settings, all_overrides, answer, configuration
+
+if TYPE_CHECKING:
+    from denoise.config import Config
 
 
 def train(
@@ -44,7 +47,7 @@ def train(
 
             folder = train_locally(config, name, out, faults, profile)
             if os.environ.get("RANK", "0") == "0":  # torchrun runs this command on every rank
-                answer({"model": str(folder)}, f"model: {folder}", as_json)
+                _answer(config, folder, {"model": str(folder)}, f"model: {folder}", as_json)
             return
         from pipelines.training.on_ray import train_on_ray
 
@@ -57,7 +60,22 @@ def train(
         raise
     document = {"name": result.name, "model": str(result.folder), "run_id": result.run_id, **result.metrics}
     where = f"MLflow run {result.run_id}" if result.run_id else "not in MLflow yet: denoise runs sync"
-    answer(document, f"model: {result.folder} ({where})", as_json)
+    _answer(config, result.folder, document, f"model: {result.folder} ({where})", as_json)
+
+
+def _answer(config: "Config", model: Path, document: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print the answer of a training, with the commands that use its model."""
+    from pipelines.cli.next_commands import after_training
+
+    restore, *register = after_training(config, model)
+    lines = [
+        text,
+        "to restore an image with it:",
+        f"  {restore}",
+        "to register it:",
+        *(f"  {line}" for line in register),
+    ]
+    answer({**document, "next": [restore, *register]}, "\n".join(lines), as_json)
 
 
 def presets(

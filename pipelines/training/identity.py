@@ -6,16 +6,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from denoise.config import Config, digest, to_dict
+from denoise.config import Config, digest, flatten, from_dict, to_dict
 from denoise.files import file_digest
 
 DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_image", "small")
 # How a batch is computed, and what is done about trouble: the same run may go on with another answer.
 NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
+# A run with a name of its own (--name) may also go on with other values of these: when it reports and saves, which
+# checkpoint becomes the model, and kernels that differ by rounding. Its train.steps may grow.
+NOT_DECISIVE_OF_A_NAMED_RUN = (
+    *("log_every", "eval_every", "checkpoint_every", "val_loss", "model"),
+    *("channels_last", "fused", "compile", "cuda_graphs", "static_graph", "deterministic"),
+)
 
 # The part of the core that every training step runs. Of methods, nets and noise only what is chosen is added.
 PACKAGES = ("images", "data", "training")
-MODULES = ("__init__", "config", "denoiser", "distributed", "errors", "files", "rng")
+MODULES = (
+    "__init__",
+    "config",
+    "denoiser",
+    "distributed",
+    "documents",
+    "errors",
+    "fields",
+    "files",
+    "model_files",
+    "printable",
+    "redaction",
+    "rng",
+)
 # In the package training, and without influence on the weights: where memory comes from, faults on purpose, timings.
 NOT_DECISIVE_MODULES = ("training/malloc.py", "training/fault_injection.py", "training/profiler.py")
 
@@ -28,6 +47,33 @@ def run_name(config: Config, data_digest: str) -> str:
     """
     identity = {**_decisive(to_dict(config)), "data": data_digest, "code": code_digest(config)}
     return f"{config.method.name}-{config.noise}-{digest(identity)[:10]}"
+
+
+def changed_settings(stored: Mapping[str, Any], config: Config) -> list[str]:
+    """Return what keeps a run from going on under its name, each as ``KEY: OLD, now NEW``.
+
+    Args:
+        stored: the configuration in the card of its last checkpoint or model.
+        config: the configuration to go on with.
+    """
+    before, now = from_dict(stored), config
+    old, new = named_settings(before), named_settings(now)
+    keys = [key for key in (old | new) if old.get(key) != new.get(key)]
+    changes = [f"{key}: {old.get(key, 'not given')}, now {new.get(key, 'not given')}" for key in keys]
+    fewer = [f"train.steps: {before.train.steps}, now {now.train.steps}"] * (now.train.steps < before.train.steps)
+    return [*changes, *fewer]
+
+
+def named_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that a run with a name of its own must keep, by their keys; its steps may grow."""
+    decisive = _decisive(to_dict(config))
+    train = {
+        key: value
+        for key, value in decisive["train"].items()
+        if key != "steps" and key not in NOT_DECISIVE_OF_A_NAMED_RUN
+    }
+    data = {key: decisive.pop(key) for key in DECISIVE_DATA}
+    return flatten({**decisive, "train": train, "data": data})
 
 
 def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from denoise.config import Config
 from denoise.errors import UserError
 from denoise.files import write_folder
+from pipelines.console import say
 from pipelines.datasets.layout import data_place, open_set, open_sets, with_place
 from pipelines.training.identity import code_digest, run_name
 
@@ -40,6 +41,16 @@ class TrainingInputs:
     name: str
     parts: Sequence[Part]
     versions: Mapping[str, str]
+    earlier: Sequence[Mapping[str, Any]] = ()  # parts of a named run with other code or train.steps (``named_run``)
+
+    def training_images(self, config: Config) -> bytes:
+        """Return the file by which a model says which images it was trained on; empty where they are too many."""
+        from denoise.sharding.leakage import training_images
+
+        images = training_images(open_datasets(config, self.parts)["train"].parts)
+        if images is None:
+            say(f"{self.name}: more training images than a model can name: an evaluation will compare whole sets only")
+        return images.to_bytes() if images else b""
 
     def example(self, config: Config) -> "np.ndarray[Any, Any]":
         """Return a small noisy batch (1, C, 64, 64) of the first training image, to document the model's input."""
@@ -109,29 +120,54 @@ def provenance(inputs: TrainingInputs) -> dict[str, Any]:
         "run": inputs.name,
         "code_digest": inputs.versions["code_digest"],
         "data": [{"name": part.name, "split": part.split, "digest": part.digest} for part in inputs.parts],
+        **({"earlier": list(inputs.earlier)} if inputs.earlier else {}),
     }
+
+
+def require_replaceable(folder: Path) -> None:
+    """Refuse a place for a model where something else is: the model replaces the folder as a whole.
+
+    Raises:
+        UserError: it is no folder, or holds other files than those of a model.
+    """
+    from denoise.model_files import MODEL_FILES, OPTIONAL_FILES
+    from denoise.training.checkpoint import HISTORY
+
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder} cannot be replaced by a model; give a folder by its name, such as models/mine.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder, and a model is one; give another.")
+    known = {*MODEL_FILES, *OPTIONAL_FILES, HISTORY}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
+    if others:
+        raise UserError(
+            f"{folder} holds {others[0]}, which a model would replace with the whole folder; give another folder."
+        )
 
 
 def export_model(config: Config, store: "CheckpointStore", folder: Path) -> Mapping[str, float]:
     """Copy the model out of the checkpoint that ``train.model`` chooses and return its metrics.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, its weights are not finite, or the folder holds something else.
     """
-    from denoise.denoiser import CARD, WEIGHTS
+    from denoise.denoiser import load_denoiser
+    from denoise.model_files import model_files
     from denoise.training.checkpoint import HISTORY, read_history
     from denoise.training.checkpoint_manager import best_name
 
+    require_replaceable(folder)
     names = store.names()
     if not names:
         raise UserError("training ended without a checkpoint; run the same command again.")
     with store.open(names[-1]) as last:
         history = read_history(last)
     with store.open(best_name(names, history) if config.train.model == "best" else names[-1]) as chosen:
+        load_denoiser(chosen)
 
         def write(work: Path) -> None:
-            for name in (CARD, WEIGHTS, HISTORY):
-                shutil.copyfile(chosen / name, work / name)
+            for file in (*model_files(chosen), chosen / HISTORY):
+                shutil.copyfile(file, work / file.name)
 
         write_folder(folder, write)
     return dict(read_history(folder)[-1])

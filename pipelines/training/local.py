@@ -1,15 +1,24 @@
 """Training without Ray: one process, or the processes that ``torchrun`` started."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise.config import Config
+from denoise.documents import parse_json
+from denoise.files import json_line, require_name
 from pipelines.console import say
 from pipelines.signals import stop_event_on_sigterm
-from pipelines.training.inputs import PROFILE, export_model, open_datasets, provenance, training_inputs
+from pipelines.training.inputs import (
+    PROFILE,
+    export_model,
+    open_datasets,
+    provenance,
+    require_replaceable,
+    training_inputs,
+)
+from pipelines.training.named_run import continue_run
 from pipelines.training.progress import ShowMetrics, Stopped, step_progress
 
 if TYPE_CHECKING:
@@ -37,14 +46,17 @@ def train_locally(
     from denoise.training.fault_injection import FaultInjector
     from denoise.training.loop import train
 
-    config = with_net(config)
+    config, name = with_net(config), name and require_name(name, "--name")
     inputs = training_inputs(config, name)
     run = Path("runs") / inputs.name
+    store, model = FolderStore(run / "checkpoints"), out or run / "model"
+    if name:
+        inputs = continue_run(config, inputs, store, run / "model")
+    require_replaceable(model)
     distributed.start_from_environment(config.ray.timeout)
     try:
         rank = distributed.rank()
         injector = FaultInjector(faults, rank)
-        store = FolderStore(run / "checkpoints")
         datasets = open_datasets(config, inputs.parts)
         with _progress(inputs.name, config.train.steps, rank) as show, stop_event_on_sigterm() as stop:
             steps = train(
@@ -60,13 +72,13 @@ def train_locally(
                     injector,
                 ),
                 provenance=provenance(inputs),
+                training_images=inputs.training_images(config) if rank == 0 else b"",
                 stop_requested=stop.is_set,
                 faults=injector,
                 profile=run / PROFILE if profile else None,
             )
         if steps < config.train.steps:
             raise Stopped(steps, config.train.steps)
-        model = out or run / "model"
         if rank == 0:
             export_model(config, store, model)
     finally:
@@ -92,7 +104,7 @@ def _reporter(run: Path, show: ShowMetrics) -> Callable[[dict[str, float]], None
             _remove_rows_from(run / HISTORY, metrics["step"])
             started = True
         with (run / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json_line(metrics))
         show(metrics)
 
     return report
@@ -108,6 +120,6 @@ def _remove_rows_from(file: Path, step: float) -> None:
 def _step(line: str) -> float:
     """Return the step of a row, infinity where a kill has cut the line."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+        return float(parse_json(line)["step"])
+    except (ArithmeticError, ValueError, KeyError, TypeError):
         return float("inf")

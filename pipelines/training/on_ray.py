@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.config import Config, flatten, to_dict
+from denoise.config import Config, flatten, recorded
 from denoise.errors import UserError
-from denoise.redaction import without_passwords
+from denoise.files import require_name
+from denoise.redaction import HIDDEN, without_passwords
 from denoise.training.fault_injection import Fault
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_needs
 from pipelines.console import say
@@ -20,7 +21,15 @@ from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import DataUse, RunSpec
 from pipelines.training.channel import OnValidation, RunChannel, follow_workers
-from pipelines.training.inputs import PROFILE, TrainingInputs, export_model, provenance, training_inputs
+from pipelines.training.inputs import (
+    PROFILE,
+    TrainingInputs,
+    export_model,
+    provenance,
+    require_replaceable,
+    training_inputs,
+)
+from pipelines.training.named_run import continue_run, refuse_mlflow_run
 from pipelines.training.progress import Stopped
 from pipelines.training.worker import WorkerTask, train_worker
 
@@ -67,13 +76,18 @@ def train_on_ray(
     """
     from denoise.methods import with_net
 
-    config = with_net(config)
+    config, name = with_net(config), name and require_name(name, "--name")
     inputs = training_inputs(config, name)
-    folder = out or Path("runs") / inputs.name / "model"
+    store, own_folder = open_store(config.ray.storage, inputs.name), Path("runs") / inputs.name / "model"
+    if name:
+        inputs = continue_run(config, inputs, store, own_folder)
+    folder = out or own_folder
+    require_replaceable(folder)
     spec = _run_spec(config, inputs, {"mlflow.source.name": "denoise train"})
+    if name:
+        refuse_mlflow_run(config, spec)
     journal = journal_folder(config.ray.storage, inputs.name)
     with tracked_run(spec, journal) as run:
-        store = open_store(config.ray.storage, inputs.name)
         if not _finished(config, store):
             with ray_cluster(config) as dashboard:
                 _announce(run.spec, config.ray.storage, dashboard)
@@ -104,10 +118,10 @@ def train_trial(
     from denoise.training.checkpoint import read_history
 
     config = with_net(config)
-    inputs = training_inputs(config, name)
+    store = open_store(config.ray.storage, name)
+    inputs = continue_run(config, training_inputs(config, name), store)
     journal = journal_folder(config.ray.storage, name)
     with tracked_run(_run_spec(config, inputs, tags), journal) as run:
-        store = open_store(config.ray.storage, name)
         if not _finished(config, store):
             _fit(config, inputs, run.spec, journal, on_validation=on_validation)
         with store.open(store.names()[-1]) as last:
@@ -127,7 +141,7 @@ def _run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]
             **inputs.versions,
             **tags,
         },
-        params=flatten(to_dict(config)),
+        params=flatten(recorded(config)),
         datasets=tuple(DataUse(part.name, part.split, part.digest, part.place) for part in inputs.parts),
     )
 
@@ -147,7 +161,8 @@ def _announce(spec: RunSpec, storage: str, dashboard: str) -> None:
     """Print where the run can be watched, and the command that resumes it."""
     ray_page = f", Ray at http://{dashboard}" if dashboard else ""
     say(f"{spec.name}: MLflow at {without_passwords(spec.uri)}{ray_page}, checkpoints in {storage}")
-    say(f"{spec.name}: to resume it: {shlex.join(['denoise', *sys.argv[1:]])}")
+    command = shlex.join(["denoise", *map(without_passwords, sys.argv[1:])])
+    say(f"{spec.name}: to resume it: {command}{' (with the password for ***)' * (HIDDEN in command)}")
 
 
 def _fit(
@@ -176,6 +191,7 @@ def _fit(
         storage=absolute(config.ray.storage),
         parts=tuple(inputs.parts),
         provenance=provenance(inputs),
+        training_images=inputs.training_images(config),
         run_spec=spec,
         journal=journal,
         channel=channel,

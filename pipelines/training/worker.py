@@ -30,6 +30,7 @@ class WorkerTask:
     storage: str  # where its checkpoints are
     parts: tuple[Part, ...]  # the shards it reads
     provenance: Mapping[str, Any]  # recorded in its checkpoints
+    training_images: bytes  # the file in its checkpoints that says which images it is trained on
     run_spec: RunSpec  # of its MLflow run
     journal: Path
     channel: Any  # handle of the RunChannel
@@ -72,6 +73,7 @@ def train_worker(arguments: Mapping[str, WorkerTask]) -> None:
                 report=_reporter(task, rank_zero, Path(folder)),
                 checkpoints=checkpoints,
                 provenance=task.provenance,
+                training_images=task.training_images,
                 stop_requested=rank_zero.stop.is_set if rank_zero else lambda: False,
                 faults=faults,
                 profile=task.profile,

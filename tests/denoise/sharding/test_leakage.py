@@ -5,7 +5,8 @@ from PIL import Image
 from denoise.data.shards import Shards
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage, read_image, write_image
-from denoise.sharding.leakage import refuse_overlap
+from denoise.sharding import leakage
+from denoise.sharding.leakage import refuse_overlap, refuse_trained_on, training_images
 from denoise.sharding.writer import write_shards
 from pipelines.datasets.shard import find_sources
 
@@ -55,6 +56,25 @@ def test_other_images_are_not_warned_about(sharded, pixels, capsys):
     first, *others = pixels
     refuse_overlap([sharded("a", x=pixels[first])], [sharded("b", **{name: pixels[name] for name in others})], ())
     assert capsys.readouterr().err == ""
+
+
+def test_a_training_image_is_recognised_under_another_name_and_in_grey(sharded, pixels):
+    weights = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+    grey = np.floor(pixels["coffee"] @ weights + 0.5).astype(np.uint8)[..., None]
+    trained_on = training_images([sharded("train", **pixels)[1]])
+    test = sharded("test", other=pixels["coffee"][:100], grey=grey)
+    with pytest.raises(UserError, match=r"1 images of the test set test are among .* \(for example grey\.png\)"):
+        refuse_trained_on(trained_on, [test], ())
+    refuse_trained_on(trained_on, [test], ("test",))
+    refuse_trained_on(training_images([sharded("ihc", ihc=pixels["ihc"])[1]]), [test], ())
+
+
+def test_more_images_than_a_set_holds_are_not_kept(small_shards, monkeypatch):
+    shards = Shards.open(small_shards)
+    assert training_images([shards]).contains([grey for _, grey, _ in shards.fingerprints()]).all()
+    monkeypatch.setattr(leakage, "MAX_IMAGES", 2 * len(shards) - 1)
+    assert training_images([shards]) is not None
+    assert training_images([shards, shards]) is None
 
 
 def test_bsd68_is_found_in_bsds300(mirror, tmp_path):

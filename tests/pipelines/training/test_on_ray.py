@@ -83,6 +83,7 @@ def test_a_run_on_ray_is_recorded_and_exported_and_the_same_command_returns_it(p
         "metrics.jsonl",
         "model.json",
         "net.safetensors",
+        "training_images.bin",
     ]
     assert left_behind() == []
 

@@ -23,6 +23,7 @@ def task():
         storage="s3://bucket/runs",
         parts=(Part("small", "train", "abc", "/data"),),
         provenance={"run": "run"},
+        training_images=b"images",
         run_spec=RunSpec(
             URI, "denoise", "run", {"method": "n2v"}, {"seed": 0}, (DataUse("small", "train", "abc", "/"),)
         ),
