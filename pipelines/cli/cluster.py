@@ -8,8 +8,10 @@ import typer
 
 from denoise.errors import UsageError, UserError, nearest
 from pipelines.cli.common import AsJson, Overrides, Settings, all_overrides, answer, configuration
+from pipelines.console import say
 
 if TYPE_CHECKING:
+    from pipelines.cluster.package import PackedFile
     from pipelines.doctor.findings import Finding
 
 app = typer.Typer(help="Check a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
@@ -45,6 +47,9 @@ def submit(
     name: Annotated[
         str | None, typer.Option(metavar="ID", help="Name of the job. Default: made of the command.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command and the files that would be sent; send nothing.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job until it ends.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -52,17 +57,22 @@ def submit(
 
     Example: denoise submit -- tune tpe-asha ray.workers=1 ray.storage=s3://bucket/runs tracking.uri=http://mlflow:5000
     """
-    from pipelines.cluster import jobs
+    from pipelines.cluster import jobs, package
 
     _check_command(context, command)
+    jobs.refuse_passwords(command)
     if local := jobs.job_local_settings(command, configuration):
-        print(
+        say(
             f"warning: {', '.join(local)} is in the folder of the job, which Ray deletes; name a server, s3:// or a "
-            "folder that all hosts share",
-            file=sys.stderr,
+            "folder that all hosts share"
         )
-    job = jobs.submit(command, address, name)
-    print(f"job {job.name} at {job.address}; {job.hint}", file=sys.stderr)
+    with package.packed_folder() as folder:
+        package.refuse_passwords(folder)
+        if dry_run:
+            _show_package(jobs.entrypoint(command), package.packed_files(folder), as_json)
+            return
+        job = jobs.submit(command, folder, address, name)
+    say(f"job {job.name} at {job.address}; {job.hint}")
     document = {"job": job.name, "address": job.address, "state": "PENDING"}
     if not wait:
         answer(document, job.name, as_json)
@@ -70,13 +80,22 @@ def submit(
     try:
         document["state"] = jobs.follow(job, sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
-        print(f"left running; {job.hint}", file=sys.stderr)
+        say(f"left running; {job.hint}")
         raise typer.Exit(130) from None
     failure = jobs.failure_message(job, document["state"])
     if as_json:
         answer(document, "", as_json)
     if failure:
         raise UserError(failure)
+
+
+def _show_package(entrypoint: str, files: "list[PackedFile]", as_json: bool) -> None:
+    """Print the command and the files that would be sent."""
+    total = sum(file.bytes for file in files)
+    lines = [f"{file.bytes:>12,}  {file.path}" for file in files]
+    text = "\n".join([*lines, f"{total:>12,}  bytes in {len(files)} files would be sent, to run: {entrypoint}"])
+    document = {"entrypoint": entrypoint, "files": [file._asdict() for file in files], "bytes": total}
+    answer(document, text, as_json)
 
 
 def _check_command(context: typer.Context, command: list[str]) -> None:

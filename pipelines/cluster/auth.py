@@ -1,14 +1,19 @@
-"""Check that a Ray cluster requires a token, by a call without one.
+"""Ray's token: only its owner can read it; and a check that a cluster requires one, by a call without it.
 
 Ray runs any code that it is sent. That this process has a token proves nothing: an open cluster accepts it as well.
 """
 
 import ipaddress
 import os
+import secrets
 import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from denoise.errors import UserError
+from pipelines.console import say
 
 TIMEOUT_SECONDS = 10.0
 CLOSE_HINT = (
@@ -16,6 +21,60 @@ CLOSE_HINT = (
     "writes to ~/.ray/auth_token"
 )
 AUTH_HINT = "set RAY_AUTH_MODE=token and put its token in ~/.ray/auth_token, or name the file in RAY_AUTH_TOKEN_PATH"
+
+
+def token_file() -> Path | None:
+    """Return the file that Ray reads its token from; None where the token is in RAY_AUTH_TOKEN, or none is wanted."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def create_token() -> None:
+    """Write a token for a cluster that starts here, where there is none, readable by this user alone.
+
+    Ray would write one that every user of this machine can read, and run code with.
+    """
+    file = token_file()
+    if file is None or "RAY_AUTH_TOKEN_PATH" in os.environ:  # Ray itself says what is wrong with that file
+        return
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError), tempfile.NamedTemporaryFile("w", dir=file.parent) as private:  # mode 0600
+            private.write(secrets.token_hex(32))
+            private.flush()
+            os.link(private.name, file)  # whole from the start: another process may start a cluster now
+    except OSError as error:
+        raise UserError(
+            f"Ray's token {file} cannot be written ({error.strerror}); make its folder writable, or name the file of a "
+            "token in RAY_AUTH_TOKEN_PATH."
+        ) from None
+    protect_token()
+
+
+def protect_token() -> None:
+    """Let only this user read the file of Ray's token.
+
+    Raises:
+        UserError: the file belongs to another user.
+    """
+    file = token_file()
+    try:
+        status = file.stat() if file else None
+    except OSError:  # there is none, or it cannot be reached: Ray will say so
+        return
+    if file is None or status is None:
+        return
+    if status.st_uid != os.geteuid():
+        if "RAY_AUTH_TOKEN_PATH" in os.environ:  # such as a secret that Kubernetes mounts
+            return
+        raise UserError(
+            f"Ray's token {file} belongs to another user, who can run code with it; delete it, and a new one will be "
+            "written, or name another file in RAY_AUTH_TOKEN_PATH."
+        )
+    if status.st_mode & 0o077:
+        file.chmod(0o600)
+        say(f"{file} could be read by other users, who can run code with Ray's token; its mode is now 0600")
 
 
 def accepts_unauthenticated(address: str) -> bool:

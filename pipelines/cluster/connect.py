@@ -1,6 +1,7 @@
 """Connect to Ray: to the cluster that is configured, or to one that is started on this machine."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -8,7 +9,8 @@ from typing import Any
 
 from denoise.config import Config
 from denoise.errors import UserError
-from pipelines.cluster.auth import AUTH_HINT, refuse_open, requires_token
+from denoise.redaction import without_passwords
+from pipelines.cluster.auth import AUTH_HINT, create_token, protect_token, refuse_open, requires_token
 
 # Interval at which Ray Train's controller looks for reports; its default of 2 s would hold up short runs.
 POLL_SECONDS = "0.5"
@@ -43,6 +45,8 @@ def ray_cluster(config: Config, state_api: bool = False, check_token: bool = Tru
     if ray.is_initialized():  # the caller's connection, which the caller closes
         yield ""
         return
+    _show_no_password()
+    (create_token if address in (None, "local") else protect_token)()
     with redirect_stdout(sys.stderr):  # Ray prints events of its workers; standard output is for results
         context = _join(address, options) if address else _start(config, state_api, options)
         try:
@@ -51,6 +55,14 @@ def ray_cluster(config: Config, state_api: bool = False, check_token: bool = Tru
             yield context.dashboard_url or ""
         finally:
             ray.shutdown()
+
+
+def _show_no_password() -> None:
+    """Let Ray show this process to the users of the cluster as a command without passwords."""
+    import ray._private.utils as internals  # there is no public way to say what it shows
+
+    command = shlex.join(["denoise", *map(without_passwords, sys.argv[1:])])
+    internals.get_entrypoint_name = lambda: command
 
 
 def _start(config: Config, state_api: bool, options: Mapping[str, Any]) -> Any:

@@ -9,10 +9,13 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from denoise.errors import UserError, first_line
-from pipelines.cluster.auth import AUTH_HINT, refuse_open_dashboard
+from denoise.redaction import has_password
+from pipelines.cluster.auth import AUTH_HINT, protect_token, refuse_open_dashboard
+from pipelines.cluster.package import REMEDY
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # Ray's environment variable for the address of a dashboard
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# The same list as rsync_exclude in ray_cluster.yaml; Ray also excludes what .gitignore names.
-EXCLUDED = (".git/", ".venv/", "data/", "runs/", "models/", "mlartifacts/", "sweeps/", "*.db")
 # ``python -m`` imports from the current folder first: the code that was sent runs even if the package is installed.
 # With ``denoise`` from the PATH, the driver would run the installed code, and Ray's workers the code that was sent.
 ENTRYPOINT = ("python", "-m", "pipelines.cli")
@@ -77,10 +78,41 @@ def job_local_settings(command: Sequence[str], configure: "Callable[[list[str]],
     if command[0] not in ("train", "tune"):
         return []
     known = flatten(to_dict(Config()))
-    settings = [word for word in command if "=" in word and word.partition("=")[0] in known]
+    settings = [setting for setting in settings_of(command) if setting.partition("=")[0].strip() in known]
     config = flatten(to_dict(configure(settings)))
     keys = ("ray.storage", "tracking.uri", *(("tune.storage",) if command[0] == "tune" else ()))
     return [f"{key}={config[key]}" for key in keys if _is_relative(config[key])]
+
+
+def settings_of(command: Sequence[str]) -> list[str]:
+    """Return the KEY=VALUE of a command in the order in which they count: its arguments, then its -S options."""
+    arguments, options, words = list[str](), list[str](), iter(command)
+    for word in words:
+        if word in ("-S", "--set"):
+            options.append(next(words, ""))
+        elif word.startswith(("-S", "--set=")):
+            options.append(word.removeprefix("-S").removeprefix("--set="))
+        elif "=" in word and not word.startswith("-"):
+            arguments.append(word)
+    return [*arguments, *options]
+
+
+def refuse_passwords(command: Sequence[str]) -> None:
+    """Refuse a command with a password of an address: all who see the cluster's jobs see their commands.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word in command:
+        if has_password(word):
+            raise UserError(
+                f"{word} holds a password, which everyone who sees the cluster's jobs could read; {REMEDY}."
+            )
+
+
+def entrypoint(command: Sequence[str]) -> str:
+    """Return the shell command of a job that runs ``denoise COMMAND``."""
+    return shlex.join([*ENTRYPOINT, *command])
 
 
 def _is_relative(address: str) -> bool:
@@ -88,11 +120,12 @@ def _is_relative(address: str) -> bool:
     return "://" not in path and not path.startswith("/")
 
 
-def submit(command: Sequence[str], address: str | None = None, name: str | None = None) -> Job:
-    """Send ``denoise COMMAND`` and the current folder to a cluster.
+def submit(command: Sequence[str], package: Path, address: str | None = None, name: str | None = None) -> Job:
+    """Send ``denoise COMMAND`` and a folder to a cluster.
 
     Args:
         command: the words after ``denoise``.
+        package: the folder as a zip file (``packed_folder``).
         address: of the cluster's dashboard (``dashboard_address``).
         name: of the job; None: made by ``job_name``.
 
@@ -104,9 +137,9 @@ def submit(command: Sequence[str], address: str | None = None, name: str | None 
     client = _client(job.address)
     with _plain_errors(job):
         client.submit_job(
-            entrypoint=shlex.join([*ENTRYPOINT, *command]),
+            entrypoint=entrypoint(command),
             submission_id=job.name,
-            runtime_env={"working_dir": ".", "excludes": list(EXCLUDED)},
+            runtime_env={"working_dir": str(package)},
         )
     return job
 
@@ -147,6 +180,7 @@ def _client(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    protect_token()
     logging.disable(logging.WARNING)  # Ray's client logs every package and every connection
     os.environ[ADDRESS] = address  # Ray prefers the environment variable to the argument
     try:

@@ -24,6 +24,7 @@ from pipelines.doctor.findings import (
 from pipelines.doctor.probe import Probe, delete_marker, versions, write_marker
 from pipelines.storage.checkpoints import absolute
 from pipelines.tracking import client as tracking
+from pipelines.tracking.database import sqlite_file
 from pipelines.tuning.optuna_objects import open_storage, storage_exists
 
 TIMEOUT_SECONDS = 60.0  # for the hosts to start an actor, and then again to answer
@@ -107,7 +108,7 @@ def _check_hosts(config: Config, nodes: Mapping[str, Any], probes: Mapping[str, 
         "data": lambda probe: probe.data.remote(place, paths),
         "mlflow": lambda probe: probe.mlflow.remote(uri),
     }
-    if tracking.sqlite_file(uri) is not None:
+    if sqlite_file(uri) is not None:
         del checks["mlflow"]  # a file of this machine
     try:
         futures = {check: {host: call(probe) for host, probe in probes.items()} for check, call in checks.items()}

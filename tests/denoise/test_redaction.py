@@ -20,6 +20,11 @@ WITH_SECRET = [
     f"https://{SECRET}@mirror.example/d",
     f"https://mirror.example/d?access_token={SECRET}&x=1",
     f"s3://bucket/key?X-Amz-Signature={SECRET}",
+    f"s3://AKIA:12/{SECRET}@bucket/prefix",
+    f"https://me@corp:{SECRET}@mirror.example/d",
+    f"tune.storage=postgresql://me:a b {SECRET}@host/db",
+    f"postgresql://me@corp:{SECRET}@host/db",
+    f"mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{SECRET}",
     f"see http://a:{SECRET}@b/c, and mysql://d:{SECRET}@e/f.",
 ]
 WITHOUT = [
@@ -28,6 +33,10 @@ WITHOUT = [
     "models:/denoise-gauss25@champion",
     "s3://bucket/prefix",
     "postgresql:///mlflow",
+    "postgresql://denoise@postgres:5432/optuna",
+    "sqlite:////home/me@work/mlflow.db",
+    "file:///home/me@work/mirror",
+    "s3://bucket/a@b",
     "write to me@example.org, see https://example.org/?page=2",
 ]
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from pipelines.cli.common import configuration
-from pipelines.cluster.jobs import ADDRESS, EXCLUDED, dashboard_address, job_local_settings, job_name
+from pipelines.cluster.jobs import ADDRESS, dashboard_address, job_local_settings, job_name
+from pipelines.cluster.package import EXCLUDED
 from tests.pipelines.cli_helpers import sentence
 
 ROOT = Path(__file__).parents[3]
@@ -25,9 +26,9 @@ def submit(one_host, denoise_fork, project):
 
 
 def test_a_command_is_followed_to_its_end_with_the_parameters_of_this_folder(submit, project):
-    (project / "params.yaml").write_text("data: {train: [two words]}\n")
+    (project / "params.yaml").write_text("data: {train: [unmade]}\n")
     done = submit("--", "train", code=1)
-    assert "the train split of two words is not in data/shards" in done.stdout  # and not the shards: data/ stays here
+    assert "the train split of unmade is not in data/shards" in done.stdout  # and not the shards: data/ stays here
     message = sentence(done.stderr)
     assert "ended FAILED" in message
     assert "ray job logs" in message
