@@ -1,17 +1,21 @@
 # make demo: from images to a promoted denoiser.   make test: everything that is not slow and needs no GPU.
 PYTHON ?= python3.11
 VENV := .venv
-BIN := $(abspath $(VENV)/bin)
 STAMP := $(VENV)/.installed
-export PATH := $(BIN):$(PATH)
+# Recipes name what they run relative to this folder, whose path may have any character; DVC's stages look in PATH.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# An environment that was copied or moved with its folder would run the code of the old one: it is installed again.
+INSTALLED_AT := $(file <$(STAMP))
+.PHONY: $(if $(INSTALLED_AT),$(if $(subst /$(CURDIR)/,,/$(INSTALLED_AT)/),$(STAMP)))
 
 # One thread a process: the tests run side by side, and none is long enough for more.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4
 
 .PHONY: demo test smoke test-slow test-cluster test-gpu install lint clean
 
 demo: install
-	denoise demo
+	$(VENV)/bin/denoise demo
 
 test: install debian
 	$(PYTEST) -p tests.core_only tests/denoise
@@ -22,23 +26,23 @@ smoke: install
 	$(PYTEST) -m "smoke and not (slow or gpu or cluster)"
 
 test-slow: install debian
-	python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow
 
 test-cluster: install
 	@command -v ip >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || test "$$(id -u)" != 0 || { \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2 postgresql >/dev/null; }
-	python -m pytest -m cluster
+	$(VENV)/bin/python -m pytest -m cluster
 
 test-gpu: install
-	python -m pytest -m gpu
+	$(VENV)/bin/python -m pytest -m gpu
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # where pip does not: every process starts faster
-	touch $@
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # where pip does not: every process starts faster
+	pwd -P > $@
 
 # The browser of the page tests, and PostgreSQL for those of sweeps; without root those tests skip and say so.
 PACKAGES := chromium chromium-driver fonts-dejavu-core postgresql
@@ -50,7 +54,7 @@ debian:
 	} || echo "no Chromium or PostgreSQL here: the tests that need them will skip"
 
 lint: install
-	pre-commit run --all-files
+	$(VENV)/bin/pre-commit run --all-files
 
 clean:
 	rm -rf build dist report evaluation registered models champion.json

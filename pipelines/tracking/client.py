@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 from denoise.errors import UserError, first_line
 from denoise.files import atomic_file, exclusive_lock
 from denoise.redaction import without_passwords
+from pipelines.tracking import relocation
+from pipelines.tracking.database import absolute_sqlite_uri, sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,24 +50,18 @@ def resolve_uri(uri: str, root: Path) -> str:
     """
     if re.match(r"(https?|postgresql|mysql|mssql)(\+\w+)?://\S", uri):
         return uri.rstrip("/")
-    path = uri.removeprefix("sqlite:///")
-    if path != uri and path:
-        return f"sqlite:///{(root.resolve() / path)}"
+    if database := absolute_sqlite_uri(uri, root):
+        return database
     raise UserError(
         f"tracking.uri={uri} cannot be used: MLflow 3 stores runs in a database or behind a server; "
         "use sqlite:///mlflow.db, postgresql://... or http://HOST:PORT."
     )
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """Return the database file of a sqlite uri, None for any other uri."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
 def artifact_root(uri: str) -> Path | None:
     """Return the folder of images and models beside a sqlite database, None for any other uri."""
     file = sqlite_file(uri)
-    return file.with_name("mlartifacts") if file else None
+    return file.with_name(relocation.ARTIFACTS) if file else None
 
 
 @contextmanager
@@ -87,25 +83,48 @@ def client(uri: str) -> "MlflowClient":
 
     Raises:
         UnreachableError: MLflow does not answer at the uri.
-        UserError: the database cannot be opened.
+        UserError: the database cannot be opened, or was moved and cannot be used where it is now (relocation.py).
     """
     check_reachable(uri)
     set_environment()
-    import mlflow
-
     try:
         with database_lock(uri):
-            _create_database(uri)
-            return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            return _open_client(uri)
+    except UserError:
+        raise
     except Exception as error:  # whatever the database driver raises
         kind = UserError if sqlite_file(uri) else UnreachableError  # only a server may come back
         raise kind(f"MLflow cannot open {without_passwords(uri)}: {first_line(error)}.") from error
+
+
+@contextmanager
+def database_in_use(uri: str) -> Iterator[None]:
+    """Keep a sqlite database, made if need be, from being relocated while the block runs; nothing for any other uri."""
+    file = sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    client(uri)
+    with relocation.in_use(file):
+        yield
 
 
 def set_environment() -> None:
     """Set the environment variables that MLflow reads, unless they are set; call this before mlflow is imported."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+
+
+def _open_client(uri: str) -> "MlflowClient":
+    import mlflow
+    from mlflow.tracking._tracking_service import utils
+
+    _create_database(uri)
+    api = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file = sqlite_file(uri)
+    if file and relocation.relocate(file.absolute()):
+        utils._artifact_repos_cache.clear()  # MLflow remembers the folder of a run by the run's id alone
+    return api
 
 
 def _create_database(uri: str) -> None:
@@ -120,12 +139,13 @@ def _create_database(uri: str) -> None:
     from sqlalchemy import create_engine, event
 
     with atomic_file(file, file.with_name(f".{file.name}.partial")) as partial:
-        engine = create_engine(f"sqlite:///{partial}")
+        engine = create_engine(sqlite_uri(partial))
         # There are hundreds of small transactions, and nobody reads the file before it is complete: one sync is enough.
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
         # Private, but MLflow has no public function that creates the tables in an engine of ours.
         utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
         engine.dispose()
+        relocation.add_default_experiment(partial, file.absolute().with_name(relocation.ARTIFACTS))
         with partial.open("rb") as database:
             os.fsync(database.fileno())
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, first_line
-from denoise.files import lock_folder
-from denoise.redaction import without_passwords
+from denoise.files import lock_folder, require_name
+from denoise.redaction import HIDDEN, without_passwords
 from pipelines.signals import exit_on_sigterm, on_sigterm
-from pipelines.tracking.client import UnreachableError, client, existing_run, finish_run, plain_errors
+from pipelines.tracking.client import UnreachableError, client, database_in_use, existing_run, finish_run, plain_errors
 from pipelines.tracking.journal import RUN, FinalStatus, Journal
 from pipelines.tracking.owner import has_died, this_host, this_process
 from pipelines.tracking.runs import RunSpec, ensure_run, get_or_create_run
@@ -52,7 +52,7 @@ class MissingData:
 
 def journal_folder(storage: str, name: str) -> Path:
     """Return the folder of a run's journal: in ``ray.storage``, or in runs/ if that is on S3."""
-    return (_runs_folder(storage) / name / JOURNAL).absolute()
+    return (_runs_folder(storage) / require_name(name, "the name of the run") / JOURNAL).absolute()
 
 
 def _runs_folder(storage: str) -> Path:
@@ -87,15 +87,15 @@ def begin(spec: RunSpec, folder: Path) -> RunSpec:
     return spec
 
 
-def finish(folder: Path, status: "Status") -> SyncResult | None:
+def finish(folder: Path, status: "Status", address: str = "") -> SyncResult | None:
     """Write the final status, send to MLflow what it lacks, and return what was sent.
 
-    If that fails, a warning names the command that sends it later, and None is returned.
+    If that fails, a warning names the command that sends it later, and None is returned. ``address`` is as in ``sync``.
     """
     journal = Journal(folder)
     try:
         journal.set_status(status)
-        return sync(folder)
+        return sync(folder, address)
     except Exception as error:  # a tracker must not change how training ended, whatever it raises
         name = folder.parent.name
         with suppress(UserError):
@@ -119,29 +119,33 @@ class TrackedRun:
 @contextmanager
 def tracked_run(spec: RunSpec, folder: Path) -> Iterator[TrackedRun]:
     """Begin a run, and finish it as the block ends: FINISHED, FAILED (an exception), KILLED (Ctrl-C or SIGTERM)."""
-    with on_sigterm(exit_on_sigterm):
+    with on_sigterm(exit_on_sigterm), database_in_use(spec.uri):
         run = TrackedRun(begin(spec, folder))
         try:
             yield run
         except Exception:
-            finish(folder, "FAILED")
+            finish(folder, "FAILED", spec.uri)
             raise
         except BaseException:  # KeyboardInterrupt, SystemExit
-            finish(folder, "KILLED")
+            finish(folder, "KILLED", spec.uri)
             raise
-        run.synced = finish(folder, "FINISHED")
+        run.synced = finish(folder, "FINISHED", spec.uri)
 
 
-def sync(folder: Path) -> SyncResult:
+def sync(folder: Path, address: str = "") -> SyncResult:
     """Send to MLflow what its run lacks of a journal; a second call changes nothing.
 
+    Args:
+        folder: of the journal.
+        address: the absolute tracking uri of now, which has the password that a journal does not keep.
+
     Raises:
-        UserError: MLflow does not answer, or the folder is no journal.
+        UserError: MLflow does not answer, the folder is no journal, or the password is missing.
     """
     from pipelines.tracking.logger import JournalReplay
 
     journal = Journal(folder)
-    spec = journal.run_spec()
+    spec = _with_password(journal.run_spec(), address)
     with lock_folder(folder, "syncing"):
         with journal.run_lock():
             run = ensure_run(spec)
@@ -154,16 +158,12 @@ def sync(folder: Path) -> SyncResult:
     return SyncResult(spec.name, run_id, replay.metrics, replay.images, status)
 
 
-def find_missing(folder: Path) -> MissingData:
-    """Return what MLflow lacks of a run, without changing anything.
-
-    Raises:
-        UserError: MLflow does not answer, or the folder is no journal.
-    """
+def find_missing(folder: Path, address: str = "") -> MissingData:
+    """Return what MLflow lacks of a run, without changing anything; arguments and errors are those of ``sync``."""
     from pipelines.tracking.logger import JournalReplay
 
     journal = Journal(folder)
-    spec = journal.run_spec()
+    spec = _with_password(journal.run_spec(), address)
     run = existing_run(spec.uri, spec.experiment, spec.name)
     model, final = journal.pending_model() is not None, _final_status(journal, spec)
     if run is None:
@@ -174,6 +174,18 @@ def find_missing(folder: Path) -> MissingData:
         replay = JournalReplay(client(spec.uri), run.info.run_id, journal, dry_run=True)
         replay.send()
     return MissingData(replay.metrics, replay.images, model, final is not None and final.status != run.info.status)
+
+
+def _with_password(spec: RunSpec, address: str) -> RunSpec:
+    """Return a run's definition with the password of ``address``, if that is the address in the journal."""
+    if HIDDEN not in spec.uri:
+        return spec
+    if without_passwords(address) != spec.uri:
+        raise UserError(
+            f"the journal of {spec.name} keeps no password for {spec.uri}; give the whole address as tracking.uri, in "
+            "params.yaml or with -S tracking.uri=..."
+        )
+    return replace(spec, uri=address)
 
 
 def find_journals(storage: str, names: Sequence[str] = ()) -> dict[str, Path]:
@@ -190,8 +202,11 @@ def find_journals(storage: str, names: Sequence[str] = ()) -> dict[str, Path]:
     return {name: folders[name] for name in names or sorted(folders)}
 
 
-def list_row(folder: Path) -> dict[str, Any]:
-    """Return a run's row of ``denoise runs list``: name, last step in the journal, status, what MLflow lacks."""
+def list_row(folder: Path, address: str = "") -> dict[str, Any]:
+    """Return a run's row of ``denoise runs list``: name, last step in the journal, status, what MLflow lacks.
+
+    ``address`` is as in ``sync``.
+    """
     journal = Journal(folder)
     spec = journal.run_spec()
     steps = (point.step for point in journal.all_points() if not point.key.startswith("system/"))
@@ -204,7 +219,7 @@ def list_row(folder: Path) -> dict[str, Any]:
         "uri": without_passwords(spec.uri),
     }
     try:
-        return {**row, "missing": asdict(find_missing(folder))}
+        return {**row, "missing": asdict(find_missing(folder, address))}
     except UserError as error:
         return {**row, "missing": None, "error": str(error)}
 

@@ -218,7 +218,7 @@ class JournalReplay:
         self._api, self._run_id, self._journal, self._dry_run = api, run_id, journal, dry_run
         self._position = 0  # in the journal's metrics.jsonl, in bytes
         self._known_steps: dict[str, set[int]] = {}  # steps that the run has, by metric
-        self._known_images = images_in_run(api, run_id)  # (key, step)
+        self._known_images = images_in_run(api, run_id, journal.images())  # (key, step)
         self.metrics = self.images = 0  # sent, or counted
 
     def send(self) -> None:

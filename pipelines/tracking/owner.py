@@ -6,14 +6,14 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-CLOCK_TOLERANCE = 60.0  # seconds by which a process's creation time may appear to change when the clock is set
+TOLERANCE = 0.1  # seconds between two readings of one process's creation time since boot
+EPOCH = 1e9  # a creation time above it counts from 1970: 0.1.0 wrote that, which changes when the clock is set,
+CLOCK_TOLERANCE = 60.0  # by so many seconds at most
 
 
 def this_process() -> str:
-    """Return ``HOST PID CREATED`` of this process, CREATED in seconds since the epoch."""
-    import psutil
-
-    return f"{this_host()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    """Return ``HOST PID CREATED`` of this process, CREATED in seconds since the machine was started."""
+    return f"{this_host()} {os.getpid()} {_seconds_since_boot(os.getpid()):.2f}"
 
 
 def this_host() -> str:
@@ -48,9 +48,18 @@ def _is_alive(pid: int, created: float) -> bool:
     try:
         os.kill(pid, 0)  # sends no signal; also finds processes of other users where /proc hides them
         process = psutil.Process(pid)
-        is_same = abs(process.create_time() - created) < CLOCK_TOLERANCE  # otherwise the process id was reused
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
+        if created > EPOCH:
+            is_same = abs(process.create_time() - created) < CLOCK_TOLERANCE
+        else:
+            is_same = abs(_seconds_since_boot(pid) - created) < TOLERANCE
+        return is_same and process.status() != psutil.STATUS_ZOMBIE  # not the same: the process id was reused
     except ProcessLookupError:
         return False
     except (OSError, OverflowError, psutil.Error):
         return True  # it exists, but this user may not inspect it
+
+
+def _seconds_since_boot(pid: int) -> float:
+    """Return when a process was created; whoever sets the clock does not change it, and psutil shows it to none."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime of proc_pid_stat(5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError
+from denoise.redaction import redacted, without_passwords
 from pipelines.tracking.client import RUN_TAG, artifact_root, client, database_lock, find_run, plain_errors, user
 from pipelines.tracking.owner import has_died, this_process
 
@@ -45,12 +46,16 @@ class RunSpec:
     started: int = 0  # start time in milliseconds since the epoch; 0: the time at which MLflow creates the run
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the definition as JSON data, with tags and parameters as the strings that MLflow shows."""
+        """Return the definition as JSON data, with tags and parameters as the strings that MLflow shows.
+
+        It holds no passwords of addresses.
+        """
         return {
             **{"driver" if key == "owner" else key: value for key, value in vars(self).items()},
+            "uri": without_passwords(self.uri),
             "tags": {key: str(value) for key, value in self.tags.items()},
             "params": {key: _param_text(value) for key, value in self.params.items()},
-            "datasets": [list(use) for use in self.datasets],
+            "datasets": redacted(self.datasets),
         }
 
     @classmethod
@@ -153,7 +158,7 @@ def _add_metadata(api: "MlflowClient", run: "Run", spec: RunSpec) -> None:
     from mlflow.entities import Param, RunTag
 
     params = {key: _param_text(value) for key, value in spec.params.items()}
-    known = run.data.params
+    known = redacted(run.data.params)
     tags = {key: str(value) for key, value in spec.tags.items()}
     tags |= {f"denoise.data.{use.context}.{use.name}": use.digest for use in spec.datasets}
     new_tags = [RunTag(key, value) for key, value in tags.items() if key not in run.data.tags]
@@ -171,7 +176,7 @@ def _add_datasets(api: "MlflowClient", run: "Run", datasets: Iterable[DataUse]) 
     known = {(entry.dataset.name, entry.dataset.digest) for entry in (run.inputs.dataset_inputs if run.inputs else [])}
     inputs = [
         DatasetInput(
-            Dataset(use.name, use.digest[:MAX_DIGEST_LENGTH], "local", json.dumps({"uri": use.source})),
+            Dataset(use.name, use.digest[:MAX_DIGEST_LENGTH], "local", json.dumps(redacted({"uri": use.source}))),
             [InputTag("mlflow.data.context", use.context)],
         )
         for use in datasets
@@ -182,5 +187,5 @@ def _add_datasets(api: "MlflowClient", run: "Run", datasets: Iterable[DataUse]) 
 
 
 def _param_text(value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = without_passwords(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
     return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 3] + "..."

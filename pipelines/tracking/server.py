@@ -13,21 +13,22 @@ import time
 from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.signals import interrupt_on_sigterm, on_sigterm
-from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_reachable, client
+from pipelines.tracking.client import ENVIRONMENT, artifact_root, check_reachable, client, database_in_use
 
 LOOPBACK = "127.0.0.1"
-PAGE = "/#/experiments?workflowType=machine_learning"  # otherwise MLflow 3 opens its pages for language models
+TRAINING = "workflowType=machine_learning"  # otherwise MLflow 3 opens its pages for language models
 START_SECONDS = 120.0  # MLflow's server normally answers after 5 to 15 s
 STOP_SECONDS = 10.0  # after which the server is killed
 
 
-def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
+def run_ui(uri: str, port: int, host: str = LOOPBACK, experiment: str = "denoise") -> None:
     """Serve the MLflow page in the foreground until Ctrl-C or SIGTERM; then stop the server and its processes.
 
     Args:
         uri: absolute tracking uri of a database.
         port: TCP port.
         host: address to listen on; only this machine can reach the default. MLflow has no login.
+        experiment: whose runs the printed addresses show.
 
     Raises:
         UserError: the port cannot be used, the uri is that of a server, or the server did not start.
@@ -37,21 +38,22 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
             f"tracking.uri={without_passwords(uri)} is an MLflow server already: open that address in a browser."
         )
     check_port(host, port)
-    client(uri)  # creates the database if need be, one process at a time
     if not _is_loopback(host):
         print(
             f"warning: MLflow has no login: everyone who can reach {host}:{port} can read, change and delete runs "
             "and models.",
             file=sys.stderr,
         )
+    with database_in_use(uri):  # made, if need be
+        _serve(uri, port, host, experiment)
+
+
+def _serve(uri: str, port: int, host: str, experiment: str) -> None:
     server = start_server(uri, port, host)
     try:
         with on_sigterm(interrupt_on_sigterm):
             wait_until_up(server, host, port)
-            print(
-                f"MLflow shows {without_passwords(uri)} at http://{_connect_host(host)}:{port}{PAGE} (Ctrl-C ends it)",
-                flush=True,
-            )
+            print(_addresses(uri, f"http://{_connect_host(host)}:{port}/#", experiment), flush=True)
             server.wait()
     except KeyboardInterrupt:
         return
@@ -59,6 +61,16 @@ def run_ui(uri: str, port: int, host: str = LOOPBACK) -> None:
         stop_server(server)
     if server.returncode:
         raise UserError(f"the MLflow server ended with code {server.returncode}; its messages are above.")
+
+
+def _addresses(uri: str, site: str, experiment: str) -> str:
+    """Return what to print: the pages of the experiment's runs, of their charts, and of the registered models."""
+    entity = client(uri).get_experiment_by_name(experiment)
+    runs = f"{site}/experiments/{entity.experiment_id}/runs?{TRAINING}" if entity else f"{site}/experiments?{TRAINING}"
+    lines = [f"MLflow shows {without_passwords(uri)} at {runs} (Ctrl-C ends it)"]
+    if entity:
+        lines.append(f"  charts: {runs}&compareRunsMode=CHART")
+    return "\n".join([*lines, f"  models: {site}/models?{TRAINING}"])
 
 
 def check_port(host: str, port: int) -> None:

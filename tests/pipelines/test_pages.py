@@ -1,5 +1,8 @@
 """MLflow's and Optuna's pages in a real browser: what a user sees after a training, and of a sweep."""
 
+import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -8,13 +11,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from selenium.common.exceptions import WebDriverException
 
+from pipelines.registry import versions
+from pipelines.tracking.client import existing_run_id, resolve_uri
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.lifecycle import tracked_run
+from pipelines.tracking.logger import MlflowLogger
+from pipelines.tracking.runs import RunSpec
 from pipelines.tracking.server import start_server, stop_server, wait_until_up
 from pipelines.tuning.space import Dimension, Sweep
 from pipelines.tuning.study import Study
-from tests.pipelines.mlflow_helpers import free_port
+from tests.pipelines.mlflow_helpers import free_port, make_model, scores
 
+ROOT = Path(__file__).parents[2]
 WAIT = 60  # seconds for a page to show something
 
 
@@ -49,7 +61,13 @@ def site(checkout):
 
 def text_of(browser, url, *wanted, image=None):
     """Open a page and return its text once it shows all that is wanted."""
+    browser.get("about:blank")  # an address that differs after its # alone would not load the page again
     browser.get(url)
+    return shown(browser, wanted, image)
+
+
+def shown(browser, wanted, image=None):
+    """Return the text of the open page once it shows all that is wanted."""
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         text = browser.find_element("tag name", "body").text
@@ -60,7 +78,9 @@ def text_of(browser, url, *wanted, image=None):
             return text
         time.sleep(0.5)
     browser.save_screenshot(str(image)) if image else None
-    raise AssertionError(f"{url} never showed {[word for word in wanted if word not in text]}: {text[:1000]}")
+    raise AssertionError(
+        f"{browser.current_url} never showed {[word for word in wanted if word not in text]}: {text[:1000]}"
+    )
 
 
 def champion_run(checkout):
@@ -114,6 +134,111 @@ def test_the_port_of_a_running_page_is_refused(site, checkout, denoise_fork):
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+NAME = "denoise-gauss25"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, call, denoise_fork):
+    """A project with two finished runs, whose models are registered and scored; version 1 is the champion."""
+    folder = tmp_path_factory.mktemp("a project #1")
+    uri = resolve_uri("sqlite:///mlflow.db", folder)
+    rng = np.random.default_rng(0)
+    for seed, psnr in enumerate((28.0, 29.0)):
+        spec = RunSpec(uri, "denoise", f"n2n-gauss25-{seed}", params={"train.lr": 0.001 * (seed + 1)})
+        journal = folder / "runs" / "ray" / spec.name / "journal"
+        with tracked_run(spec, journal):
+            log = MlflowLogger(spec, journal, system_metrics=False)
+            for step in (100, 200, 300):
+                log.log_metrics(step, {"loss": 1 / step, "val_psnr": psnr - 10 / step})
+                log.log_image("validation", rng.integers(0, 255, (64, 192, 3), dtype=np.uint8), step)
+            assert log.close(60)
+            model = make_model(folder / "models" / str(seed), "gauss25", seed)
+            Journal(journal).set_model(model, {"val_psnr": psnr}, np.zeros((1, 3, 32, 32), np.float32))
+        run_id = existing_run_id(uri, "denoise", spec.name)
+        versions.register(uri, model, scores(model, psnr), run_id)
+    call(*denoise_fork, "models", "promote", NAME, "--version", "1", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(project, denoise):
+    """The addresses that ``denoise ui`` prints, by what they show."""
+    page = subprocess.Popen(
+        [*denoise, "ui", "--port", str(free_port())],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield {what: re.search(r"http://\S+", page.stdout.readline())[0] for what in ("runs", "charts", "models")}
+    page.terminate()
+    assert page.wait(60) == 0
+
+
+def test_the_printed_addresses_open_on_runs_and_charts(browser, printed, tmp_path):
+    text = text_of(browser, printed["runs"], "n2n-gauss25-0", "n2n-gauss25-1", image=tmp_path / "runs.png")
+    assert "AI Gateway" not in text  # as on the pages for language models
+    text = text_of(browser, printed["charts"], "loss", "val_psnr", image=tmp_path / "charts.png")
+    assert "AI Gateway" not in text
+    assert browser.find_elements("css selector", ".js-plotly-plot, svg.main-svg")
+    assert NAME in text_of(browser, printed["models"], "Registered Models", NAME)
+
+
+def test_two_runs_are_compared(browser, printed, tmp_path):
+    text_of(browser, printed["runs"], "n2n-gauss25-0", "n2n-gauss25-1")
+    deadline = time.monotonic() + WAIT
+    while "Comparing 2 Runs" not in browser.find_element("tag name", "body").text and time.monotonic() < deadline:
+        with suppress(WebDriverException):  # the table is drawn anew after each answer of the server
+            for box in browser.find_elements("css selector", "[row-index='0'] input, [row-index='1'] input"):
+                if not box.is_selected():
+                    box.click()
+            browser.find_element("xpath", "//button[normalize-space()='Compare']").click()
+        time.sleep(0.5)
+    wanted = ("Comparing 2 Runs", "n2n-gauss25-0", "n2n-gauss25-1", "train.lr", "0.001", "0.002", "val_psnr")
+    text = shown(browser, wanted, tmp_path / "compare.png")
+    assert all(word in text for word in wanted)
+
+
+def test_each_validation_image_is_there_once(browser, printed, project, tmp_path):
+    uri = resolve_uri("sqlite:///mlflow.db", project)
+    run_id = existing_run_id(uri, "denoise", "n2n-gauss25-1")
+    page = printed["runs"].replace("/runs?", f"/runs/{run_id}/artifacts?")
+    text_of(browser, page, "images")
+    browser.find_element("xpath", "//*[text()='images']").click()
+    names = [f"validation-step-{step:06d}.png" for step in (100, 200, 300)]
+    text = shown(browser, names)
+    assert text.count("validation") == 3
+    browser.find_element("xpath", f"//*[text()='{names[-1]}']").click()
+    deadline = time.monotonic() + WAIT
+    while not browser.execute_script("return [...document.images].some(image => image.naturalWidth == 192)"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    browser.save_screenshot(str(tmp_path / "image.png"))
+
+
+def test_another_model_is_promoted_and_rolled_back(browser, printed, project, call, denoise_fork, tmp_path):
+    def denoise(*words):
+        return call(*denoise_fork, "models", *words, cwd=project)
+
+    page = f"{printed['models'].partition('?')[0]}/{NAME}?workflowType=machine_learning"
+    for words, champion, action in (
+        ((), "1", '"promote"'),
+        (("promote", NAME), "2", '"promote"'),
+        (("rollback", NAME), "1", '"rollback"'),
+    ):
+        if words:
+            denoise(*words)
+        text = text_of(browser, page, "champion", action, image=tmp_path / f"{'-'.join(words) or 'first'}.png")
+        rows = dict(re.findall(r"Version (\d)\n(.*?)(?=Version \d\n|$)", text, re.DOTALL))
+        assert [number for number in rows if "@ champion" in rows[number]] == [champion]
+    moves = json.loads(denoise("show", NAME, "--json"))["moves"]
+    assert [(move["action"], move["from"], move["to"]) for move in moves] == [
+        ("promote", None, "1"),
+        ("promote", "1", "2"),
+        ("rollback", "2", "1"),
+    ]
 
 
 @pytest.fixture

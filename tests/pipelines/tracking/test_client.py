@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import denoise
@@ -212,9 +213,21 @@ def test_only_a_process_of_this_host_is_known_to_have_died():
     host, pid, created = this_process().split()
     assert not has_died(this_process())
     assert has_died(f"{host} {pid} {float(created) - 1000}")  # its process id was reused
+    epoch = psutil.Process().create_time()  # as 0.1.0 wrote it
+    assert not has_died(f"{host} {pid} {epoch:.2f}")
+    assert has_died(f"{host} {pid} {epoch - 1000:.2f}")
     assert has_died(f"{this_host()} 4194305 {created}")  # above the largest process id of Linux
     assert not has_died(f"{host}-x 4194305 {created}")
     assert not any(has_died(text) for text in ("", "nobody", f"{host} one two"))
+
+
+def test_a_clock_that_is_set_does_not_make_a_living_process_a_dead_one(monkeypatch):
+    owner, boot = this_process(), psutil.boot_time()
+    for jump in (-86400, 86400):
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda jump=jump: boot + jump)  # what /proc/stat says then
+        assert psutil.Process().create_time() != pytest.approx(float(owner.split()[2]), abs=3600)
+        assert this_process() == owner
+        assert not has_died(owner)
 
 
 def test_rank_0_does_not_take_a_run_from_its_owner(uri):

@@ -98,7 +98,7 @@ def test_a_run_without_mlflow_from_start_to_end_is_sent_by_sync(uri, server, den
     assert run.info.start_time == spec.started
     assert run.info.start_time < run.info.end_time == Journal(folder).final_status().time
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(12)]
-    assert images(server.address, run_id) == [f"validation+step+{step}" for step in (0, 10, 5)]
+    assert images(server.address, run_id) == [f"validation-step-{step:06d}.png" for step in (0, 5, 10)]
     assert len(run.outputs.model_outputs) == 1
 
     before = everything(server.address, run_id)

@@ -51,7 +51,7 @@ def test_a_resumed_run_holds_nothing_twice(uri, tmp_path):
         assert log.close()
     assert history(uri, run_id, "loss") == [(s, float(s)) for s in range(10)] + [(s, s + 0.5) for s in range(10, 15)]
     assert len(history(uri, run_id, "lr")) == 15
-    assert images(uri, run_id) == sorted(f"val~astronaut+step+{step}" for step in range(5, 15))
+    assert images(uri, run_id) == sorted(f"val~astronaut-step-{step:06d}.png" for step in range(5, 15))
     assert runs_named(uri, "logs", "resumed") == [run_id]
 
 
@@ -132,7 +132,7 @@ def test_a_server_that_is_missing_hangs_dies_and_comes_back_loses_nothing(uri, s
     log.log_metrics(4, {"loss": 4.0})
     assert log.close()
     (run_id,) = runs_named(uri, "outages", "outage")
-    assert images(server.address, run_id) == ["val+step+0", "val+step+2", "val+step+3"]
+    assert images(server.address, run_id) == ["val-step-000000.png", "val-step-000002.png", "val-step-000003.png"]
     tracking.finish_run(server.address, run_id, "FINISHED")
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(5)]
     assert math.isnan(history(uri, run_id, "nan")[0][1])
@@ -157,7 +157,7 @@ def test_a_server_that_dies_under_load_gets_everything_once(uri, server, tmp_pat
     assert log.close()
     (run_id,) = runs_named(uri, "outages", "load")
     assert all(history(uri, run_id, f"metric {number}") == [(s, float(s)) for s in range(60)] for number in range(20))
-    assert images(server.address, run_id) == sorted(f"val+step+{step}" for step in range(60))
+    assert images(server.address, run_id) == sorted(f"val-step-{step:06d}.png" for step in range(60))
 
 
 def written(uri: str, name: str) -> list[tuple[int, float]]:
@@ -238,7 +238,7 @@ def test_what_a_killed_attempt_logged_is_sent_by_the_next_one(uri, tmp_path):
     assert log.close(120)
     (run_id,) = runs_named(uri, "logs", "killed")
     assert history(uri, run_id, "loss") == [(step, float(step)) for step in range(last + 2)]
-    assert set(images(uri, run_id)) >= {f"val+step+{step}" for step in range(0, 200, 10)}
+    assert set(images(uri, run_id)) >= {f"val-step-{step:06d}.png" for step in range(0, 200, 10)}
 
 
 def test_a_full_disk_is_reported_and_training_goes_on(uri, tmp_path, capsys):
@@ -269,7 +269,7 @@ def test_a_run_deleted_meanwhile_is_created_again_with_everything(uri, tmp_path)
     (second,) = runs_named(uri, "logs", "deleted")
     assert second != first
     assert history(uri, second, "loss") == [(0, 0.0), (1, 1.0)]
-    assert images(uri, second) == ["val+step+0"]
+    assert images(uri, second) == ["val-step-000000.png"]
 
 
 def test_an_image_that_cannot_be_read_holds_no_other_back(uri, tmp_path, capsys):
@@ -279,5 +279,5 @@ def test_an_image_that_cannot_be_read_holds_no_other_back(uri, tmp_path, capsys)
     log.log_image("val", IMAGE, 1)
     assert log.close()
     (run_id,) = runs_named(uri, "logs", "broken")
-    assert images(uri, run_id) == ["val+step+1"]
+    assert images(uri, run_id) == ["val-step-000001.png"]
     assert "cannot be logged" in capsys.readouterr().err

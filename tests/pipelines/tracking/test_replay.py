@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.tracking import client as tracking
+from pipelines.tracking.client import artifact_root
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.logger import JournalReplay
 from pipelines.tracking.runs import RunSpec, get_or_create_run
@@ -17,24 +18,34 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return shared_uri(tmp_path_factory)
 
 
-def test_an_image_whose_upload_was_interrupted_is_logged_once(uri, tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-
+def test_an_image_whose_upload_was_interrupted_is_sent_again(uri, tmp_path):
     journal, run_id = Journal(tmp_path), get_or_create_run(RunSpec(uri, "logs", "cut"))
-    journal.append_image("val", IMAGE, 3)
-    upload = MlflowClient.log_artifact
+    for step in (1, 3):
+        journal.append_image("val", IMAGE, step)
+    api = tracking.client(uri)
+    JournalReplay(api, run_id, journal).send()
+    last = artifact_root(uri) / run_id / "artifacts" / "images" / "val-step-000003.png"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:20])  # what a kill leaves
+    for sent in (1, 0):
+        replay = JournalReplay(api, run_id, journal)
+        replay.send()
+        assert replay.images == sent
+        assert last.read_bytes() == whole
+    assert images(uri, run_id) == ["val-step-000001.png", "val-step-000003.png"]
 
-    def fail_at_the_second_file(self, run_id, path, *rest):
-        if path.endswith(".webp"):
-            raise ConnectionError
-        upload(self, run_id, path, *rest)
 
-    monkeypatch.setattr(MlflowClient, "log_artifact", fail_at_the_second_file)
-    with pytest.raises(ConnectionError):
-        JournalReplay(tracking.client(uri), run_id, journal).send()
-    monkeypatch.undo()
-    JournalReplay(tracking.client(uri), run_id, journal).send()
-    assert images(uri, run_id) == ["val+step+3"]
+def test_an_image_that_an_earlier_version_sent_is_not_sent_again(uri, tmp_path):
+    journal, run_id = Journal(tmp_path / "journal"), get_or_create_run(RunSpec(uri, "logs", "0.1.0"))
+    journal.append_image("val/a", IMAGE, 3)
+    api = tracking.client(uri)
+    for suffix in (".png", "+compressed.webp"):
+        file = tmp_path / f"val~a+step+3+timestamp+1795618024199+1fe42c79-ed41-576f-bc9f-f034796c98d3{suffix}"
+        file.write_bytes(b"image")
+        api.log_artifact(run_id, file, "images")
+    replay = JournalReplay(api, run_id, journal)
+    replay.send()
+    assert replay.images == 0
 
 
 def test_a_dry_run_counts_and_sends_nothing(uri, tmp_path):

@@ -20,7 +20,7 @@ from pipelines.tracking import client as tracking
 from pipelines.tracking.logger import MlflowLogger
 from pipelines.tracking.runs import RunSpec, get_or_create_run
 from pipelines.tracking.server import check_port, run_ui
-from tests.pipelines.mlflow_helpers import free_port, log_a_model, scores, shared_uri
+from tests.pipelines.mlflow_helpers import free_port, log_a_model, new_noise, scores, shared_uri
 
 PROJECT = Path(denoise.__file__).parents[1]
 
@@ -89,11 +89,11 @@ def test_the_page_shows_what_is_in_the_database_and_ends_with_all_its_processes(
 
 def check_registry_over_http(uri: str, address: str, folder: Path) -> None:
     """Log, register, promote and fetch a model through the server; the database holds the same."""
-    run_id, model = log_a_model(address, folder, "http")
+    run_id, model = log_a_model(address, folder, new_noise())
     with pytest.raises(UserError, match="was created through a server"):
         get_or_create_run(RunSpec(uri, "helpers over http", "any"))
-    row = registry.register(address, model, scores(30.0), run_id)
-    assert registry.register(address, model, scores(30.0), run_id) == row
+    row = registry.register(address, model, scores(model, 30.0), run_id)
+    assert registry.register(address, model, scores(model, 30.0), run_id) == row
     assert promotion.promote(address, row["name"], by="ada")["changed"] is True
     assert promotion.promote(uri, row["name"])["changed"] is False
     assert registry.show(address, row["name"]) == registry.show(uri, row["name"])
