@@ -36,13 +36,14 @@ def summary(config: Config) -> str:
 
     rows = json.loads(Path("metrics.json").read_text(encoding="utf-8"))
     champion = json.loads(Path("champion.json").read_text(encoding="utf-8"))
-    images = ", ".join(f"evaluation/{method}/{data}/images" for method in config.compare for data in config.data.test)
+    protocol = config.evaluate.protocol
+    folders = [f"evaluation/{method}/{data}/{protocol}" for method in config.compare for data in config.data.test]
     return "\n".join(
         [
             table(rows.values()),
             "",
             f"champion:  models:/{champion['name']}@champion ({champion['method']})",
-            f"images:    {images}",
+            f"images:    {', '.join(f'{folder}/images' for folder in folders)}",
             "report:    report/index.html",
             "",
             NEXT_STEPS,

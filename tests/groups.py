@@ -8,11 +8,13 @@ from xdist.scheduler import LoadScopeScheduling
 GROUPS = {
     "tests/pipelines/test_pipeline.py": "ray",
     "tests/pipelines/test_pages.py": "ray",
+    "tests/pipelines/test_secrets.py": "ray",
     "tests/pipelines/cluster/test_jobs.py": "ray",
     "tests/pipelines/doctor/test_check.py": "ray",
     "tests/pipelines/tuning/test_sweep.py": "ray",
     "tests/pipelines/tracking/test_lifecycle.py": "mlflow",
     "tests/pipelines/tracking/test_logger.py": "mlflow",
+    "tests/pipelines/test_data_versions.py": "versions",
 }
 
 

@@ -1,5 +1,6 @@
 """``denoise fetch``, ``denoise shard`` and ``denoise data``: data sets become image files, and those become shards."""
 
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from denoise.errors import UsageError, UserError, nearest
 from pipelines.cli.common import AsJson, Settings, answer, configuration
+from pipelines.console import say
 
 if TYPE_CHECKING:
     from denoise.config import Config
@@ -141,7 +143,7 @@ def push(name: Name, split: Split = None, settings: Settings = None) -> None:
 
     config = configuration(settings)
     for split_name in _local_splits(config, name, split):
-        print(push_split(config, name, split_name), file=sys.stderr)
+        say(push_split(config, name, split_name))
 
 
 @app.command()
@@ -154,7 +156,44 @@ def pull(name: Name, split: Split = None, settings: Settings = None) -> None:
 
     config = configuration(settings)
     for split_name in _splits(config, name, split):
-        print(pull_split(config, name, split_name), file=sys.stderr)
+        say(str(pull_split(config, name, split_name)))
+
+
+@app.command()
+def make(
+    split: Annotated[str, typer.Option(help="train, val or test.")],
+    out: Annotated[Path, typer.Option(help="JSON file of the sets made here, by which the next call knows them.")],
+    settings: Settings = None,
+) -> None:
+    """Fetch and shard the sets of params.yaml, as a stage of the pipeline; what was made by hand stays as it is.
+
+    Example: denoise data make --split train --out data/made/train.json
+    """
+    from denoise.files import write_json
+    from pipelines.datasets.prepare import make_sets
+
+    write_json(out, make_sets(configuration(settings), _checked(split), out))
+
+
+@app.command()
+def versions(
+    out: Annotated[Path, typer.Option(help="Folder for train.json, val.json and test.json.")],
+    settings: Settings = None,
+) -> None:
+    """Write which version of each set of params.yaml is there, your own too, as a stage of the pipeline.
+
+    Example: denoise data versions --out data/versions
+    """
+    from denoise.files import write_json
+    from pipelines.datasets.layout import SPLITS
+    from pipelines.datasets.prepare import set_versions
+
+    config = configuration(settings)
+    for split in SPLITS:
+        present = set_versions(config, split)
+        write_json(out / f"{split}.json", present)
+        for name, digest in present.items():
+            print(f"{split}  {name}  {digest}")
 
 
 def _sets_and_splits(
@@ -173,11 +212,12 @@ def _sets_and_splits(
 
 
 def _fetched_splits(root: Path, name: str) -> list[str]:
+    from pipelines.datasets.hints import how_to_make
     from pipelines.datasets.layout import SPLITS, raw_folder
 
     splits = [split for split in SPLITS if raw_folder(root, split, name).is_dir()]
     if not splits:
-        raise UserError(f"{name} is not in {root / 'raw'}; fetch it first: denoise fetch {name}.")
+        raise UserError(f"{name} is not in {root / 'raw'}; {how_to_make(name, None)}.")
     return splits
 
 
@@ -191,16 +231,16 @@ def _splits(config: "Config", name: str, split: str | None) -> list[str]:
 
 
 def _local_splits(config: "Config", name: str, split: str | None) -> list[str]:
-    from pipelines.datasets.layout import SPLITS, shard_folder
+    from pipelines.datasets.hints import how_to_make
+    from pipelines.datasets.layout import SPLITS, local_names, shard_folder
 
     if split is not None:
         return [_checked(split)]
     root = Path(config.data.root)
     splits = [split_name for split_name in SPLITS if shard_folder(root, split_name, name).is_dir()]
     if not splits:
-        raise UserError(
-            f"{name} is not in {root / 'shards'}; make it with `denoise fetch {name} && denoise shard {name}`."
-        )
+        present = {other for split_name in SPLITS for other in local_names(root, split_name)}
+        raise UserError(f"{name} is not in {root / 'shards'}; {how_to_make(name, None, present)}.")
     return splits
 
 
@@ -216,7 +256,9 @@ def _remote_splits(config: "Config", name: str) -> list[str]:
             continue
         splits.append(split)
     if not splits:
-        raise UserError(f"{name} is not at {config.data.url}; put it there with `denoise data push {name}`.")
+        raise UserError(
+            f"{name} is not at {config.data.url}; put it there with `denoise data push {shlex.quote(name)}`."
+        )
     return splits
 
 

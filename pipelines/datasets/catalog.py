@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from denoise.errors import UserError, nearest
+from denoise.files import is_sha256
 
 GITHUB = "https://raw.githubusercontent.com"
 DNCNN = f"{GITHUB}/cszn/DnCNN/master"
@@ -167,7 +168,7 @@ def parse_checksums(text: str, origin: str) -> dict[str, str]:
     for line in text.splitlines():
         digest, _, path = line.partition("  ")
         parts = PurePosixPath(path).parts
-        if len(digest) != 64 or not parts or parts[0] == "/" or ".." in parts:
+        if not (is_sha256(digest) and parts and path.isprintable()) or parts[0] == "/" or ".." in parts:
             raise UserError(f"{origin} is no list of checksums: expected 'sha256  path' lines, got {line[:80]!r}")
         digests[str(PurePosixPath(path))] = digest
     return digests

@@ -1,6 +1,7 @@
 """Paths of data sets: raw images, shards, temporary folders and mirrors; opening the shards of a set."""
 
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,24 @@ from urllib.parse import unquote, urlsplit
 
 from denoise.config import Config
 from denoise.errors import UserError
+from denoise.files import require_name
+from pipelines.datasets.hints import how_to_make, similar_set
 
 if TYPE_CHECKING:
     from denoise.data.shards import Shards
 
 SPLITS = ("train", "val", "test")
+SET = "the name of the data set"
+
+
+def set_path(split: str, name: str) -> str:
+    """Return SPLIT/NAME, the path of a set below any of its places; UserError for what cannot be a name."""
+    return f"{require_name(split, 'the split')}/{require_name(name, SET)}"
 
 
 def raw_folder(root: Path, split: str, name: str) -> Path:
-    """Return the folder of a set's original images."""
-    return root / "raw" / split / name
+    """Return the folder of a set's original images; UserError for a name that cannot be a folder's."""
+    return root / "raw" / set_path(split, name)
 
 
 def raw_work_folder(raw: Path) -> Path:
@@ -52,13 +61,18 @@ def mirror_path(mirror: str | Path) -> Path | None:
 
 
 def shard_folder(root: Path, split: str, name: str) -> Path:
-    """Return the folder of a set's shards."""
-    return root / "shards" / split / name
+    """Return the folder of a set's shards; UserError for a name that cannot be a folder's."""
+    return root / "shards" / set_path(split, name)
+
+
+def local_names(root: Path, split: str) -> list[str]:
+    """Return the names of the sets whose shards are on this machine, sorted."""
+    return sorted(folder.name for folder in (root / "shards" / split).glob("[!.]*") if folder.is_dir())
 
 
 def work_folder(root: Path, split: str, name: str) -> Path:
-    """Return the temporary folder in which a set is sharded; it lies outside of what DVC clears before a stage."""
-    return root / "partial" / split / name
+    """Return the temporary folder in which a set is sharded; it lies outside of what ``dvc add`` may track."""
+    return root / "partial" / set_path(split, name)
 
 
 def disk_cache() -> Path:
@@ -109,10 +123,11 @@ def open_set(config: Config, split: str, name: str) -> "Shards":
         return open_remote(config, split, name)
     folder = shard_folder(Path(config.data.root), split, name)
     if not folder.is_dir():
-        raise UserError(
-            f"the {split} split of {name} is not in {folder}; make it with "
-            f"`denoise fetch {name} && denoise shard {name}` or with `dvc repro`."
-        )
+        kept = folder.with_name(f"{folder.name}.dvc")
+        hint = how_to_make(name, split, local_names(Path(config.data.root), split))
+        if kept.is_file():
+            hint = f"DVC keeps it: `dvc checkout {kept}`, or `dvc pull {kept}` from a remote"
+        raise UserError(f"the {split} split of {name} is not in {folder}; {hint}.")
     return Shards.open(folder)
 
 
@@ -122,17 +137,19 @@ def open_remote(config: Config, split: str, name: str) -> "Shards":
     Raises:
         UserError: the set does not exist, or its index cannot be read.
     """
+    from denoise.data.index import LARGEST_INDEX
     from denoise.data.shards import INDEX, Shards, list_name
     from pipelines.storage.base import NotFoundError
     from pipelines.storage.remote import fetch_bytes, remote
     from pipelines.storage.shard_cache import ShardCache
 
-    source, prefix = remote(str(config.data.url)), f"{split}/{name}"
+    source, prefix = remote(str(config.data.url)), set_path(split, name)
     try:
-        index = fetch_bytes(source, f"{prefix}/{INDEX}")
+        index = fetch_bytes(source, f"{prefix}/{INDEX}", LARGEST_INDEX)
     except NotFoundError:
         raise NotFoundError(
-            f"the {split} split of {name} is not at {source.address}; put it there with `denoise data push {name}`."
+            f"the {split} split of {name}{similar_set(name)} is not at {source.address}; put it there with "
+            f"`denoise data push {shlex.quote(name)}`."
         ) from None
     sizes: dict[str, int] = {}
     cache = ShardCache(source, prefix, disk_cache(), int(config.data.disk_gb * 1e9), sizes)

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
-from pipelines.console import progress
+from denoise.printable import printable
+from pipelines.console import progress, say
+from pipelines.datasets.hints import how_to_make
 from pipelines.datasets.layout import raw_folder, shard_folder, work_folder
+from pipelines.datasets.scenes import group_scenes, label, view_of
 
 if TYPE_CHECKING:
     from denoise.sharding.plan import SampleFilter, Source
     from denoise.sharding.writer import ShardResult
 
 IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
-# End of a file's name -> view, for several images of one scene. PolyU has _real and _mean.
-VIEW_SUFFIXES = {"_noisy": "noisy", "_noisy2": "noisy2", "_clean": "clean", "_real": "noisy", "_mean": "mean"}
 MAX_NAMED = 20  # broken images that are named one by one
 
 
@@ -48,10 +49,10 @@ def shard(
 
     folder = source if source is not None else raw_folder(root, split, name)
     if not folder.is_dir():
-        hint = f"fetch it first: denoise fetch {name}" if source is None else "give a folder of images"
+        hint = how_to_make(name, split) if source is None else "give a folder of images"
         raise UserError(f"there are no images in {folder}; {hint}.")
     target = shard_folder(root, split, name)
-    total = sum(1 for _ in find_sources(folder))  # a second walk, to show the time left
+    total = _count(folder)  # a second walk, to show the time left
     with progress(f"shard {name} {split}", total, "images") as advance:
 
         def on_shard_written(result: "ShardResult") -> None:
@@ -65,7 +66,7 @@ def shard(
 
 
 def find_sources(folder: Path) -> "Iterator[Source]":
-    """Yield the samples below a folder in the order of their names; images of one scene (VIEW_SUFFIXES) are one sample.
+    """Yield the samples below a folder in the order of their names; images of one scene are one sample.
 
     One folder is in memory at a time, however many images there are.
     """
@@ -76,38 +77,52 @@ def _walk(folder: Path, prefix: str) -> "Iterator[Source]":
     """Yield the samples below a folder, with ``prefix`` before their names."""
     images: list[Path] = []
     folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif Path(entry.name).suffix.lower() in IMAGES and entry.is_file():
-                images.append(Path(entry.path))
+    for entry in _entries(folder):
+        if entry.name.startswith(".") or (entry.is_symlink() and _leads_back(Path(entry.path), folder)):
+            continue
+        if entry.is_dir():
+            folders.append(entry.name)
+        elif Path(entry.name).suffix.lower() in IMAGES and entry.is_file():
+            images.append(Path(entry.path))
     # With the slash of folders, the order is that of the whole names.
-    items: list[tuple[bytes, Source | str]] = [(f"{name}/".encode(), name) for name in folders]
-    items += [(source.name.encode(), source) for source in _group_scenes(images)]
+    items: list[tuple[bytes, Source | str]] = [(os.fsencode(f"{name}/"), name) for name in folders]
+    items += [(os.fsencode(source.name), source) for source in group_scenes(images)]
     for _, item in sorted(items, key=lambda pair: pair[0]):
         if isinstance(item, str):
             yield from _walk(folder / item, f"{prefix}{item}/")
         else:
-            yield type(item)(prefix + item.name, item.views)
+            yield type(item)(label(prefix + item.name), item.views)
 
 
-def _group_scenes(images: Sequence[Path]) -> "Iterator[Source]":
-    """Yield the samples of one folder: single images, and the views of one scene together."""
-    from denoise.sharding.plan import Source
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be read: {error.strerror}.") from None
 
-    scenes: dict[str, dict[str, Path]] = {}
-    for path in images:
-        suffix = next((suffix for suffix in VIEW_SUFFIXES if path.stem.endswith(suffix)), "")
-        name = path.with_stem(path.stem.removesuffix(suffix)).name if suffix else path.name
-        scenes.setdefault(name, {})[suffix] = path
-    for name, views in scenes.items():
-        if len(views) > 1 and "" not in views:
-            yield Source(name, {VIEW_SUFFIXES[suffix]: path for suffix, path in views.items()})
-        else:
-            yield from (Source(path.name, {"clean": path}) for path in views.values())
+
+def _leads_back(link: Path, folder: Path) -> bool:
+    """Return whether a symbolic link in a folder points to the folder or to one above it."""
+    return folder.resolve().is_relative_to(link.resolve())
+
+
+def _count(folder: Path) -> int:
+    """Count the samples below a folder, and name on standard error the views of a scene that have no partner."""
+    count = lone = 0
+    names: list[str] = []
+    for source in find_sources(folder):
+        count += 1
+        if len(source.views) == 1 and view_of(*source.views.values()):
+            lone += 1
+            names += [source.name] if len(names) < MAX_NAMED else []
+    if lone:
+        say(
+            f"warning: {lone} images are named like a view of a scene but have no partner, so each is a sample of its "
+            f"own: {', '.join(map(printable, names))}{', ...' if lone > len(names) else ''}; the images of a pair are "
+            "named like cup_noisy.png and cup_clean.png."
+        )
+    return count
 
 
 def _report_skipped(results: "Sequence[ShardResult]", total: int) -> None:

@@ -1,8 +1,6 @@
 """Inputs of the report: scores that evaluation wrote, and configurations and logs that training wrote."""
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from denoise.config import flatten
+from denoise.documents import parse_json
 from denoise.errors import UserError, nearest
+from denoise.files import file_stems, fitting_name
+from denoise.redaction import redacted
 
 FIGURES = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
 LABELS = ("method", "noise", "data", "protocol")
@@ -23,20 +24,16 @@ class Scores:
     """PSNR in dB and SSIM of the noisy and the restored image; of one image, or the mean over a set."""
 
     name: str
+    stem: str  # of the files that evaluation has written of the image
     noisy_psnr: float
     psnr: float
     noisy_ssim: float
     ssim: float
 
     @property
-    def stem(self) -> str:
-        """The image's name as evaluation names its files: without the suffix, folders joined by underscores."""
-        return re.sub(r"(?<=[^/])\.[^./]+$", "", self.name).replace("/", "_")
-
-    @property
     def gain(self) -> float:
         """PSNR restored minus PSNR noisy, in dB."""
-        return self.psnr - self.noisy_psnr
+        return 0.0 if self.psnr == self.noisy_psnr else self.psnr - self.noisy_psnr  # both may be infinite
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,10 @@ class Evaluation:
         folder = next((path for name in FOLDERS if (path := self.file.parent / name).is_dir()), self.file.parent)
         # The names are compared with the folder's listing, so that no name can point outside it.
         names = {file.name for file in folder.iterdir()}
-        if not all(f"{stem}-{kind}.png" in names for kind in KINDS):
+        files = {kind: fitting_name(stem, f"-{kind}.png") for kind in KINDS}
+        if not names.issuperset(files.values()):
             return None
-        return {kind: folder / f"{stem}-{kind}.png" for kind in KINDS}
+        return {kind: folder / name for kind, name in files.items()}
 
 
 @dataclass(frozen=True)
@@ -117,26 +115,33 @@ def _read_evaluation(path: Path) -> Evaluation:
     entries = document.get("images", document.get("pictures", []))  # the latter in files of version 0.1
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
         raise UserError(f"{file} should list its images with a name each; write it with `denoise evaluate`.")
+    names = [str(entry["name"]) for entry in entries]
+    stems = file_stems(names)
     return Evaluation(
         file=file,
         **{label: document[label] for label in LABELS},
-        mean=_scores(file, "mean", document),
-        images=tuple(_scores(file, str(entry["name"]), entry) for entry in entries),
+        mean=_scores(file, "mean", "", document),
+        images=tuple(_scores(file, name, stems[name], entry) for name, entry in zip(names, entries, strict=True)),
     )
 
 
-def _scores(file: Path, name: str, entry: Mapping[str, Any]) -> Scores:
+def _scores(file: Path, name: str, stem: str, entry: Mapping[str, Any]) -> Scores:
+    figures: dict[str, float] = {}
     for figure in FIGURES:
         value = entry.get(figure)
+        if value is None and figure in entry and figure.endswith("psnr"):  # of equal images: JSON has no infinity
+            value = math.inf
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             problem = "is missing" if value is None else f"is {value}"
             raise UserError(f"{file}: {figure} of {name} {problem}, not a number; train and evaluate the method again.")
-    return Scores(name, **{figure: float(entry[figure]) for figure in FIGURES})
+        figures[figure] = float(value)
+    return Scores(name, stem, **figures)
 
 
 def _read_training(folder: Path) -> Training:
     document = _read_json(folder / "model.json", "a model", "give the output folder of `denoise train`")
-    settings = flatten(document["config"] if isinstance(document.get("config"), dict) else document)
+    # Models of version 0.1.0 may hold the addresses of services as they were given.
+    settings = redacted(flatten(document["config"] if isinstance(document.get("config"), dict) else document))
     method = settings.get("method")
     return Training(method if isinstance(method, str) else folder.name, folder, settings, _read_log(folder))
 
@@ -147,25 +152,28 @@ def _read_log(folder: Path) -> tuple[Mapping[str, float], ...]:
         raise UserError(
             f"{folder} holds no metrics.jsonl, the log that `denoise train` writes; train the method again."
         )
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_bytes().splitlines()
     log = []
     for number, text in enumerate(lines, 1):
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError:
+            row = parse_json(text)
+        except ValueError:
             if number == len(lines):  # training was stopped while it wrote
                 break
             raise UserError(f"Line {number} of {file} is not JSON; train the method again.") from None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
             raise UserError(f"Line {number} of {file} names no step; train the method again.")
-        log.append({key: float(value) for key, value in row.items() if isinstance(value, int | float)})
+        try:
+            log.append({key: float(value) for key, value in row.items() if isinstance(value, int | float)})
+        except OverflowError:
+            raise UserError(f"Line {number} of {file} holds a number without end; train the method again.") from None
     return tuple(log)
 
 
 def _read_json(file: Path, content: str, remedy: str) -> dict[str, Any]:
     """Return the JSON object in a file; the error says what it should hold and what to do about it."""
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_bytes())
     except FileNotFoundError:
         missing = file if file.parent.is_dir() else file.parent
         hint = "" if missing.suffix else nearest(missing.name, [other.name for other in missing.parent.glob("*")])

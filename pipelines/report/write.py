@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from denoise.errors import UserError, nearest
-from denoise.files import write_bytes, write_folder
+from denoise.files import finite_or_null, write_bytes, write_folder
 from pipelines.report.inputs import FIGURES, LABELS, Evaluation, read_evaluations, read_trainings
 
 Row = Mapping[str, str | float]
@@ -66,7 +66,8 @@ def write_report(
         with (work / SCORES).open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["name", *FIGURES])
-            rows.writerows([name, *(row[key] for key in FIGURES)] for name, row in metric_rows(scores).items())
+            for name, row in finite_or_null(metric_rows(scores)).items():
+                rows.writerow([name, *(row[key] for key in FIGURES)])
 
     write_folder(out, write)
     return out / "index.html"

@@ -46,6 +46,16 @@ def test_nothing_changed(stage):
     assert (stage / "out-a").is_file()  # and nothing was raised
 
 
+@pytest.mark.parametrize("key", ["data.url", "data"])
+def test_a_password_in_a_parameter_that_dvc_would_copy_is_refused(stage, key):
+    (stage / "dvc.yaml").write_text(PIPELINE.replace("train.steps", key))
+    (stage / "params.yaml").write_text("data: {url: 'https://me:TOPSECRET@shards.example/d', train: [a]}\n")
+    with pytest.raises(UserError, match=f"params.yaml:{key} holds a password") as refusal, dependencies_unchanged():
+        (stage / "code.py").write_text("this stage does not run")
+    assert "TOPSECRET" not in str(refusal.value)
+    assert (stage / "code.py").read_text() == "one"
+
+
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
@@ -71,6 +81,33 @@ def test_outside_of_a_stage_nothing_is_compared(stage, monkeypatch):
     with dependencies_unchanged():
         (stage / "code.py").write_text("two")
     assert (stage / "code.py").read_text() == "two"  # and nothing was raised
+
+
+MATRIX = """\
+stages:
+  work:
+    matrix:
+      method: ${compare}
+      data: [a-b, b]
+    cmd: python work.py ${item.method} ${item.data}
+    deps:
+      - models/${item.method}
+      - data/${item.data}
+    params:
+      - noise
+    outs:
+      - out/${item.method}/${item.data}
+"""
+
+
+@pytest.mark.parametrize("path", ["models/n2c", "data/a-b"])
+def test_the_dependencies_of_a_stage_of_a_matrix_are_compared(stage, monkeypatch, path):
+    (stage / "dvc.yaml").write_text(MATRIX)
+    (stage / "params.yaml").write_text("{compare: [n2n, n2c], noise: gauss25}\n")
+    (stage / "models").mkdir()
+    monkeypatch.setenv("DVC_STAGE", "work@n2c-a-b")
+    with pytest.raises(UserError, match=f"{path} changed while the stage work@n2c-a-b ran"), dependencies_unchanged():
+        (stage / path).write_text("other")
 
 
 EDITING = """\

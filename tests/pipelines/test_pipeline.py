@@ -1,6 +1,7 @@
 """``dvc repro`` from images to a promoted model, in a copy of the project, with few steps."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -25,18 +26,36 @@ def test_every_stage_leaves_what_it_should(checkout, call):
     assert [model["method"] for model in champions] == [best["method"]]
 
 
-def test_a_second_repro_does_nothing(checkout, call):
+def test_a_second_repro_looks_and_does_nothing(checkout, call):
+    """It asks which data are there and what MLflow knows; neither has changed."""
     before = lock(checkout)
-    assert "Data and pipelines are up to date" in call("dvc", "repro", cwd=checkout)
+    output = call("dvc", "repro", cwd=checkout)
+    assert re.findall("Running stage '(.*)'", output) == ["versions", "register"]
+    assert output.count("didn't change, skipping") == 9
     assert lock(checkout) == before
 
 
+def test_a_repro_without_mlflow_s_database_registers_and_promotes_again(checkout, call):
+    def registered():
+        models = json.loads(call("denoise", "models", "list", "--json", cwd=checkout))
+        return {(model["method"], model["psnr"], *model["aliases"]) for model in models}
+
+    before = registered()
+    for file in checkout.glob("mlflow.db*"):
+        file.unlink()
+    output = call("dvc", "repro", cwd=checkout)
+    assert re.findall("Running stage '(.*)'", output) == ["versions", "register", "promote"]
+    assert registered() == before
+    runs = json.loads(call("denoise", "runs", "list", "--json", cwd=checkout))
+    assert {(run["status"], *run["missing"].values()) for run in runs} == {("FINISHED", 0, 0, False, False)}
+
+
 @pytest.mark.parametrize("gone", [["data"], pytest.param(["data", ".dvc/cache"], marks=pytest.mark.slow)])
-def test_deleted_data_comes_back_with_the_same_hashes(checkout, call, gone):
+def test_deleted_data_comes_back_with_the_same_hashes(checkout, call, one_host, gone):
     before = lock(checkout)
     for name in gone:
         shutil.rmtree(checkout / name)
-    call("dvc", "repro", cwd=checkout)
+    call("dvc", "repro", cwd=checkout, **one_host.variables)
     assert lock(checkout) == before
     assert (checkout / "data/shards/train/samples/index.json").is_file()
 
@@ -55,20 +74,26 @@ def test_dvc_draws_the_scores_and_names_an_edited_parameter(checkout, call, tmp_
     params = checkout / "params.yaml"
     before = params.read_text()
     try:
-        params.write_text(before.replace("steps: 10", "steps: 12"))
+        params.write_text(before.replace("steps: 40", "steps: 42"))
         edited = json.loads(call("dvc", "params", "diff", "--json", cwd=checkout))
     finally:
         params.write_text(before)
-    assert edited == {"params.yaml": {"train.steps": {"old": 10, "new": 12, "diff": 2}}}
+    assert edited == {"params.yaml": {"train.steps": {"old": 40, "new": 42, "diff": 2}}}
 
 
 @pytest.mark.slow
 def test_an_experiment_runs_only_what_its_parameter_touches(checkout, call):
+    """And it leaves what is there: scores under another protocol, the champion, and the score it is compared by."""
+    scores = (checkout / "evaluation/n2n/samples/float/scores.json").read_bytes()
+    registry = call("denoise", "models", "list", "--json", cwd=checkout)
     output = call("dvc", "exp", "run", "-S", "evaluate.protocol=uint8", cwd=checkout)
     try:
         assert "Stage 'train@n2n' didn't change" in output
         rows = json.loads((checkout / "metrics.json").read_text())
         assert {row["protocol"] for row in rows.values()} == {"uint8"}
+        assert (checkout / "evaluation/n2n/samples/float/scores.json").read_bytes() == scores
+        assert (checkout / "evaluation/n2n/samples/uint8/scores.json").is_file()
+        assert call("denoise", "models", "list", "--json", cwd=checkout) == registry
     finally:
         call("git", "checkout", "-q", "params.yaml", cwd=checkout)
         call("dvc", "repro", cwd=checkout)

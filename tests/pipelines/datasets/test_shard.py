@@ -45,6 +45,77 @@ def test_images_of_one_scene_are_one_sample(small_images, tmp_path):
     }
 
 
+def scenes(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return {source.name: {view: path.name for view, path in source.views.items()} for source in find_sources(folder)}
+
+
+def test_views_of_a_scene_may_differ_in_case_and_format(tmp_path):
+    assert scenes(tmp_path / "format", "a_noisy.png", "a_clean.tif") == {
+        "a.png": {"noisy": "a_noisy.png", "clean": "a_clean.tif"}
+    }
+    assert scenes(tmp_path / "case", "a_noisy.png", "A_CLEAN.PNG", "b_Noisy.jpg", "b_noisy2.JPG") == {
+        "a.png": {"noisy": "a_noisy.png", "clean": "A_CLEAN.PNG"},
+        "b.jpg": {"noisy": "b_Noisy.jpg", "noisy2": "b_noisy2.JPG"},
+    }
+    assert scenes(tmp_path / "normal", "é_noisy.png", "e\u0301_clean.png") == {
+        "é.png": {"noisy": "é_noisy.png", "clean": "e\u0301_clean.png"}
+    }
+    both = ("a_noisy.png", "a_clean.png", "a_noisy.tif", "a_clean.tif")  # as ever: by the whole rest of the name
+    assert scenes(tmp_path / "both", *both) == {
+        "a.png": {"noisy": "a_noisy.png", "clean": "a_clean.png"},
+        "a.tif": {"noisy": "a_noisy.tif", "clean": "a_clean.tif"},
+    }
+
+
+def test_what_could_be_two_files_for_one_view_makes_no_pair(tmp_path):
+    for number, names in enumerate(
+        [
+            ("a_noisy.png", "A_noisy.png", "a_clean.tif"),
+            ("a_noisy.png", "a_real.png", "a_clean.png"),
+            ("a_noisy.png", "a.png"),
+            ("_noisy.png", "_clean.png"),
+        ]
+    ):
+        found = scenes(tmp_path / str(number), *names)
+        assert found == {name: {"clean": name} for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "lone"),
+    [
+        (("s0_noisy.png", "s0_clean.png"), ()),
+        (("s0_noisy.png", "s1_clean.png"), ("s0_noisy.png", "s1_clean.png")),
+        (("a_noisy.png", "a.png"), ("a_noisy.png",)),
+        (("a\x1b[2J\n_noisy.png", "b.png"), (r"a\x1b[2J\n_noisy.png",)),
+    ],
+)
+def test_a_view_without_a_partner_is_named(small_images, tmp_path, capsys, names, lone):
+    (tmp_path / "own").mkdir()
+    for name in names:
+        shutil.copy(next(small_images.glob("*.png")), tmp_path / "own" / name)
+    shard("own", "train", tmp_path, tmp_path / "own")
+    shown = capsys.readouterr().err
+    assert ("no partner" in shown) == bool(lone)
+    assert all(name in shown for name in lone)
+    assert "\x1b" not in shown
+
+
+def test_names_that_are_no_text_are_sharded(small_images, tmp_path):
+    own = tmp_path / "own"
+    (own / os.fsdecode(b"\xff")).mkdir(parents=True)
+    names = [b"caf\xe9_noisy.png", b"caf\xe9_clean.png", b"\xff/\xe9.png", b"m" * 246 + b".png", b"-x.png", b"a\nb.png"]
+    for name in names:
+        shutil.copy(next(small_images.glob("*.png")), own / os.fsdecode(name))
+    (own / "back").symlink_to(own)
+    shards = Shards.open(shard("own", "train", tmp_path, own))
+    found = [shards.describe(index)["name"] for index in range(len(shards))]
+    assert found == ["-x.png", "a\nb.png", r"caf\xe9.png", "m" * 246 + ".png", r"\xff/\xe9.png"]
+    assert all(name.encode() for name in found)
+
+
 def test_a_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="denoise fetch kodak"):
         shard("kodak", "test", tmp_path)
