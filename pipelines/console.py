@@ -4,7 +4,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TextIO
+
+from denoise.printable import printable
+from denoise.redaction import without_passwords
 
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
@@ -49,11 +52,11 @@ def _bar(title: str, total: float | None, unit: str, done: float) -> Iterator[Ad
     if unit == "bytes":
         counts = [DownloadColumn(), TransferSpeedColumn()]
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *counts,
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),  # the name of a file may look like markup
     ]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=int(done), rate="", note="")
@@ -62,7 +65,7 @@ def _bar(title: str, total: float | None, unit: str, done: float) -> Iterator[Ad
             bar.advance(task, amount)
             speed = bar.tasks[task].speed
             rate = f"{speed:.1f}/s" if speed else ""
-            bar.update(task, rate=rate, note=note or bar.tasks[task].fields["note"])
+            bar.update(task, rate=rate, note=printable(note) or bar.tasks[task].fields["note"])
 
         yield advance
 
@@ -82,7 +85,7 @@ def _lines(title: str, total: float | None, unit: str, done: float) -> Iterator[
 
     def advance(amount: float = 1, note: str = "") -> None:
         nonlocal count, last_print, last_note
-        count, last_note = count + amount, note or last_note
+        count, last_note = count + amount, printable(note) or last_note
         if time.monotonic() - last_print >= PLAIN_INTERVAL:
             last_print = time.monotonic()
             print(line(), file=sys.stderr, flush=True)
@@ -92,5 +95,20 @@ def _lines(title: str, total: float | None, unit: str, done: float) -> Iterator[
 
 
 def say(message: str) -> None:
-    """Print a message on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a message on standard error, without the passwords of addresses and the escape codes of names in it."""
+    print(printable(without_passwords(message), keep="\n"), file=sys.stderr, flush=True)
+
+
+class StreamWithoutPasswords:
+    """A text stream that writes to another one, without the passwords of addresses."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text without the passwords in it."""
+        return self._stream.write(without_passwords(text))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the other stream's attribute: its encoding, whether it is a terminal, ..."""
+        return getattr(self._stream, name)

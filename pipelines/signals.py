@@ -1,5 +1,6 @@
 """Handlers of SIGTERM and Ctrl-C: set an event, exit, or raise KeyboardInterrupt."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -51,5 +52,24 @@ def plain_interrupt() -> Iterator[None]:
         yield
     except SystemExit:
         raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def tune_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end of a block in which Ray Tune took a Ctrl-C, and restore the handler.
+
+    Tune's own handler stops the trials and says nothing to its caller. It gives way to the previous one when it was
+    called; otherwise it stays, and would swallow the next Ctrl-C, long after Tune has ended.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.environ.get("TUNE_DISABLE_SIGINT_HANDLER"):
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+        if signal.getsignal(signal.SIGINT) is previous:
+            raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -97,6 +97,15 @@ def test_nothing_unsafe_is_loaded():
                 assert not function.endswith(".extractall"), f"{path}:{node.lineno}"
 
 
+def test_what_is_deleted_lies_below_a_folder_of_ours():
+    """Only files.py deletes; the others call ``files.remove``, which deletes nothing outside the folder it is given."""
+    forbidden = {"unlink", "rmtree", "rmdir", "removedirs"}
+    for path in set(SOURCES) - {ROOT / "denoise" / "files.py"}:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in forbidden:
+                assert ast.unparse(node) == "parent.rmdir()", f"{path}:{node.lineno}"  # fails where a folder has files
+
+
 def test_source_files_stay_small():
     lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {path: length for path, length in lengths.items() if length > 300} == {}

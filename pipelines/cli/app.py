@@ -2,14 +2,18 @@
 
 import os
 import sys
+import traceback
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 
 from denoise.errors import UsageError, UserError
+from denoise.printable import printable
 from pipelines.cli import cluster, data, models, runs, train, tune
-from pipelines.cli.common import AsJson, Settings, answer, configuration, open_model, tracking_uri
+from pipelines.cli.common import AsJson, Settings, answer, configuration, explained, open_model, tracking_uri
+from pipelines.console import StreamWithoutPasswords, say
 from pipelines.dvc_guard import dependencies_unchanged
 
 app = typer.Typer(
@@ -36,15 +40,21 @@ DEVIATION_SCALE = 4.0  # a standard deviation of 1/4 becomes white; sigma 25 lie
 
 
 def main() -> None:
-    """Run the command line; a UserError becomes one sentence and exit code 1 (2 for wrong usage)."""
-    try:
-        with dependencies_unchanged():
-            _run()
-    except UserError as error:
-        if os.environ.get("DENOISE_DEBUG"):
-            raise
-        print(f"error: {str(error).removesuffix('.')}.", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    """Run the command line; a UserError becomes one sentence and exit code 1 (2 for wrong usage).
+
+    Nothing on standard error shows a password of an address: no message of typer about a word, and no traceback.
+    """
+    with redirect_stderr(cast("TextIO", StreamWithoutPasswords(sys.stderr))):
+        try:
+            with dependencies_unchanged():
+                _run()
+        except Exception as exception:
+            error = explained(exception)
+            if not isinstance(error, UserError) or os.environ.get("DENOISE_DEBUG"):
+                traceback.print_exc()
+            else:
+                print(f"error: {str(error).removesuffix('.')}.", file=sys.stderr)
+            sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _run() -> None:
@@ -90,8 +100,13 @@ def evaluate(
     config = configuration(settings)
     protocol = get_protocol(protocol or config.evaluate.protocol).name  # before a model is loaded
     denoiser = open_model(config, model, noise)
-    results = evaluate_model(config, denoiser, data or config.data.test, protocol, noise, out)
+    sets = data or config.data.test
+    if not sets:
+        raise UserError("data.test names no set to score on; name one with --data NAME.")
+    results = evaluate_model(config, denoiser, sets, protocol, noise, out)
     answer(results, table(results), as_json)
+    if out is None:
+        say("nothing was saved; --out FOLDER writes the scores and some images.")
 
 
 @app.command()
@@ -133,7 +148,7 @@ def restore(
         {"source": str(image.source), "target": str(image.target), "seconds": round(image.seconds, 2)}
         for image in results
     ]
-    answer(document, "\n".join(str(image.target) for image in results), as_json)
+    answer(document, "\n".join(printable(str(image.target)) for image in results), as_json)
 
 
 @app.command()
@@ -141,7 +156,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("report"),
     metrics: Annotated[Path, typer.Option(help="The DVC metrics file.")] = Path("metrics.json"),
     models: Annotated[Path, typer.Option(help="Folder with one model folder a method.")] = Path("models"),
-    evaluations: Annotated[Path, typer.Option(help="Folder with METHOD/DATA/scores.json.")] = Path("evaluation"),
+    evaluations: Annotated[Path, typer.Option(help="METHOD/DATA/PROTOCOL/scores.json are in it.")] = Path("evaluation"),
     settings: Settings = None,
 ) -> None:
     """Write the page that compares the methods of params.yaml, and metrics.json.
@@ -149,10 +164,12 @@ def report(
     Example: denoise report --out report
     """
     from denoise.files import write_json
+    from pipelines.evaluate import find_scores
     from pipelines.report.write import metric_rows, table, write_report
 
     config = configuration(settings)
-    scores = [evaluations / method / name for method in config.compare for name in config.data.test]
+    protocol, methods = config.evaluate.protocol, config.compare
+    scores = [find_scores(evaluations / method / name, protocol) for method in methods for name in config.data.test]
     page = write_report([models / method for method in config.compare], scores, out)
     rows = metric_rows(scores)
     write_json(metrics, rows)
@@ -185,4 +202,5 @@ def ui(
     """
     from pipelines.tracking.server import run_ui
 
-    run_ui(tracking_uri(configuration(settings)), port, host)
+    config = configuration(settings)
+    run_ui(tracking_uri(config), port, host, config.tracking.experiment)

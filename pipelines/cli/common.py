@@ -2,10 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from denoise.errors import UserError
+from denoise.files import finite_or_null
+from denoise.printable import printable
+from denoise.redaction import redacted, without_passwords
 
 if TYPE_CHECKING:
     from denoise.config import Config
@@ -42,8 +48,24 @@ def configuration(overrides: list[str] | None, recipe: Mapping[str, Any] | None 
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:
-    """Print the answer of a command: one JSON document, or text for people."""
-    print(json.dumps(document, indent=1, default=str) if as_json else text)
+    """Print the answer of a command, without passwords of addresses: one JSON document, or text for people.
+
+    A number that is not finite is null in JSON; characters of names that would steer the terminal are escaped in text.
+    """
+    if as_json:
+        print(json.dumps(finite_or_null(redacted(document)), indent=1, default=str, allow_nan=False))
+    else:
+        print(printable(without_passwords(text), keep="\n"))
+
+
+def explained(error: Exception) -> Exception:
+    """Return a missing right, a read-only folder or a full disk as one sentence, every other exception as it is."""
+    if not isinstance(error, OSError) or error.errno not in (EACCES, EPERM, EROFS, ENOSPC, EDQUOT):
+        return error
+    return UserError(
+        f"{error.filename or 'a file'} cannot be used ({error.strerror}): check the rights on it and the space on its "
+        "disk, or name another place, and run the same command again."
+    )
 
 
 def tracking_uri(config: "Config") -> str:

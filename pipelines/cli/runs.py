@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from denoise.errors import UserError
-from pipelines.cli.common import AsJson, Settings, answer, configuration
+from pipelines.cli.common import AsJson, Settings, answer, configuration, tracking_uri
 
 app = typer.Typer(help="List runs, and send MLflow what it lacks of them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,8 +20,9 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
     """
     from pipelines.tracking import lifecycle
 
-    storage = configuration(settings).ray.storage
-    rows = [lifecycle.list_row(folder) for folder in lifecycle.find_journals(storage).values()]
+    config = configuration(settings)
+    storage, address = config.ray.storage, tracking_uri(config)
+    rows = [lifecycle.list_row(folder, address) for folder in lifecycle.find_journals(storage).values()]
     answer(rows, "\n".join(map(_line, rows)) or f"there are no runs in {storage} yet", as_json)
 
 
@@ -35,12 +36,13 @@ def sync(names: Names = None, settings: Settings = None, as_json: AsJson = False
     """
     from pipelines.tracking import lifecycle
 
-    storage = configuration(settings).ray.storage
+    config = configuration(settings)
+    storage, address = config.ray.storage, tracking_uri(config)
     rows: list[dict[str, Any]] = []
     failures = []
     for name, folder in lifecycle.find_journals(storage, names or []).items():
         try:
-            rows.append(lifecycle.sync(folder)._asdict())
+            rows.append(lifecycle.sync(folder, address)._asdict())
         except UserError as error:  # the others may be for another MLflow
             failures.append(f"{name} is not synced: {str(error).removesuffix('.')}")
     lines = [

@@ -22,6 +22,8 @@ def tune(
     trials: Annotated[int | None, typer.Option(min=1, help="How many configurations.")] = None,
     sampler: Annotated[str | None, typer.Option(help="random, tpe, gp, cmaes, grid or nsga2.")] = None,
     pruner: Annotated[str | None, typer.Option(help="none, asha, hyperband or median.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="A trial's length, in training images.")] = None,
+    evaluations: Annotated[int | None, typer.Option(min=1, help="Validations of a trial, evenly spread.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Trials at a time; by default one more than there is room for.")
@@ -38,6 +40,7 @@ def tune(
     Example: denoise tune n2v --sampler tpe --pruner asha
     """
     options = {"trials": trials, "sampler": sampler, "pruner": pruner, "seed": seed}
+    options |= {"images": images, "evaluations": evaluations}
     if resume is not None:
         if space and "=" in space:  # there is no SPACE then
             overrides, space = [space, *(overrides or [])], None
@@ -49,13 +52,7 @@ def tune(
         return
     else:
         sweep_plan = _plan(space, all_overrides(overrides, settings), options, name)
-    from pipelines.tuning.sweep import run_sweep
-
-    try:
-        outcome = run_sweep(sweep_plan, concurrency)
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; to resume it: denoise tune --resume {sweep_plan.name}", err=True)
-        raise typer.Exit(130) from None
+    outcome = _run(sweep_plan, all_overrides(overrides, settings), concurrency)
     document = {
         **outcome.results.summary(),
         "model": str(outcome.challenger.folder),
@@ -79,22 +76,41 @@ def list_(settings: Settings = None, as_json: AsJson = False) -> None:
 def _plan(space: str, overrides: list[str], options: dict[str, Any], name: str | None) -> "Plan":
     from pathlib import Path
 
+    from pipelines.tuning.overrides import refuse_ineffective
     from pipelines.tuning.plan import plan
     from pipelines.tuning.space import load_sweep, with_options
 
     sweep = with_options(load_sweep(space), options)
-    return plan(sweep, configuration(overrides, sweep.config), Path(space).stem, name)
+    config = configuration(overrides, sweep.config)
+    refuse_ineffective(overrides, sweep, config)
+    return plan(sweep, config, Path(space).stem, name)
 
 
 def _plan_resumed(name: str, overrides: list[str]) -> "Plan":
+    from pipelines.tuning.overrides import refuse_changes
     from pipelines.tuning.plan import plan
-    from pipelines.tuning.space import from_identity, refuse_changes
+    from pipelines.tuning.space import from_identity
     from pipelines.tuning.study import stored_identity
 
     refuse_changes(overrides)
-    config = configuration(overrides)
-    sweep, base = from_identity(stored_identity(config.tune.storage, name), config)
+    known = stored_identity(configuration(overrides).tune.storage, name)
+    sweep, base = from_identity(known, configuration(overrides, known["sweep"]["config"]))
     return plan(sweep, base, name, name)
+
+
+def _run(sweep_plan: "Plan", overrides: list[str], concurrency: int | None) -> "SweepOutcome":
+    from pipelines.cli.next_commands import line
+    from pipelines.console import say
+    from pipelines.tuning.overrides import to_repeat
+    from pipelines.tuning.sweep import run_sweep
+
+    resume = line("tune", "--resume", sweep_plan.name, *to_repeat(overrides))
+    say(f"{sweep_plan.name}: to resume it: {resume}")
+    try:
+        return run_sweep(sweep_plan, concurrency)
+    except KeyboardInterrupt:
+        say(f"interrupted; to resume it: {resume}")
+        raise typer.Exit(130) from None
 
 
 def _list_spaces(as_json: bool) -> None:
@@ -107,18 +123,25 @@ def _list_spaces(as_json: bool) -> None:
 
 
 def _text(outcome: "SweepOutcome") -> str:
+    from pipelines.cli.next_commands import to_champion
     from pipelines.tuning.live_table import as_overrides
     from pipelines.tuning.plots import PAGE
+    from pipelines.tuning.results import TABLE
 
-    results, model = outcome.results, outcome.challenger
-    best, sweep = results.best or {}, results.plan.sweep
+    results, model, plan = outcome.results, outcome.challenger, outcome.results.plan
+    best, sweep = results.best or {}, plan.sweep
     objectives = ", ".join(f"{key} {best[key]:.4g}" for key in sweep.objectives)
-    return (
-        f"best: trial {best['trial']}, {as_overrides({key: best[key] for key in sweep.space})}: {objectives}\n"
-        f"trials: {_states(results.summary())}; sweeps/{results.plan.name}/{PAGE} shows them\n"
-        f"model: {model.folder}"
-        + (f", {model.name} version {model.version} @challenger" if model.name else "")
-        + f"; score it with: denoise evaluate {model.folder}"
+    folder = model.folder.parent
+    table = folder / (PAGE if (folder / PAGE).is_file() else TABLE)
+    commands = to_champion(plan.base, model.folder, plan.name)
+    return "\n".join(
+        [
+            f"best: trial {best['trial']}, {as_overrides({key: best[key] for key in sweep.space})}: {objectives}",
+            f"trials: {_states(results.summary())}; {table} shows them",
+            f"model: {model.folder}" + (f", {model.name} version {model.version} @challenger" if model.name else ""),
+            "to make it @champion, if it is better:" if commands else "data.test names no set to score the model on",
+            *(f"  {command}" for command in commands),
+        ]
     )
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from denoise.errors import UserError
+from pipelines.console import say
 from pipelines.tracking.owner import has_died, this_host, this_process
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # Attributes of the study: the process that holds the lease, and when it renewed it, in seconds since the epoch.
 HOLDER, RENEWED = "denoise.driver", "denoise.seen"
 RENEW_SECONDS = 15.0
+WATCH_SECONDS = RENEW_SECONDS + 5  # within which a holder on another machine that is alive has renewed it
 RACE_SECONDS = 0.5  # within which a process that found the study free at the same moment has written its name, too
 EXPIRY_SECONDS = 60.0  # without renewal, after which a holder on another machine counts as dead
 
@@ -52,7 +54,13 @@ class Lease:
     def _has_expired(self, holder: str) -> bool:
         if holder.startswith(f"{this_host()} "):
             return has_died(holder)
-        return abs(time.time() - float(self.study.user_attrs.get(RENEWED, 0))) > EXPIRY_SECONDS
+        renewed = self.study.user_attrs.get(RENEWED, 0)
+        if abs(time.time() - float(renewed)) <= EXPIRY_SECONDS:
+            return False
+        # It may only look old: one of the two clocks is wrong, or was set. Whoever is alive renews it meanwhile.
+        say(f"{self.study.study_name}: looking for {WATCH_SECONDS:.0f} s whether {holder} still runs it")
+        time.sleep(WATCH_SECONDS)
+        return bool(self.study.user_attrs.get(RENEWED, 0) == renewed)
 
     def _held_error(self, holder: str) -> UserError:
         return UserError(

@@ -1,11 +1,13 @@
 """Optuna's storages, distributions, samplers and pruners, built from a sweep's definition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoise.errors import UserError
+from denoise.errors import UserError, first_line
 from denoise.redaction import without_passwords
+from pipelines.tracking.database import absolute_sqlite_uri, sqlite_file
 from pipelines.tuning.space import Dimension, Sweep
 
 if TYPE_CHECKING:
@@ -25,27 +27,36 @@ def open_storage(address: str) -> "BaseStorage":
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
-    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with plain_storage_errors(address):
         if address.startswith(JOURNAL):
             file = Path(address.removeprefix(JOURNAL))
             file.parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        return optuna.storages.RDBStorage(address)
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        reason = " ".join(str(error).splitlines()[0].split())
+        return optuna.storages.RDBStorage(absolute_sqlite_uri(address, Path.cwd()) or address)
+
+
+@contextmanager
+def plain_storage_errors(address: str) -> Iterator[None]:
+    """Turn the exceptions of a study's storage, also of a read-only or a full one, into one sentence."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError, ImportError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         raise UserError(
-            f"Optuna's storage {without_passwords(address)} cannot be opened ({reason}); check tune.storage, for "
-            "example sqlite:///optuna.db."
+            f"Optuna's storage {without_passwords(address)} cannot be opened or written "
+            f"({' '.join(first_line(cause).split())}); check tune.storage, for example sqlite:///optuna.db."
         ) from None
 
 
 def storage_exists(address: str) -> bool:
     """Return whether a storage exists, without opening it, which would create a file; a database server does exist."""
-    file = address.removeprefix("sqlite:///").removeprefix(JOURNAL)
-    return file == address or Path(file).exists()
+    file = Path(address.removeprefix(JOURNAL)) if address.startswith(JOURNAL) else sqlite_file(address)
+    return file is None or file.exists()
 
 
 def make_distribution(dimension: Dimension) -> "BaseDistribution":

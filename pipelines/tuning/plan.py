@@ -1,10 +1,12 @@
 """A sweep, ready to run: every value checked, addresses that other machines understand, and its names in MLflow."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from denoise.config import Config, flatten, from_dict, to_dict
+from denoise.config import Config, flatten, from_dict, recorded, to_dict
+from denoise.files import require_name
 from pipelines.storage.checkpoints import absolute
 from pipelines.tracking import client as tracking
 from pipelines.tracking.runs import RunSpec
@@ -34,7 +36,7 @@ class Plan:
             self.base.tracking.experiment,
             self.name,
             tags={"mlflow.source.name": "denoise tune", SWEEP_TAG: self.name, "title": self.sweep.title},
-            params={**flatten(to_dict(self.base)), **space, **settings},
+            params={**flatten(recorded(self.base)), **space, **settings},
         )
 
     def run_names(self, trial: int) -> dict[int, str]:
@@ -53,10 +55,12 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
         name: of the sweep.
 
     Raises:
-        UserError: a value that cannot be trained, or shards that are missing.
+        UserError: a value that cannot be trained, shards that are missing, or a name that cannot be a folder's.
     """
     from denoise.training.setup import build_components
 
+    if name is not None:
+        require_name(name, "--name")
     train = dataclasses.replace(config.train, val_loss=config.train.val_loss or "val_loss" in sweep.objectives)
     data = dataclasses.replace(config.data, root=str(Path(config.data.root).absolute()))
     ray = dataclasses.replace(config.ray, storage=absolute(config.ray.storage))
@@ -66,7 +70,8 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
         trial = trial_config(sweep, base, params, sweep.seeds[0])
         build_components(trial)
     data_digest = training_inputs(trial, kind).versions["data_digest"]
-    return Plan(name or sweep_name(sweep, base, data_digest, kind), sweep, base, data_digest)
+    name = name or sweep_name(sweep, base, data_digest, re.sub(r"[^A-Za-z0-9._+=,-]+", "-", kind))
+    return Plan(name, sweep, base, data_digest)
 
 
 def _dimension_text(dimension: Dimension) -> str:

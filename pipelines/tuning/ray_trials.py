@@ -28,7 +28,7 @@ from pipelines.tuning.study import PendingTrial, Study
 RUNG, VALUE, RATE, END = "rung", "value", "images_per_second", "denoise_end"  # keys of what a trial reports
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # Ray may show the text of its arguments, and an address may hold a password
 class TrialTask:
     """What all trials of a sweep share. Ray serialises it."""
 

@@ -145,7 +145,7 @@ def _finalize_trial(api: "MlflowClient", plan: Plan, parent: str, trial: Any) ->
         if run is not None and run.data.tags.get(STATE_TAG) == trial.state.name:
             continue
         if journal.is_dir() and (run is None or run.info.status != status):
-            finish(journal, status)
+            finish(journal, status, tracking.uri)
             run = existing_run(tracking.uri, tracking.experiment, name)
         if run is None:
             continue

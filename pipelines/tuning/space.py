@@ -13,11 +13,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from denoise.config import Config, Positive, build, digest, from_dict, load_config, to_dict
+from denoise.config import Config, digest, from_dict, load_config, to_dict
+from denoise.documents import build, parse_yaml
 from denoise.errors import UsageError, UserError, nearest
+from denoise.fields import Positive, Seed
+from denoise.redaction import has_password
 
 # Keys of data that decide which images a trial sees, and how; the others say where they are.
 DECISIVE_DATA = ("train", "val", "colour", "fixed_noise", "streams", "window", "crops_per_image", "small", "quarantine")
+EVENLY_SPREAD = ("train.eval_every", "train.checkpoint_every", "train.log_every")  # follow from Sweep.evaluations
 RANGE = 8  # a method's own number is searched from its default divided by this to its default times this
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_psnr": "maximize",
@@ -64,8 +68,8 @@ class Sweep:
     evaluations: Positive = 8  # times that a trial validates, evenly spread: the rungs of the pruner
     images: Positive | None = None  # a trial's length in training images; None: train.steps, whatever the batch
     objectives: tuple[Objective, ...] = ("val_psnr",)  # val_loss needs no clean images; two: nsga2
-    seeds: tuple[int, ...] = (0,)  # of each configuration; its value is the mean over them
-    seed: int = 0  # of the sampler
+    seeds: tuple[Seed, ...] = (0,)  # of each configuration; its value is the mean over them
+    seed: Seed = 0  # of the sampler
 
 
 def load_sweep(name: str) -> Sweep:
@@ -74,8 +78,6 @@ def load_sweep(name: str) -> Sweep:
     Raises:
         UsageError: there is none of that name, or the file is not a sweep.
     """
-    import yaml
-
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -86,9 +88,9 @@ def load_sweep(name: str) -> Sweep:
     else:
         return _method_sweep(name)
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{name} is not valid YAML: {error}.") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{name} should hold keys and values; `denoise tune --help` names a sweep to learn from.")
     return check_sweep(build(Sweep, tree))
@@ -124,6 +126,10 @@ def check_sweep(sweep: Sweep) -> Sweep:
         low, high = dimension.float or dimension.int or (0, 1)
         if low >= high or (dimension.log and low <= 0 and dimension.choice is None):
             raise UsageError(f"space.{key} should go from a lower to a higher number, above 0 where log is true.")
+        if reason := why_fixed(key, sweep):
+            raise UsageError(f"space.{key} cannot be searched: {reason}.")
+        if any(has_password(str(value)) for value in dimension.choice or ()):
+            raise UsageError(f"space.{key} holds a password, which the study would keep; see docs/security.md.")
         if sweep.sampler == "grid" and dimension.choice is None:
             raise UsageError(f"space.{key} should be a choice for sampler grid; write choice: [...] or take tpe.")
     if len(sweep.objectives) > 1 and sweep.pruner != "none":
@@ -131,6 +137,17 @@ def check_sweep(sweep: Sweep) -> Sweep:
     if len(sweep.objectives) > 1 and sweep.sampler in ("gp", "cmaes"):
         raise UsageError(f"sampler {sweep.sampler} takes one objective; use nsga2 or tpe for several.")
     return sweep
+
+
+def why_fixed(key: str, sweep: Sweep) -> str:
+    """Return what decides a key in place of params.yaml, and how to change it; the empty string for others."""
+    if key == "seed":
+        return f"the seeds are {list(sweep.seeds)}; write seeds: in the sweep's file (--seed is the sampler's)"
+    if key in EVENLY_SPREAD:
+        return f"every trial validates {sweep.evaluations} times, evenly spread; give --evaluations instead"
+    if key == "train.steps" and sweep.images:
+        return f"a trial's length is {sweep.images} training images; give --images instead"
+    return ""
 
 
 def trial_config(sweep: Sweep, base: Config, params: Mapping[str, Value], seed: int) -> Config:
@@ -156,21 +173,6 @@ def identity(sweep: Sweep, base: Config, data_digest: str) -> dict[str, Any]:
     config = {key: tree[key] for key in ("noise", "method", "net", "train")}
     config["data"] = {key: tree["data"][key] for key in DECISIVE_DATA}
     return {"sweep": {**_plain(sweep), "config": {}}, "config": config, "data_digest": data_digest}
-
-
-def refuse_changes(overrides: Sequence[str]) -> None:
-    """Refuse overrides that would make another sweep of the one that a command resumes.
-
-    Raises:
-        UsageError: there is one; the message names the first.
-    """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        part, _, rest = key.partition(".")
-        if part in ("preset", "seed", "noise", "method", "net", "train") or (part == "data" and rest in DECISIVE_DATA):
-            raise UsageError(
-                f"{key} cannot change while a sweep is resumed; leave it out, or begin another sweep with it."
-            )
 
 
 def from_identity(known: Mapping[str, Any], config: Config) -> tuple[Sweep, Config]:

@@ -11,15 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denoise.errors import UserError, nearest
-from denoise.redaction import without_passwords
+from denoise.redaction import redacted, without_passwords
 from pipelines.tuning.lease import Lease
-from pipelines.tuning.optuna_objects import make_distribution, make_pruner, make_sampler, open_storage, storage_exists
+from pipelines.tuning.optuna_objects import (
+    make_distribution,
+    make_pruner,
+    make_sampler,
+    open_storage,
+    plain_storage_errors,
+    storage_exists,
+)
 from pipelines.tuning.space import DIRECTIONS, Sweep, Value
 
 if TYPE_CHECKING:
     import optuna
 
-IDENTITY = "denoise.sweep"  # attribute of the study
+IDENTITY, CONFIG = "denoise.sweep", "denoise.config"  # attributes of the study; the keys that its file sets
 REASON, SEEDS, RATES = "reason", "seeds", "rates"  # of a trial: why it failed; figures by seed; images/s by rung
 NO_CLEAN = "data.val has noisy images only; objectives: [val_loss] needs no clean ones"
 UNMEASURED = {"val_psnr": NO_CLEAN, "val_ssim": NO_CLEAN, "val_loss": "set train.val_loss=true"}
@@ -42,23 +49,33 @@ class Study:
             UserError: another space, budget or configuration has been searched under this name, or another process
                 runs it.
         """
+        self.name, self.sweep = name, sweep
+        self.distributions = {key: make_distribution(dimension) for key, dimension in sweep.space.items()}
+        with plain_storage_errors(address):
+            self.study = self._open(address)
+            self._check_identity(json.loads(json.dumps(identity)))
+            self._name_metrics()
+            self.lease = Lease(self.study)
+            self.lease.acquire()
+
+    def _open(self, address: str) -> "optuna.Study":
         import optuna
 
-        self.name, self.sweep = name, sweep
-        self.study = optuna.create_study(
+        return optuna.create_study(
             storage=open_storage(address),
-            study_name=name,
-            directions=[DIRECTIONS[objective] for objective in sweep.objectives],
-            pruner=make_pruner(sweep),
+            study_name=self.name,
+            directions=[DIRECTIONS[objective] for objective in self.sweep.objectives],
+            pruner=make_pruner(self.sweep),
             load_if_exists=True,
         )
-        self.distributions = {key: make_distribution(dimension) for key, dimension in sweep.space.items()}
-        self._check_identity(json.loads(json.dumps(identity)))
+
+    def _name_metrics(self) -> None:
+        """Store the names that optuna-dashboard shows."""
+        from optuna.exceptions import ExperimentalWarning
+
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.set_metric_names(list(sweep.objectives))  # the names that optuna-dashboard shows
-        self.lease = Lease(self.study)
-        self.lease.acquire()
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.set_metric_names(list(self.sweep.objectives))
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         known = self.study.user_attrs.get(IDENTITY)
@@ -68,6 +85,7 @@ class Study:
                 "name of its own with --name, or resume that one with what it had."
             )
         self.study.set_user_attr(IDENTITY, identity)
+        self.study.set_user_attr(CONFIG, redacted(self.sweep.config))
 
     def release(self) -> None:
         """Release the lease: what is RUNNING waits to be resumed, and another process may do that."""
@@ -176,7 +194,7 @@ class Study:
 
 
 def stored_identity(address: str, name: str) -> dict[str, Any]:
-    """Return the identity of a sweep in a storage: what ``space.identity`` returned when it began.
+    """Return the identity of a sweep in a storage: what ``space.identity`` returned when it began, with its config.
 
     Raises:
         UserError: there is none of that name; the message names the nearest one.
@@ -191,7 +209,7 @@ def stored_identity(address: str, name: str) -> dict[str, Any]:
         )
     study = optuna.load_study(study_name=name, storage=open_storage(address))
     identity: dict[str, Any] = study.user_attrs[IDENTITY]
-    return identity
+    return {**identity, "sweep": {**identity["sweep"], "config": study.user_attrs.get(CONFIG, {})}}
 
 
 def rung_of(trial: "optuna.trial.FrozenTrial") -> int:

@@ -17,6 +17,7 @@ from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_capacity
 from pipelines.console import say
+from pipelines.signals import tune_interrupt
 from pipelines.tracking import client as tracking
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import RunSpec
@@ -58,8 +59,7 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
     study.requeue()
     spec, journal = plan.run_spec(), journal_folder(plan.base.ray.storage, plan.name)
     with tracked_run(spec, journal) as run:
-        uri = without_passwords(spec.uri)
-        say(f"{plan.name}: MLflow at {uri}; to resume it: denoise tune --resume {plan.name}")
+        say(f"{plan.name}: MLflow at {without_passwords(spec.uri)}")
         try:
             if study.remaining():
                 _tune(plan, study, run.spec, concurrency)
@@ -85,6 +85,7 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
         import ray
         from ray import tune
 
+        _keep_keys_of_aws()
         from pipelines.tuning.ray_trials import StudyScheduler, StudySearcher, TrialTask, run_trial
 
         prune_flags = ray.remote(num_cpus=0, scheduling_strategy=this_node())(PruneFlags).remote()
@@ -95,7 +96,7 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
             tune.with_parameters(run_trial, task=task),
             tune.PlacementGroupFactory([ON_HEAD]),
         )
-        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, live_table.displayed():
+        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, live_table.displayed(), tune_interrupt():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -112,6 +113,17 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
                     failure_config=tune.FailureConfig(max_failures=plan.base.ray.max_failures),
                 ),
             ).fit()
+
+
+def _keep_keys_of_aws() -> None:
+    """Keep Ray Tune from copying the keys of AWS to the trials' runtime environment, which Ray's logs show.
+
+    The hosts of a cluster have keys of their own, as for ``denoise train``; Ray on this machine inherits the driver's.
+    """
+    # Private, and there is no switch: the names of the variables that Tune copies.
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update({name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
 
 
 def _run_id(spec: RunSpec) -> str:

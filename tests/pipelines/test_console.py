@@ -9,7 +9,7 @@ SCRIPT = """
 from pipelines.console import progress
 with progress("shard kodak", 3) as advance:
     for _ in range(3):
-        advance(1, "kodim01.png")
+        advance(1, "[/red]\\x1b]0;title\\x07.png")
 """
 
 
@@ -29,6 +29,13 @@ def test_bytes_are_shown_as_megabytes(capsys):
     assert capsys.readouterr().err.startswith("fetch: 5/5 MB, ")
 
 
+def test_names_neither_steer_a_log_nor_count_as_markup(capsys):
+    with progress("shard own", 1) as advance:
+        advance(1, "a[/b]\x1b[2J\nerror: forged.png")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(r"a[/b]\x1b[2J\nerror: forged.png")
+
+
 def test_unknown_totals_and_empty_work(capsys):
     with progress("fetch", None) as advance:
         advance()
@@ -46,3 +53,5 @@ def test_a_terminal_gets_a_bar():
     assert done.returncode == 0
     assert "━" in shown
     assert "3/3" in shown
+    assert r"[/red]\x1b]0;title\x07.png" in shown
+    assert "\x1b]" not in shown

@@ -8,9 +8,12 @@ import pytest
 
 USES = [
     ("mlflow", "mlflow.store.db.utils", "_initialize_tables", "tracking/client.py"),
-    ("mlflow", "mlflow.tracking.multimedia", "compress_image_size", "tracking/run_images.py"),
+    ("mlflow", "mlflow.tracking._tracking_service.utils", "_artifact_repos_cache", "tracking/client.py"),
     ("mlflow", "mlflow.tracking.multimedia", "convert_to_pil_image", "tracking/run_images.py"),
     ("mlflow", "mlflow.system_metrics.metrics.cpu_monitor", "CPUMonitor.collect_metrics", "tracking/system_metrics.py"),
+    ("ray", "ray._private.utils", "get_entrypoint_name", "cluster/connect.py"),
+    ("ray", "ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", "tuning/sweep.py"),
+    ("ray", "ray._private.runtime_env.packaging", "create_package", "cluster/package.py"),
     ("ray", "ray.core.generated.gcs_service_pb2", "CheckAliveRequest", "cluster/auth.py"),
     ("ray", "ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub", "cluster/auth.py"),
     ("ray", "ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceServicer.CheckAlive", "cluster/auth.py"),

@@ -1,6 +1,7 @@
 """The command line as a user types it: answers, and one sentence for every mistake."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,12 @@ def test_version(denoise):
         (["train", "method=n2v3"], 1, "did you mean n2"),
         (["train", "net=unet"], 1, "unet_n2n"),
         (["train", "noise=gaus25"], 1, "gauss25"),
-        (["train", "data.train=smal"], 1, "denoise shard smal"),
+        (["train", "data.train=smal"], 1, "(did you mean small?)"),
+        (["train", "data.train=mine"], 1, "`denoise shard mine --from FOLDER --split train`"),
+        (["train", "data.train=kodka"], 1, "(did you mean kodak?)"),
+        (["train", "data.train=kodak"], 1, "kodak has test only"),
+        (["train", "data.train=bsds300"], 1, "`denoise fetch bsds300 && denoise shard bsds300`"),
+        (["train", "data.train=kodka", "data.url=nowhere"], 1, "kodka (did you mean kodak?) is not at nowhere"),
         (["train", "tracking.uri=file:mlruns"], 1, "sqlite"),
         (["train", "preset=laine2019"], 2, "denoise presets"),
         (["train", "method=r2r", "noise=impulse0.5"], 1, "not defined for noise=impulse0.5"),
@@ -47,15 +53,19 @@ def test_version(denoise):
         (["fetch", "kodak", "--mirror", "nowhere"], 1, "nowhere"),
         (["fetch", "imagenet"], 1, "image-net.org"),
         (["fetch", "imagenet", "--mirror", "no/ILSVRC2012"], 1, "no/ILSVRC2012"),
-        (["shard", "nothing"], 1, "denoise fetch nothing"),
+        (["shard", "nothing"], 1, "`denoise shard nothing --from FOLDER`"),
         (["shard", "mine", "--from", "nowhere"], 1, "nowhere"),
+        (["shard", "kodka"], 1, "(did you mean kodak?)"),
+        (["shard", "kodak"], 1, "`denoise fetch kodak && denoise shard kodak`"),
+        (["shard", "imagenet"], 1, "`denoise fetch imagenet --mirror PATH && denoise shard imagenet`"),
+        (["data", "show", "kodka"], 1, "(did you mean kodak?)"),
         (["shard", "--from", "nowhere"], 2, "NAME"),
         (["evaluate", "nowhere"], 1, "no model folder"),
         (["evaluate", "nowhere", "--protocol", "lain2019"], 1, "did you mean laine2019"),
         (["restore", "nowhere.png", "-o", "out.png", "--model", "data"], 1, "no model folder"),
         (["models", "register", "nowhere"], 1, "no model folder"),
         (["shard", "mine", "--from", "data", "--only", "gray"], 2, "use grey or colour"),
-        (["data", "show", "nothing"], 1, "denoise fetch nothing"),
+        (["data", "show", "nothing"], 1, "`denoise shard nothing --from FOLDER`"),
         (["data", "verify", "small", "--split", "tset"], 2, "did you mean test"),
         (["data", "push", "small"], 1, "data.url is not set"),
         (["data", "push", "small", "-S", "data.url=http://127.0.0.1:9"], 1, "can only be read"),
@@ -63,6 +73,13 @@ def test_version(denoise):
         (["train", "data.url=ftp://host"], 1, "ftp://host is not understood"),
         (["train", "data.url=nowhere"], 1, "denoise data push small"),
         (["tune", "ee559-randon"], 2, "did you mean ee559-random"),
+        (["tune", "tpe-asha", "train.steps=20"], 2, "train.steps cannot be given for this sweep: a trial's length"),
+        (["tune", "tpe-asha", "-S", "train.log_every=1"], 2, "train.log_every cannot be given"),
+        (["tune", "tpe-asha", "train.lr=0.1"], 2, "train.lr cannot be given for this sweep: it is searched"),
+        (["tune", "tpe-asha", "seed=1"], 2, "seed cannot be given"),
+        (["tune", "tpe-asha", "preset=n2v-bsd68"], 2, "preset=n2v-bsd68 has no effect"),
+        (["tune", "n2v", "train.steps=20"], 2, "give 16 or 24"),
+        (["tune", "tpe-asha", "--resume", "nothing", "--images", "9"], 2, "leave SPACE"),
         (["tune", "mine.yaml"], 2, "there is no file mine.yaml"),
         (["tune", "tpe-asha", "--sampler", "tpee"], 2, "sampler"),
         (["tune", "--resume", "nothing"], 1, "there is no sweep nothing"),
@@ -134,8 +151,8 @@ def test_train_evaluate_and_restore_without_services(project, denoise_fork, smal
     )
     assert results[0]["protocol"] == "laine2019"
     assert results[0]["data"] == "own"
-    assert json.loads((project / "scores/own/scores.json").read_text())["psnr"] == results[0]["psnr"]
-    names = sorted(path.name for path in (project / "scores/own/images").iterdir())
+    assert json.loads((project / "scores/own/laine2019/scores.json").read_text())["psnr"] == results[0]["psnr"]
+    names = sorted(path.name for path in (project / "scores/own/laine2019/images").iterdir())
     assert names == ["astronaut-clean.png", "astronaut-noisy.png", "astronaut-restored.png"]
     noisy = small_images / "1-rocket.jpg"
     answer = json.loads(run(denoise_fork, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
@@ -175,6 +192,20 @@ def test_a_method_without_training_is_a_model(project, denoise_fork, small_image
     assert (project / "restored.png").is_file()
 
 
+def test_no_name_of_a_file_steers_the_terminal(project, denoise_fork, small_images):
+    few_steps = ["--model", "zs_n2n", "-S", "method=zs_n2n", "-S", "method.steps=1"]
+    name = os.fsdecode(b"caf\xe9\x1b[2J\nerror: forged.png")
+    shutil.copy(small_images / "1-rocket.jpg", project / name)
+    shown = run(denoise_fork, "restore", name, "-o", "out", *few_steps)
+    assert shown == r"out/caf\xe9\x1b[2J\nerror: forged.png" + "\n"
+    document = json.loads(run(denoise_fork, "restore", name, "-o", "out", *few_steps, "--json"))
+    assert document[0]["target"] == f"out/{name}"
+    (project / name).write_bytes(b"no image")
+    assert r"caf\xe9\x1b[2J\nerror: forged.png does not decode" in run(
+        denoise_fork, "restore", name, "-o", "out", *few_steps, expect=1
+    )
+
+
 def test_recipes_are_listed_and_shown(project, denoise_fork):
     titles = json.loads(run(denoise_fork, "presets", "--json"))
     assert "laine2019-gauss25-ssdn-known" in titles
@@ -211,3 +242,57 @@ def test_torchrun_trains_with_the_same_command(project, denoise):
     assert (project / answer["model"] / "net.safetensors").is_file()
     rows = (project / answer["model"] / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shard", "own", "--from", "own", "-S", "data.root=/sys/data"],
+        ["fetch", "samples", "-S", "data.root=/sys/data"],
+        ["data", "show", "small", "--split", "val", "--out", "/sys/sheet.png"],
+        ["train", "--local", "--out", "/sys/model"],
+        ["train", "ray.storage=/sys/runs"],
+        ["train", "tracking.uri=sqlite:////sys/mlflow.db"],
+        [
+            "tune",
+            "tpe-asha",
+            "data.train=small",
+            "data.val=small",
+            "data.test=",
+            "tune.storage=sqlite:////sys/optuna.db",
+        ],
+        [
+            "tune",
+            "tpe-asha",
+            "data.train=small",
+            "data.val=small",
+            "data.test=",
+            "tune.storage=journal:/sys/sweeps.log",
+        ],
+        ["models", "list", "-S", "tracking.uri=sqlite:////sys/mlflow.db"],
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(project, arguments, monkeypatch, capfd, small_images):
+    """Nobody creates files in /sys, not even root."""
+    (project / "own").symlink_to(small_images)
+    monkeypatch.setattr(sys, "argv", ["denoise", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "/sys/" in sentence(capfd.readouterr().err)
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_traceback(monkeypatch, capfd):
+    from pipelines.cli.__main__ import main
+
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == "pipelines.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "pipelines.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capfd.readouterr() == ("", "")

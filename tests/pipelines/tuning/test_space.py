@@ -6,6 +6,7 @@ from denoise.config import Config, load_config
 from denoise.errors import UsageError
 from denoise.methods import METHODS, build_method
 from denoise.noise import parse_noise
+from pipelines.tuning.overrides import refuse_changes, refuse_ineffective, to_repeat
 from pipelines.tuning.space import (
     Dimension,
     Sweep,
@@ -130,3 +131,37 @@ def test_a_sweep_is_restored_from_its_identity():
     assert (sweep.space, sweep.images, base.method.fields) == (SWEEP.space, 640, {"mask_ratio": 0.01})
     assert base.ray.workers == 1
     assert identity(sweep, base, "digest") == known
+
+
+def test_a_command_that_resumes_repeats_what_the_study_does_not_keep():
+    given = ["method=n2v", "train.crop=32", "data.train=own", "data.test=kodak", "data.root=x", "ray.workers=1"]
+    assert to_repeat(given) == ["data.test=kodak", "data.root=x", "ray.workers=1"]
+    refuse_changes(to_repeat(given))
+    for override in set(given) - set(to_repeat(given)):
+        with pytest.raises(UsageError, match=f"{override.split('=')[0]} cannot change"):
+            refuse_changes([override])
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "train.steps", "train.eval_every", "train.log_every", "train.checkpoint_every"]
+)
+def test_what_a_sweep_decides_itself_can_neither_be_searched_nor_given(key):
+    with pytest.raises(UsageError, match=f"space.{key} cannot be searched"):
+        check_sweep(Sweep("t", {key: Dimension(int=(8, 80))}, images=640))
+    with pytest.raises(UsageError, match=f"{key} cannot be given"):
+        refuse_ineffective([f"{key}=8"], SWEEP, load_config(None, [f"{key}=8"]))
+
+
+def test_overrides_that_count_are_taken():
+    steps = with_options(SWEEP, {"evaluations": 5})
+    by_steps = Sweep("t", LR, evaluations=5)
+    refuse_ineffective(["train.crop=32", "data.train=own", "ray.workers=1"], steps, Config())
+    config = load_config(None, ["train.steps=20"])
+    refuse_ineffective(["train.steps=20"], by_steps, config)
+    assert trial_config(by_steps, config, {"train.lr": 1e-4}, 0).train.steps == 20
+    with pytest.raises(UsageError, match="give 20 or 25"):
+        refuse_ineffective(["train.steps=21"], by_steps, load_config(None, ["train.steps=21"]))
+    with pytest.raises(UsageError, match="val_loss is an objective"):
+        refuse_ineffective(["train.val_loss=no"], Sweep("t", LR, objectives=("val_loss",)), Config())
+    with pytest.raises(UsageError, match="net.depth cannot be given for this sweep: it is searched"):
+        refuse_ineffective(["net.depth=3"], Sweep("t", {"net": Dimension(choice=("cnn5", "dncnn"))}), Config())

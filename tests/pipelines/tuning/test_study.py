@@ -1,9 +1,13 @@
 """The study records the right state of every trial, whoever ran it and however it ended."""
 
 import math
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -30,6 +34,7 @@ FIGURES = {"0": {"val_psnr": 30.0}}
 def no_rival(monkeypatch):
     """Acquire the lease at once: no other process knows of these studies."""
     monkeypatch.setattr(lease, "RACE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +185,28 @@ def test_a_lease_of_another_machine_expires_when_it_is_not_renewed(tmp_path):
     assert study.user_attrs[RENEWED] == pytest.approx(time.time(), abs=EXPIRY_SECONDS / 2)
 
 
+def test_a_lease_that_is_renewed_by_another_clock_is_not_taken(tmp_path, monkeypatch):
+    """A clock that jumped back, or a machine whose clock is wrong: whoever renews the lease keeps it."""
+    address = f"sqlite:///{tmp_path}/optuna.db"
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 1.0)
+    study, ended = study_of(address).study, threading.Event()
+    study.set_user_attr(HOLDER, "another-machine 1 1.0")
+
+    def renew() -> None:
+        while not ended.wait(0.1):
+            study.set_user_attr(RENEWED, time.time() - 3600)
+
+    study.set_user_attr(RENEWED, time.time() - 3600)
+    holder = threading.Thread(target=renew)
+    holder.start()
+    try:
+        with pytest.raises(UserError, match="another-machine"):
+            study_of(address)
+    finally:
+        ended.set()
+        holder.join()
+
+
 def test_an_unknown_sweep_or_storage_is_an_error_that_names_it(tmp_path):
     address = f"sqlite:///{tmp_path}/optuna.db"
     study_of(address, name="n2v-12345678")
@@ -187,6 +214,24 @@ def test_an_unknown_sweep_or_storage_is_an_error_that_names_it(tmp_path):
         stored_identity(address, "n2v-12345679")
     with pytest.raises(UserError, match=r"cannot be opened .* tune\.storage"):
         open_storage("nonsense://host")
+
+
+def test_a_command_that_resumes_has_what_the_file_of_the_sweep_sets_but_no_password(address):
+    config = {"ray": {"workers": 1}, "tracking": {"uri": "postgresql://me:secret@host/mlflow"}}
+    sweep = replace(SWEEP, config=config)
+    study_of(address, sweep)
+    assert stored_identity(address, "sweep")["sweep"]["config"]["ray"] == {"workers": 1}
+    assert "secret" not in str(stored_identity(address, "sweep"))
+    assert study_of(address, sweep).remaining() == 6  # the same command still finds it
+
+
+def test_a_storage_that_cannot_be_written_is_one_sentence(tmp_path):
+    address = f"sqlite:///{tmp_path}/optuna.db?timeout=0.1"
+    study_of(address)
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("BEGIN IMMEDIATE")  # others may read
+        with pytest.raises(UserError, match=r"cannot be opened or written \(.*locked.*\); check tune\.storage"):
+            study_of(address)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "grid", "nsga2"])

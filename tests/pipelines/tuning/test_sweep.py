@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -70,13 +71,36 @@ def tuned(denoise, *arguments, timeout=500):
     return json.loads(done.stdout)
 
 
-def test_a_sweep_from_a_file_ends_with_a_registered_challenger(project, denoise_fork, sweep, one_host, monkeypatch):
+def run_the_last_lines(printed, call, project):
+    """Run the three commands that a sweep prints last, in its folder, exactly as they are printed."""
+    assert "sweep.html" not in printed  # one complete trial alone is not plotted
+    assert (project / "sweeps" / "two" / "trials.csv").is_file()
+    assert "sweeps/two/trials.csv shows them" in printed
+    lines = printed.strip().splitlines()[-3:]
+    for line in lines:
+        assert line.lstrip().startswith("denoise ")
+        call("sh", "-ec", line, cwd=project)
+    client = mlflow_client()
+    champion, challenger = (
+        client.get_model_version_by_alias("denoise-gauss25", alias) for alias in ("champion", "challenger")
+    )
+    assert champion.version == challenger.version
+    assert champion.tags["data"] == "own"
+
+
+def test_a_sweep_ends_with_a_registered_challenger_and_what_makes_it_the_champion(
+    project, denoise_fork, sweep, one_host, monkeypatch, call, photographs
+):
     """One trial learns, one diverges: Optuna, MLflow and the table agree, and the model can be loaded."""
     for name, value in one_host.variables.items():
         monkeypatch.setenv(name, value)
-    summary = tuned(
-        denoise_fork, sweep(space={"train.lr": {"choice": [GOOD, WILD]}}, trials=2, sampler="grid"), "--name=two"
-    )
+    (project / "own").mkdir()
+    shutil.copy(photographs / "astronaut.png", project / "own")
+    call("denoise", "shard", "own", "--from", "own", "--split", "test", cwd=project)
+    file = sweep(space={"train.lr": {"choice": [GOOD, WILD]}}, trials=2, sampler="grid", images=800)
+    options = [file, "data.test=own", "--name=two"]
+    run_the_last_lines(call("denoise", "tune", *options, cwd=project), call, project)
+    summary = tuned(denoise_fork, *options)
     assert summary["trials"] == {"COMPLETE": 1, "PRUNED": 0, "FAIL": 1}
     assert summary["best"]["train.lr"] == GOOD
     assert left_behind() == []
@@ -96,7 +120,7 @@ def test_a_sweep_from_a_file_ends_with_a_registered_challenger(project, denoise_
     rows = list(csv.DictReader((project / "sweeps" / "two" / "trials.csv").open()))
     assert [row["state"] for row in rows] == [trial.state.name for trial in trials_of("two")]
 
-    assert str(client.get_model_version_by_alias("denoise-gauss25", "challenger").version) == summary["version"]
+    assert summary["version"] == "1"
     assert load_denoiser(Path(summary["model"])).name == "n2n"
 
     sweeps = subprocess.run([*denoise_fork, "sweeps", "list", "--json"], capture_output=True, text=True, timeout=100)
