@@ -116,15 +116,17 @@ def _pairs_of(path: Path, output: Path) -> Iterator[FilePair]:
         yield path, output / _target_name(Path(path.name))
         return
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give an image file or a folder of images.")
-    output_folder = output.resolve()
+        problem = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+        raise UserError(f"{path} {problem}; give an image file or a folder of images.")
+    output_folder = Path(os.path.realpath(output))  # not Path.resolve, which raises for a link to itself
     count = 0
     for file in sorted(path.rglob("*")):
         inner = file.relative_to(path)
         hidden = any(part.startswith(".") for part in inner.parts)
         if hidden or file.suffix.lower() not in READABLE or not file.is_file():
             continue
-        if output_folder != path.resolve() and output_folder in file.resolve().parents:  # from an earlier call
+        earlier = output_folder in Path(os.path.realpath(file)).parents  # a result of an earlier call
+        if earlier and output_folder != path.resolve():
             continue
         count += 1
         yield file, output / _target_name(inner)

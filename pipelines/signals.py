@@ -41,6 +41,14 @@ def interrupt_on_sigterm(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def ctrl_c_on_sigterm(number: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does at the moment, also in a process of the background, which ignores Ctrl-C."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
+
+
 @contextmanager
 def plain_interrupt() -> Iterator[None]:
     """Turn SystemExit into KeyboardInterrupt, and restore the Ctrl-C handler: Ray Train installs one that exits."""

@@ -211,8 +211,8 @@ def _file_names(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative to it, sorted."""
     paths: list[Path] = []
     for base, folders, files in os.walk(folder, followlinks=True):
-        here = Path(base).resolve()
-        folders[:] = [name for name in folders if not here.is_relative_to(Path(base, name).resolve())]  # a link back
+        here = Path(os.path.realpath(base))  # not Path.resolve, which raises for a link to itself
+        folders[:] = [name for name in folders if not here.is_relative_to(os.path.realpath(Path(base, name)))]  # back
         paths += [Path(base, file) for file in files]
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 

@@ -104,7 +104,8 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
 
 def _leads_back(link: Path, folder: Path) -> bool:
     """Return whether a symbolic link in a folder points to the folder or to one above it."""
-    return folder.resolve().is_relative_to(link.resolve())
+    # Not Path.resolve, which raises for a link to itself.
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def _count(folder: Path) -> int:

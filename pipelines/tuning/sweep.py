@@ -17,7 +17,7 @@ from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_capacity
 from pipelines.console import say
-from pipelines.signals import tune_interrupt
+from pipelines.signals import ctrl_c_on_sigterm, on_sigterm, tune_interrupt
 from pipelines.tracking import client as tracking
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import RunSpec
@@ -52,7 +52,7 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
 
     Raises:
         UserError: the cluster has no room for a trial, or every trial failed.
-        KeyboardInterrupt: Ctrl-C came; the next start resumes the trials that had begun.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the next start resumes the trials that had begun.
     """
     study = Study(plan.base.tune.storage, plan.name, plan.sweep, identity(plan.sweep, plan.base, plan.data_digest))
     study.lease.keep_alive()
@@ -96,7 +96,12 @@ def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> N
             tune.with_parameters(run_trial, task=task),
             tune.PlacementGroupFactory([ON_HEAD]),
         )
-        with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, live_table.displayed(), tune_interrupt():
+        with (
+            tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder,
+            live_table.displayed(),
+            on_sigterm(ctrl_c_on_sigterm),  # again, as Ray has put its own there, which aborts the process
+            tune_interrupt(),
+        ):
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium.common.exceptions import WebDriverException
+from selenium.common.exceptions import TimeoutException, WebDriverException
+from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines.registry import versions
 from pipelines.tracking.client import existing_run_id, resolve_uri
@@ -28,6 +29,8 @@ from tests.pipelines.mlflow_helpers import free_port, make_model, scores
 
 ROOT = Path(__file__).parents[2]
 WAIT = 60  # seconds for a page to show something
+CHART = ".js-plotly-plot .main-svg"
+BOX = ".ag-row input.ag-checkbox-input"  # selects a run; the other boxes of its row hide and pin it
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +70,36 @@ def text_of(browser, url, *wanted, image=None):
 
 
 def shown(browser, wanted, image=None):
-    """Return the text of the open page once it shows all that is wanted."""
-    deadline = time.monotonic() + WAIT
-    while time.monotonic() < deadline:
+    """Return the text of the open page once it shows all that is wanted; if it never does, keep an image of it."""
+    text = ""
+
+    def complete(browser):
+        nonlocal text
         text = browser.find_element("tag name", "body").text
-        if all(word in text for word in wanted):
-            if image:
-                time.sleep(2)  # charts are drawn after their titles
-                browser.save_screenshot(str(image))
-            return text
-        time.sleep(0.5)
-    browser.save_screenshot(str(image)) if image else None
-    raise AssertionError(
-        f"{browser.current_url} never showed {[word for word in wanted if word not in text]}: {text[:1000]}"
-    )
+        return all(word in text for word in wanted)
+
+    try:
+        until(browser, complete)
+    except TimeoutException:
+        if image:
+            browser.save_screenshot(str(image))
+        missing = [word for word in wanted if word not in text]
+        raise AssertionError(f"{browser.current_url} never showed {missing}: {text[:1000]}") from None
+    return text
+
+
+def until(browser, condition):
+    """Return what the condition of the browser is once it holds; an element may be drawn anew meanwhile."""
+    return WebDriverWait(browser, WAIT, 0.1, [WebDriverException]).until(condition)
+
+
+def click(browser, path):
+    """Click an element of this XPath as soon as that is possible."""
+    until(browser, lambda browser: browser.find_element("xpath", path).click() is None)
+
+
+def draws_a_chart(browser):
+    return until(browser, lambda browser: browser.find_elements("css selector", CHART))
 
 
 def champion_run(checkout):
@@ -103,7 +122,7 @@ def test_a_run_shows_its_curves(browser, site, checkout, tmp_path):
     run, _ = champion_run(checkout)
     page = f"{site}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics?workflowType=machine_learning"
     text_of(browser, page, "loss", "val_psnr", "images_per_second", image=tmp_path / "curves.png")
-    assert browser.find_elements("css selector", ".js-plotly-plot, svg.main-svg")
+    assert draws_a_chart(browser)
 
 
 def test_a_run_shows_its_images(browser, site, checkout, tmp_path):
@@ -182,20 +201,20 @@ def test_the_printed_addresses_open_on_runs_and_charts(browser, printed, tmp_pat
     assert "AI Gateway" not in text  # as on the pages for language models
     text = text_of(browser, printed["charts"], "loss", "val_psnr", image=tmp_path / "charts.png")
     assert "AI Gateway" not in text
-    assert browser.find_elements("css selector", ".js-plotly-plot, svg.main-svg")
+    assert draws_a_chart(browser)
     assert NAME in text_of(browser, printed["models"], "Registered Models", NAME)
 
 
 def test_two_runs_are_compared(browser, printed, tmp_path):
     text_of(browser, printed["runs"], "n2n-gauss25-0", "n2n-gauss25-1")
-    deadline = time.monotonic() + WAIT
-    while "Comparing 2 Runs" not in browser.find_element("tag name", "body").text and time.monotonic() < deadline:
-        with suppress(WebDriverException):  # the table is drawn anew after each answer of the server
-            for box in browser.find_elements("css selector", "[row-index='0'] input, [row-index='1'] input"):
-                if not box.is_selected():
-                    box.click()
-            browser.find_element("xpath", "//button[normalize-space()='Compare']").click()
-        time.sleep(0.5)
+
+    def both_are_selected(browser):
+        for box in browser.find_elements("css selector", f"{BOX}:not(:checked)"):
+            box.click()
+        return len(browser.find_elements("css selector", f"{BOX}:checked")) == 2
+
+    until(browser, both_are_selected)
+    click(browser, "//button[normalize-space()='Compare']")
     wanted = ("Comparing 2 Runs", "n2n-gauss25-0", "n2n-gauss25-1", "train.lr", "0.001", "0.002", "val_psnr")
     text = shown(browser, wanted, tmp_path / "compare.png")
     assert all(word in text for word in wanted)
@@ -206,16 +225,13 @@ def test_each_validation_image_is_there_once(browser, printed, project, tmp_path
     run_id = existing_run_id(uri, "denoise", "n2n-gauss25-1")
     page = printed["runs"].replace("/runs?", f"/runs/{run_id}/artifacts?")
     text_of(browser, page, "images")
-    browser.find_element("xpath", "//*[text()='images']").click()
+    click(browser, "//*[text()='images']")
     names = [f"validation-step-{step:06d}.png" for step in (100, 200, 300)]
     text = shown(browser, names)
     assert text.count("validation") == 3
-    browser.find_element("xpath", f"//*[text()='{names[-1]}']").click()
-    deadline = time.monotonic() + WAIT
-    while not browser.execute_script("return [...document.images].some(image => image.naturalWidth == 192)"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    browser.save_screenshot(str(tmp_path / "image.png"))
+    click(browser, f"//*[text()='{names[-1]}']")
+    width = "return [...document.images].some(image => image.naturalWidth == 192)"
+    assert until(browser, lambda browser: browser.execute_script(width))
 
 
 def test_another_model_is_promoted_and_rolled_back(browser, printed, project, call, denoise_fork, tmp_path):

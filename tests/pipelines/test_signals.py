@@ -5,7 +5,7 @@ import signal
 import pytest
 from ray.tune.tune import _setup_signal_catching as begin_as_tune_does
 
-from pipelines.signals import tune_interrupt
+from pipelines.signals import ctrl_c_on_sigterm, on_sigterm, tune_interrupt
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def at_a_terminal():
     signal.signal(signal.SIGUSR1, usr1)
 
 
-def interrupted_sweep() -> None:
-    with tune_interrupt():
+def interrupted_sweep(number: int = signal.SIGINT) -> None:
+    with on_sigterm(ctrl_c_on_sigterm), tune_interrupt():
         stopped = begin_as_tune_does()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert stopped.is_set()  # and the trials save a checkpoint
 
 
@@ -35,6 +35,15 @@ def test_ctrl_c_that_tune_took_is_raised_when_tune_has_ended(at_a_terminal):
     with pytest.raises(KeyboardInterrupt):
         interrupted_sweep()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_stops_tune_as_ctrl_c_does_also_where_that_is_ignored(at_a_terminal, ctrl_c):
+    signal.signal(signal.SIGINT, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_sweep(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), on_sigterm(ctrl_c_on_sigterm):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_tune_does_not_take_a_later_ctrl_c(at_a_terminal):

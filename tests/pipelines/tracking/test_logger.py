@@ -120,7 +120,7 @@ def test_a_server_that_is_missing_hangs_dies_and_comes_back_loses_nothing(uri, s
     server.signal(signal.SIGSTOP)  # it listens, but says nothing
     log.log_metrics(2, {"loss": 2.0})
     log.log_image("val", IMAGE, 2)
-    assert not log.flush()
+    assert not log.flush(timeout=1)
     server.signal(signal.SIGCONT)
     wait_for(log.flush)
 

@@ -209,11 +209,12 @@ def states_of(name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_can_be_resumed_after_ctrl_c(project, denoise, denoise_at_a_terminal, sweep):
+@pytest.mark.parametrize(("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+def test_a_sweep_can_be_resumed_after_ctrl_c_and_sigterm(project, denoise, denoise_at_a_terminal, sweep, send, number):
     space = {"train.lr": {"float": [1e-4, 1e-2], "log": True}}
     command = [*denoise_at_a_terminal, "tune", sweep(space=space, trials=4, images=800), "--name=stopped", "--json"]
     process = start_and_wait(command, lambda: "COMPLETE" in states_of("stopped"))
-    os.killpg(process.pid, signal.SIGINT)
+    send(process.pid, number)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert err.rstrip().endswith("interrupted; to resume it: denoise tune --resume stopped")
