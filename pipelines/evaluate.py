@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from denoise.denoiser import Denoiser
     from denoise.evaluate import ScoredImage
 
-SCORES = "scores.json"
+SCORES, IMAGES = "scores.json", "images"
 MAX_IMAGES = 24  # written of each set: enough for a report, and no folder of gigabytes
 
 
@@ -39,7 +39,7 @@ def evaluate_model(
         out: scores.json and images/ are written to OUT/NAME/PROTOCOL for each set; those of other protocols stay.
 
     Raises:
-        UserError: a set that is missing or was trained on, an unknown protocol or noise.
+        UserError: a set that is missing or was trained on, an unknown protocol or noise, other files where scores go.
     """
     from denoise import distributed
     from denoise.evaluate import count_restorations, evaluate, get_protocol
@@ -49,6 +49,9 @@ def evaluate_model(
     noise = parse_noise(noise_name or denoiser.noise)
     sets = open_sets(config, "test", names)
     _refuse_training_images(config, denoiser, sets)
+    if out is not None:
+        for name, _ in sets:
+            _check_replaceable(out / name / protocol.name)
     results = []
     for name, shards in sets:
         images: list[ScoredImage] = []
@@ -65,6 +68,15 @@ def evaluate_model(
             _write(out / name / protocol.name, result, images)
         results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
     return results
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but an evaluation."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, but an evaluation is a folder; name another --out.")
+    others = sorted(path.name for path in folder.glob("*") if path.name not in (SCORES, IMAGES))
+    if others:
+        raise UserError(f"{folder} holds {others[0]}, which is no part of an evaluation; name another --out.")
 
 
 def find_scores(folder: Path, protocol: str | None = None) -> Path:
@@ -116,11 +128,11 @@ def _write(folder: Path, result: dict[str, Any], images: "Sequence[ScoredImage]"
 
     def write(work: Path) -> None:
         write_json(work / SCORES, result)
-        (work / "images").mkdir()
+        (work / IMAGES).mkdir()
         stems = file_stems([image["name"] for image in result["images"]])
         for scored in images:
             for kind in ("noisy", "restored", "clean"):
                 pixels = to_pixels(getattr(scored, kind))
-                write_image(work / "images" / fitting_name(stems[scored.name], f"-{kind}.png"), DecodedImage(pixels))
+                write_image(work / IMAGES / fitting_name(stems[scored.name], f"-{kind}.png"), DecodedImage(pixels))
 
     write_folder(folder, write)

@@ -99,7 +99,7 @@ def shard(
 def show(
     name: Name,
     split: Split = None,
-    out: Annotated[Path | None, typer.Option(help="The contact sheet, a PNG; NAME.png by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A PNG; NAME-contact-sheet.png by default.")] = None,
     as_json: AsJson = False,
     settings: Settings = None,
 ) -> None:
@@ -112,7 +112,7 @@ def show(
     config = configuration(settings)
     splits = _splits(config, name, split)
     rows = [describe(config, name, split_name) for split_name in splits]
-    sheet = contact_sheet(config, name, splits, out or Path(f"{name}.png"))
+    sheet = contact_sheet(config, name, splits, out or Path(f"{name}-contact-sheet.png"))
     answer({"name": name, "splits": rows, "sheet": str(sheet)}, f"{table(rows)}\n\ncontact sheet: {sheet}", as_json)
 
 

@@ -78,7 +78,7 @@ def _walk(folder: Path, prefix: str) -> "Iterator[Source]":
     images: list[Path] = []
     folders: list[str] = []
     for entry in _entries(folder):
-        if entry.name.startswith(".") or (entry.is_symlink() and _leads_back(Path(entry.path), folder)):
+        if entry.name.startswith(".") or (entry.is_symlink() and _leads_nowhere(Path(entry.path), folder)):
             continue
         if entry.is_dir():
             folders.append(entry.name)
@@ -102,10 +102,10 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
         raise UserError(f"the folder {folder} cannot be read: {error.strerror}.") from None
 
 
-def _leads_back(link: Path, folder: Path) -> bool:
-    """Return whether a symbolic link in a folder points to the folder or to one above it."""
+def _leads_nowhere(link: Path, folder: Path) -> bool:
+    """Return whether a symbolic link in a folder points to the folder, to one above it, or to nothing but itself."""
     # Not Path.resolve, which raises for a link to itself.
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
+    return not link.exists() or Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def _count(folder: Path) -> int:

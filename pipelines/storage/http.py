@@ -147,7 +147,7 @@ def size_of(url: str) -> int | None:
     headers = {"Accept-Encoding": "identity"}
     try:
         response = requests.head(url, allow_redirects=True, timeout=DOWNLOAD_TIMEOUT, headers=headers)
-    except requests.RequestException:
+    except (requests.RequestException, ValueError):
         return None  # the download itself will say what is wrong
     return content_length(response) if response.ok else None
 

@@ -59,7 +59,7 @@ def get(
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
         refuse_untrusted(url, error)
         raise TransientError(_cause(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no address
         raise UserError(f"cannot download {url} ({_cause(error)}): {advice}") from error
 
 

@@ -131,3 +131,14 @@ def test_scores_under_each_protocol_are_kept_and_found(tmp_path):
         find_scores(tmp_path / "elsewhere", "float")
     write_json(tmp_path / "old" / "scores.json", {})  # as version 0.1 wrote them
     assert find_scores(tmp_path / "old", "float") == find_scores(tmp_path / "old") == tmp_path / "old/scores.json"
+
+
+def test_what_is_no_evaluation_is_not_replaced_by_one(own: Path, tmp_path: Path) -> None:
+    _, file = evaluated(own)
+    evaluated(own)  # an earlier evaluation is
+    (file.parent / "notes.txt").write_text("mine")
+    scores = file.read_bytes()
+    with pytest.raises(UserError, match=r"holds notes\.txt, which is no part of an evaluation"):
+        evaluated(own, weight=0.5)
+    assert (file.parent / "notes.txt").read_text() == "mine"
+    assert file.read_bytes() == scores

@@ -259,3 +259,14 @@ def test_an_older_output_is_replaced(folder: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "out.png", DecodedImage(np.zeros((3, 3, 3), np.uint8)))
     restore_files([folder / "b.png"], tmp_path / "out.png", Darker())
     assert read_image(tmp_path / "out.png").pixels.shape == (70, 101, 3)
+
+
+def test_what_is_no_file_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    for name in ("pipe.png", "loop.png"):
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            restore_files([tmp_path / name], tmp_path / "out", Darker())
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        restore_files([folder], tmp_path / "loop", Darker())

@@ -110,6 +110,7 @@ def test_names_that_are_no_text_are_sharded(small_images, tmp_path):
     for name in names:
         shutil.copy(next(small_images.glob("*.png")), own / os.fsdecode(name))
     (own / "back").symlink_to(own)
+    (own / "itself.png").symlink_to(own / "itself.png")
     shards = Shards.open(shard("own", "train", tmp_path, own))
     found = [shards.describe(index)["name"] for index in range(len(shards))]
     assert found == ["-x.png", "a\nb.png", r"caf\xe9.png", "m" * 246 + ".png", r"\xff/\xe9.png"]

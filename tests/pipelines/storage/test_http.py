@@ -245,6 +245,15 @@ def test_an_address_that_is_none_is_not_tried_again(site, tmp_path):
         download("http://:80/x", tmp_path / "x")
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "file:///etc/hostname", "/file"], ids=["broken", "file", "loop"])
+def test_a_redirect_to_what_cannot_be_fetched_is_one_sentence(site, tmp_path, location):
+    site.statuses, site.headers = [302] * 80, {"Location": location}
+    with pytest.raises(UserError, match="cannot download .*--mirror"):
+        download(site.url, tmp_path / "file")
+    assert size_of(site.url) is None
+    assert leftovers(tmp_path / "file") == []
+
+
 def receive(site, held):
     """Receive a file of which some bytes are there, in one attempt."""
     file = io.BytesIO(held)
