@@ -2,9 +2,13 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from denoise.errors import UserError
 
 HUGE = 10**400
 OTHERS = [
@@ -62,6 +66,21 @@ def mutated(tree: Any, *more: Any) -> Iterator[tuple[str, bytes]]:
             else:
                 parent[place[-1]] = value
             yield f"{place} = {str(value)[:20]}", json.dumps(changed).encode()
+
+
+def sentence_of(name: str, read: Callable[[], object]) -> str:
+    """Return the one sentence with which ``read`` refuses a mutation, "" where it reads it; fail for anything else."""
+    try:
+        read()
+    except UserError as error:
+        message = str(error)
+    except BaseException as error:
+        pytest.fail(f"{name}: {type(error).__name__} {error}")
+    else:
+        message = ""
+    assert "\n" not in message, name
+    assert len(message) < 1000, name
+    return message
 
 
 class Victim:
