@@ -17,8 +17,8 @@ from denoise import distributed
 from denoise.methods import build_method, observe
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
+from denoise.precision import resolve_precision
 from denoise.rng import batch_rng
-from denoise.training.setup import resolve_precision
 
 CASES = [(4, 64), (4, 256), (32, 64)]  # batch, crop
 ROUNDS = 7

@@ -33,10 +33,11 @@ def bare(config: Config, seconds: float) -> float:
     from denoise.data.samples import IMAGE, make_views
     from denoise.methods import with_net
     from denoise.nets import NetMaker
+    from denoise.precision import autocast
     from denoise.rng import batch_rng
     from denoise.training.malloc import keep_freed_memory
     from denoise.training.optimizers import make_optimizer
-    from denoise.training.setup import build_components, resolve_precision
+    from denoise.training.setup import build_components
     from denoise.training.step import Objective
 
     torch.set_num_threads(1)
@@ -49,12 +50,11 @@ def bare(config: Config, seconds: float) -> float:
     rng = batch_rng(0, 0, torch.arange(share))
     clean = torch.rand(share, 3, config.train.crop, config.train.crop).contiguous(memory_format=torch.channels_last)
     batch = method.make_batch(make_views({IMAGE: clean}, method, noise, rng), rng.stream("method"))
-    use_bf16 = resolve_precision(config.train.precision, torch.device("cpu")) == "bf16"
 
     def steps(duration: float) -> float:
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < duration:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16):
+            with autocast(config.train.precision, torch.device("cpu")):
                 loss = objective(batch, 0.5)["loss"]
             loss.backward()
             optimizer.step()

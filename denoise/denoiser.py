@@ -21,6 +21,7 @@ from denoise.methods import METHODS, Method, build_method
 from denoise.model_files import CARD, FORMAT, WEIGHTS, ModelCard, model_digest, read_card
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
+from denoise.precision import autocast
 from denoise.rng import Rng, batch_rng
 
 __all__ = [
@@ -54,6 +55,7 @@ class Denoiser:
     passes: int | None = None  # passes averaged for each image; None: as many as the method's paper averages
     symmetries: tuple[Symmetry, ...] = (Symmetry(),)  # flips and turns averaged over
     deviation: float = 0.0  # if not 0: return the standard deviation of the restored values, times this, instead
+    precision: str = "fp32"  # that the net computes in: fp32, bf16, or auto: bf16 if the hardware has it
     digest: str | None = None  # sha256 of the model folder; None where there is none
     folder: Path | None = None  # the model folder
 
@@ -96,7 +98,9 @@ class Denoiser:
         rng = rng or batch_rng(0, 0, torch.arange(len(noisy), device=noisy.device))
         if level is None and self.needs_level:
             level = torch.stack([torch.full((1, 1, 1), self.level_of(image), device=noisy.device) for image in noisy])
-        with torch.inference_mode():
+        # What needs no training, such as BM3D, computes with numbers that bf16 would spoil.
+        precision = self.precision if self.method.trained else "fp32"
+        with torch.inference_mode(), autocast(precision, noisy.device):
             if self.deviation:
                 return self.deviation * self.method.deviation(self.net, noisy, level).float()
             passes = self.passes or self.method.test_time_passes()

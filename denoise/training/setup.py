@@ -53,15 +53,6 @@ def prepare_device(deterministic: bool) -> torch.device:
     return device
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return "bf16" or "fp32"; "auto" is bf16 where the hardware computes in it."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
-
-
 def init_train_state(config: Config, method: Method, device: torch.device) -> TrainState:
     """Return a net with initial weights drawn from ``config.seed``, its optimizer, and its running average."""
     spec = config.train

@@ -14,10 +14,10 @@ from denoise.data.samples import make_views
 from denoise.errors import UserError
 from denoise.methods import Batch, Method
 from denoise.noise import Noise
+from denoise.precision import autocast, resolve_precision
 from denoise.rng import batch_rng
 from denoise.training.checkpoint import TrainState
 from denoise.training.fault_injection import NO_FAULTS, FaultInjector
-from denoise.training.setup import resolve_precision
 
 Terms = dict[str, Tensor]
 
@@ -49,7 +49,7 @@ class TrainStep:
         self.config, self.spec, self.train_state = config, config.train, train_state
         self.method, self.noise, self.faults = method, noise, faults
         self.device = distributed.device()
-        self.use_bf16 = resolve_precision(self.spec.precision, self.device) == "bf16"
+        self.precision = resolve_precision(self.spec.precision, self.device)
         self.layout = torch.channels_last if self.spec.channels_last else torch.contiguous_format
         self.micro_batch = self.spec.micro_batch or self.spec.batch_size  # crops that are computed at once
         # A rank that runs out of memory repeats its step alone, which DDP cannot do in the middle of averaging.
@@ -112,7 +112,7 @@ class TrainStep:
             if self.spec.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with self._ddp_averaging(number == len(parts) - 1):
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.use_bf16):
+                with autocast(self.precision, self.device):
                     terms = self.objective(inputs, step / self.spec.steps)
                 # DDP averages over ranks, the loss over the batch.
                 (terms["loss"] * (weight * distributed.world_size())).backward()
