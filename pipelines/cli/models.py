@@ -65,13 +65,17 @@ def register(
     out: Annotated[
         Path | None, typer.Option(help="Also write the answer to this JSON file; for the pipeline's models, a folder.")
     ] = None,
+    champion: Annotated[
+        Path | None, typer.Option(help="Also promote the best version, and write the champion to this JSON file.")
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a trained model, with its scores, as a new version of denoise-NOISE.
 
     Without MODEL, those of the methods that params.yaml compares, scored on the first set of data.test. A model that is
-    registered already is not registered twice.
+    registered already is not registered twice. --champion does what `denoise models promote` does, unless this file and
+    the files of --out are there and say nothing new: a rollback stays.
 
     Example: denoise models register models/n2n --scores evaluation/n2n/samples/float
     """
@@ -85,11 +89,15 @@ def register(
             f"{method}.json": _register(config, Path("models") / method, _pipeline_scores(config, method))
             for method in config.compare
         }
-    for file, row in rows.items():
-        if out:
-            write_json(out / file, {key: row[key] for key in RECORD})
     lines = [f"{row['name']} version {row['version']}: {row['method']}, {_score(row)}" for row in rows.values()]
-    answer(rows[""] if model else [*rows.values()], "\n".join(lines), as_json)
+    result: Any = rows[""] if model else [*rows.values()]
+    records = {out / file: {key: row[key] for key in RECORD} for file, row in rows.items()} if out else {}
+    if champion and not (records and champion.exists() and all(_holds(*record) for record in records.items())):
+        move, line = _promote(config, next(iter(rows.values()))["name"], None, champion)
+        result, lines = {"registered": result, "champion": move}, [*lines, line]
+    for file, record in records.items():  # once the champion is chosen: a run that is cut off in between chooses again
+        write_json(file, record)
+    answer(result, "\n".join(lines), as_json)
 
 
 @app.command()
@@ -104,18 +112,8 @@ def promote(
 
     Example: denoise models promote denoise-gauss25
     """
-    from denoise.files import write_json
-    from pipelines.registry import promotion
-
-    if experiment := os.environ.get(EXPERIMENT):
-        return _leave_champion(tracking_uri(configuration(settings)), name, experiment, out)
-    move = promotion.promote(tracking_uri(configuration(settings)), name, version)
-    for refusal in move["refused"]:
-        say(f"warning: {refusal}.")
-    if out:
-        write_json(out, {key: move.get(key) for key in CHAMPION_RECORD})
-    verb = "is now" if move["changed"] else "already was"
-    answer(move, f"{name} version {move['version']} {verb} @champion ({_score(move)})", as_json)
+    move, line = _promote(configuration(settings), name, version, out)
+    answer(move, line, as_json)
 
 
 @app.command()
@@ -174,18 +172,39 @@ def _register(config: "Config", model: Path, scores: Path | None) -> "dict[str, 
     return row if figures is None or row["psnr"] is not None else versions.register(uri, model, figures, run_id)
 
 
-def _leave_champion(uri: str, name: str, experiment: str, out: Path | None) -> None:
-    """Say what a DVC experiment leaves to the user, and write the present champion."""
+def _holds(file: Path, record: "dict[str, Any]") -> bool:
+    """Return whether a file holds a record already."""
+    from denoise.files import json_text
+
+    return file.is_file() and file.read_text(encoding="utf-8") == json_text(record)
+
+
+def _promote(config: "Config", name: str, version: str | None, out: Path | None) -> "tuple[dict[str, Any], str]":
+    """Promote a version, the best one by default; return the champion and a line for the user."""
     from denoise.files import write_json
+    from pipelines.registry import promotion
+
+    uri = tracking_uri(config)
+    if experiment := os.environ.get(EXPERIMENT):  # a DVC experiment leaves that to the user
+        move = _champion(uri, name)
+        advice = f"to promote its best model: denoise models promote {name}"
+        line = f"the experiment {experiment} leaves @champion alone; {advice}"
+    else:
+        move = promotion.promote(uri, name, version)
+        for refusal in move["refused"]:
+            say(f"warning: {refusal}.")
+        verb = "is now" if move["changed"] else "already was"
+        line = f"{name} version {move['version']} {verb} @champion ({_score(move)})"
+    if out:
+        write_json(out, {key: move.get(key) for key in CHAMPION_RECORD})
+    return move, line
+
+
+def _champion(uri: str, name: str) -> "dict[str, Any]":
     from pipelines.registry import versions
     from pipelines.registry.rows import champion_of
 
-    champion = champion_of(versions.show(uri, name)["versions"]) or {"name": name}
-    if out:
-        write_json(out, {key: champion.get(key) for key in CHAMPION_RECORD})
-    print(
-        f"the experiment {experiment} leaves @champion alone; to promote its best model: denoise models promote {name}"
-    )
+    return champion_of(versions.show(uri, name)["versions"]) or {"name": name}
 
 
 def _read_scores(path: Path) -> "dict[str, object]":

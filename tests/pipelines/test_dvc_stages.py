@@ -46,11 +46,10 @@ NOT_DECISIVE_IN = {
         "pipelines.report": "prints the table",
     },
     "register": {
-        "denoise": "reads the model's card",
+        "denoise": "reads the model's card, and looks whether its files are sound",
         "pipelines.datasets": "is imported by pipelines.evaluate",
         "pipelines.evaluate": "knows the name of the file of scores",
     },
-    "promote": {"denoise": "looks whether a model's files are sound"},
     "report": {
         "pipelines.datasets": "is imported by pipelines.evaluate",
         "pipelines.evaluate": "knows the name of the file of scores",
@@ -58,16 +57,15 @@ NOT_DECISIVE_IN = {
 }
 VALUES = {"${item.method}": "n2n", "${item.data}": "small", "${evaluate.protocol}": "float", "${noise}": "gauss25"}
 ITEMS = {"shard": "test", "train": "n2n"}
-# No service is needed: shard brings images that are installed, training is local, and the last two stages end with an
-# error, as MLflow does not answer, after they have imported everything.
+# No service is needed: shard brings images that are installed, training is local, and the last stage ends with an
+# error, as MLflow does not answer, after it has imported everything.
 NO_MLFLOW = ["-S", "tracking.uri=http://127.0.0.1:9"]
 OPTIONS = {
     "shard": ["-S", "data.test=samples"],
     "train": ["--local"],
     "register": NO_MLFLOW,
-    "promote": NO_MLFLOW,
 }
-EXIT_CODES = {"register": 1, "promote": 1}
+EXIT_CODES = {"register": 1}
 PARAMS = """\
 data: {train: [small], val: [small], test: [small], allow_overlap: [small]}
 train: {steps: 1, crop: 32, log_every: 1, eval_every: 1, checkpoint_every: 1, precision: fp32}

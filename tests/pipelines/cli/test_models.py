@@ -38,7 +38,11 @@ def test_models_are_registered_again_and_experiments_leave_the_champion(trained,
     assert "the experiment odd-name leaves @champion alone" in said
     assert "denoise models promote denoise-gauss25" in said
     assert json.loads((trained / "champion.json").read_text())["method"] is None
-    models("promote", "denoise-gauss25")
+    (trained / "champion.json").unlink()
+    said = models("register", "--out", "registered", "--champion", "champion.json")
+    assert "denoise-gauss25 version 1 is now @champion" in said
+    assert json.loads((trained / "champion.json").read_text())["method"] == "n2n"
+    assert "@champion" not in models("register", "--out", "registered", "--champion", "champion.json")  # nothing new
 
     # The scores by which the champion is compared stay in an experiment.
     uint8 = ["-S", "evaluate.protocol=uint8"]
