@@ -48,7 +48,8 @@ def parse_yaml(text: str) -> Any:
     """Return the data of a YAML text: what JSON can hold, with finite or infinite numbers of 64 bits.
 
     Raises:
-        ValueError: it is not YAML, too long, nested too deeply, or holds other values; the reason, in a few words.
+        ValueError: it is not YAML, too long, nested too deeply, has a key twice in a mapping, or holds other values;
+            the reason, in a few words.
     """
     if len(text) > LONGEST_YAML:
         raise ValueError(f"it has {len(text)} characters, more than the {LONGEST_YAML} that are read")
@@ -57,7 +58,7 @@ def parse_yaml(text: str) -> Any:
         root = loader.get_single_node()
         if root is None:
             return None
-        _check_size(root)
+        _check_nodes(root)
         tree = loader.construct_document(root)
         _check_plain(tree)
     except RecursionError:
@@ -121,8 +122,8 @@ def _children(node: "dict[str, Any] | list[Any]") -> Any:
     return node.values() if isinstance(node, dict) else node
 
 
-def _check_size(root: yaml.Node) -> None:
-    """Refuse a document that is too deep or too large, before its aliases are written out."""
+def _check_nodes(root: yaml.Node) -> None:
+    """Refuse a document that is too deep or too large, before its aliases are written out, or has a key twice."""
     waiting, count = [(root, 1)], 0
     while waiting:
         node, depth = waiting.pop()
@@ -132,9 +133,22 @@ def _check_size(root: yaml.Node) -> None:
         if count > MOST_VALUES:
             raise ValueError(f"it holds more than {MOST_VALUES} values, with those that its aliases stand for")
         if isinstance(node, yaml.MappingNode):
+            _check_keys_once(node)
             waiting += [(child, depth + 1) for pair in node.value for child in pair]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(child, depth + 1) for child in node.value]
+
+
+def _check_keys_once(node: yaml.MappingNode) -> None:
+    """Refuse a mapping with a key twice, of which PyYAML takes the last; a merged key (<<) may be overridden."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = lines[key.value]
+                raise ValueError(f"it has the key {quoted(key.value)} twice, in lines {first} and {line}; delete one")
+            lines[key.value] = line
 
 
 def _check_plain(value: object) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,19 @@ def atomic_folder(folder: Path, work: Path | None = None, resume: bool = False) 
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, known: Collection[str], what: str) -> None:
+    """Refuse to make a place ``what`` ("a model"), which replaces a folder as a whole, if other things are there.
+
+    Raises:
+        UserError: it is no folder with a name, or holds other files than those ``known`` by their names.
+    """
+    if folder.name in ("", "..") or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is no folder that {what} can replace; give another by its name, like out/mine.")
+    others = sorted(path.name for path in folder.glob("*") if path.name not in known)
+    if others:
+        raise UserError(f"{folder} holds {others[0]}, which is no part of {what} and would be lost; give another.")
 
 
 def link_or_copy(source: Path, target: Path, symbolic: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config
 from denoise.errors import UserError
-from denoise.files import file_stems, fitting_name, write_folder, write_json
+from denoise.files import file_stems, fitting_name, refuse_foreign, write_folder, write_json
 from pipelines.console import progress
 from pipelines.datasets.layout import open_sets
 
@@ -51,7 +51,7 @@ def evaluate_model(
     _refuse_training_images(config, denoiser, sets)
     if out is not None:
         for name, _ in sets:
-            _check_replaceable(out / name / protocol.name)
+            refuse_foreign(out / name / protocol.name, (SCORES, IMAGES), "an evaluation")
     results = []
     for name, shards in sets:
         images: list[ScoredImage] = []
@@ -68,15 +68,6 @@ def evaluate_model(
             _write(out / name / protocol.name, result, images)
         results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
     return results
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but an evaluation."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, but an evaluation is a folder; name another --out.")
-    others = sorted(path.name for path in folder.glob("*") if path.name not in (SCORES, IMAGES))
-    if others:
-        raise UserError(f"{folder} holds {others[0]}, which is no part of an evaluation; name another --out.")
 
 
 def find_scores(folder: Path, protocol: str | None = None) -> Path:

@@ -12,6 +12,8 @@ from denoise.data.index import View
 from denoise.data.shards import ShardFolder, Shards
 from denoise.images.tensors import Pixels
 
+MIN_CACHED = 0.03  # of all images, what a cache of decoded images has to hold: no more than this share of reads hit it
+
 
 @dataclass(frozen=True)
 class ShardedDataset:
@@ -68,7 +70,12 @@ class ShardedDataset:
         return view["height"], view["width"]
 
     def keep_decoded(self, budget: int) -> None:
-        """Cache decoded images, up to ``budget`` bytes that the processes of this machine share."""
+        """Cache decoded images, up to ``budget`` bytes that the processes of this machine share.
+
+        Nothing is cached, and no memory taken, where so few of the images fit that they would hardly ever be read.
+        """
+        if budget < MIN_CACHED * self.decoded_size:
+            return
         shapes = list(self._shapes(budget))
         if shapes:
             self._cache.append(DecodedCache(f"{self.digest}:{self._views}", shapes, budget))
@@ -77,6 +84,15 @@ class ShardedDataset:
         """Release the cache."""
         while self._cache:
             self._cache.pop().close()
+
+    @cached_property
+    def decoded_size(self) -> int:
+        """About how many bytes all images decoded are, by those of the first shard of each part."""
+        size = 0
+        for part in self.parts:
+            shapes = [_shape(sample["views"].get(view)) for sample in part.samples(0) for view in self._views]
+            size += sum(map(nbytes, shapes)) * len(part) // part.counts[0]
+        return size
 
     @property
     def is_local(self) -> bool:

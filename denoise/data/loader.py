@@ -6,7 +6,7 @@ position) and of the data alone; rank and world size only decide which positions
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, pairwise
 
@@ -19,6 +19,7 @@ from denoise.config import Config
 from denoise.data.augment import symmetry_group
 from denoise.data.crops import collate, random_crop
 from denoise.data.dataset import ShardedDataset
+from denoise.data.prefetcher import Prefetcher
 from denoise.data.quarantine import Quarantine
 from denoise.data.sampler import GlobalSampler, Integers
 from denoise.data.samples import Sample, SampleSource, crop_side, open_samples
@@ -30,7 +31,6 @@ from denoise.rng import batch_rng
 
 PREFETCH = 4  # batches decoded ahead of the step that uses them
 PLANNED = 32  # steps whose random numbers are drawn at once
-ANNOUNCED = 16  # steps of a window, spread over it, whose shards are announced
 
 
 @dataclass(frozen=True)
@@ -139,20 +139,26 @@ def batches(
             "workers."
         )
     planner = _BatchPlanner(source, sampler, batching, quarantine or Quarantine(), is_usable)
-    prefetcher = _Prefetcher(planner, rank, world_size, announce) if announce else None
+    images_per_step = batching.batch_size / batching.crops_per_image
+    prefetcher = (
+        Prefetcher(sampler, planner.sample_numbers, images_per_step, rank, world_size, announce) if announce else None
+    )
     with ThreadPoolExecutor(batching.threads, "decode") as decoders, ThreadPoolExecutor(1, "collate") as collator:
-        pending: deque[Future[CropBatch]] = deque()
+        pending: deque[tuple[Future[None] | None, Future[CropBatch]]] = deque()
         try:
-            for step, (positions, plans) in enumerate(planner.plan(start, rank, world_size), start):
-                if prefetcher:
-                    prefetcher.announce_from(step)
+            for step, (positions, plans) in enumerate(planner.plan(start, rank, world_size, decoders), start):
+                announcing = prefetcher.announce_from(step, decoders) if prefetcher else None
                 if len(plans) == 1:
-                    pending.append(decoders.submit(planner.read_batch, positions, plans[0]))
+                    batch = decoders.submit(planner.read_batch, positions, plans[0])
                 else:
                     parts = [decoders.submit(planner.read_crops, plan) for plan in plans]
-                    pending.append(collator.submit(planner.join_parts, positions, parts))
+                    batch = collator.submit(planner.join_parts, positions, parts)
+                pending.append((announcing, batch))
                 if len(pending) > PREFETCH:
-                    yield pending.popleft().result()
+                    announcing, batch = pending.popleft()
+                    if announcing:
+                        announcing.result()
+                    yield batch.result()
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             collator.shutdown(wait=False, cancel_futures=True)
@@ -191,22 +197,33 @@ class _BatchPlanner:
         batching = self.batching
         return (step * batching.batch_size + np.arange(batching.batch_size)) // batching.crops_per_image
 
-    def plan(self, start: int, rank: int, world_size: int) -> Iterator[tuple[Integers, list[_CropPlan]]]:
+    def plan(
+        self, start: int, rank: int, world_size: int, decoders: Executor
+    ) -> Iterator[tuple[Integers, list[_CropPlan]]]:
         """Yield the positions and the crops of a rank for step ``start``, ``start`` + 1, ..., without end.
 
         The crops of a batch come in one plan, or in several if there are more threads than batches in the making.
+        While those of some steps are used, a thread of ``decoders`` plans the next ones: of a large global batch that
+        takes longer than a step.
         """
-        parts = -(-self.batching.threads // PREFETCH)
-        for first in count(start, PLANNED):  # several steps at once: most of the time goes into calls, not numbers
-            steps = range(first, first + PLANNED)
-            numbers = [self.sample_numbers(step) for step in steps]
-            positions = [self.sampler.positions_of_rank(of_step, rank, world_size) for of_step in numbers]
-            mine = [of_step[at] for of_step, at in zip(numbers, positions, strict=True)]
-            crops, begin = self._draw(steps, positions, mine), 0
-            for of_step in positions:
-                cuts = [begin + len(of_step) * part // parts for part in range(parts + 1)]
-                yield of_step, [crops.part(a, b) for a, b in pairwise(cuts) if b > a]
-                begin += len(of_step)
+        upcoming = decoders.submit(self._plan_steps, start, rank, world_size)
+        for first in count(start + PLANNED, PLANNED):
+            planned = upcoming.result()
+            upcoming = decoders.submit(self._plan_steps, first, rank, world_size)
+            yield from planned
+
+    def _plan_steps(self, first: int, rank: int, world_size: int) -> list[tuple[Integers, list[_CropPlan]]]:
+        """Return the positions and crops of several steps at once: most of the time goes into calls, not numbers."""
+        parts, steps = -(-self.batching.threads // PREFETCH), range(first, first + PLANNED)
+        numbers = [self.sample_numbers(step) for step in steps]
+        positions = [self.sampler.positions_of_rank(of_step, rank, world_size) for of_step in numbers]
+        mine = [of_step[at] for of_step, at in zip(numbers, positions, strict=True)]
+        crops, begin, planned = self._draw(steps, positions, mine), 0, []
+        for of_step in positions:
+            cuts = [begin + len(of_step) * part // parts for part in range(parts + 1)]
+            planned.append((of_step, [crops.part(a, b) for a, b in pairwise(cuts) if b > a]))
+            begin += len(of_step)
+        return planned
 
     def _draw(self, steps: Sequence[int], positions: Sequence[Integers], numbers: Sequence[Integers]) -> _CropPlan:
         """Return the crops at the given positions of several steps, one step after another."""
@@ -235,10 +252,12 @@ class _BatchPlanner:
     def read_crops(self, plan: _CropPlan) -> list[_Crop]:
         """Return the crops of a plan, each with its sample; all views of a sample are cut and turned alike."""
         group = symmetry_group(self.batching.augment)
-        crops = []
+        crops, last = [], -1
         rows = zip(plan.sample_numbers, plan.samples, plan.offsets, plan.symmetries, strict=True)
         for number, planned, offset, symmetry in rows:
-            sample, views = self._read_sample(number, planned)
+            if number != last:  # else another crop of the same image
+                sample, views = self._read_sample(number, planned)
+                last = number
             cut = {name: random_crop(view, self.batching.crop, offset) for name, view in views.items()}
             crops.append((sample, {name: group[symmetry].apply(crop) for name, crop in cut.items()}))
         return crops
@@ -258,28 +277,3 @@ class _BatchPlanner:
             f"none of the {len(self.sampler)} training images can be used: all are smaller than the crop of "
             f"{self.batching.crop} pixels, or damaged; lower train.crop, or pad them with data.small=pad."
         )
-
-
-@dataclass
-class _Prefetcher:
-    """Announces, once a window, the shards of some steps of that window and of the next one."""
-
-    planner: _BatchPlanner
-    rank: int
-    world_size: int
-    announce: Callable[[Sequence[int]], None]
-    next_step: int = -1
-
-    def announce_from(self, step: int) -> None:
-        """Announce the shards ahead of ``step``, unless that has been done."""
-        if step < self.next_step:
-            return
-        sampler, batching = self.planner.sampler, self.planner.batching
-        samples_in_window = len(sampler) * sampler.window * sampler.canonical_streams / max(1, len(sampler.counts))
-        stride = max(1, int(samples_in_window * batching.crops_per_image / batching.batch_size / ANNOUNCED))
-        self.next_step = step + ANNOUNCED * stride
-        numbers = [self.planner.sample_numbers(later) for later in range(step, step + 2 * ANNOUNCED * stride, stride)]
-        mine = np.concatenate(
-            [of_step[sampler.positions_of_rank(of_step, self.rank, self.world_size)] for of_step in numbers]
-        )
-        self.announce(list(dict.fromkeys(sampler.shards(sampler.samples(mine)).tolist())))

@@ -23,7 +23,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from denoise.data.index import LARGEST_INDEX, Entry, SampleEntry, read_entries, read_format, read_samples
+from denoise.data.index import (
+    LARGEST_INDEX,
+    Entries,
+    Entry,
+    SampleEntry,
+    ShardFile,
+    list_name,
+    list_of,
+    read_entries,
+    read_index,
+    read_samples,
+    tar_of,
+)
 from denoise.errors import UserError
 from denoise.files import file_digest
 from denoise.images.io import decode_quickly, read_image
@@ -32,6 +44,7 @@ from denoise.images.tensors import Pixels
 FORMAT = 2
 INDEX = "index.json"
 MAX_OPEN_FILES = 64  # of a folder
+MAX_CHECKED = 2000  # shards whose files are looked at when a set is opened; of more, each when it is first used
 MAX_LISTS = 512  # lists of samples that a process holds in memory: more than a batch's windows need
 REMEDY = "make the shards again with `denoise shard NAME` (of your own images: --from FOLDER)"
 
@@ -40,23 +53,18 @@ class DamagedError(UserError):
     """Bytes that differ from what the index says."""
 
 
-def list_name(tar: str) -> str:
-    """Return the name of the file that lists the samples of a tar."""
-    return tar.removesuffix(".tar") + ".json"
-
-
 class ShardStore(Protocol):
     """Provides the files of a set of shards."""
 
-    def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
-        """Return bytes of the file with this sha256; DamagedError if there is none."""
+    def read(self, file: ShardFile, offset: int, size: int) -> bytes:
+        """Return bytes of a file; DamagedError if there is none with its sha256."""
         ...
 
-    def announce(self, files: Sequence[tuple[str, str]]) -> None:
-        """Prepare for reading these files (name, sha256) soon, the most urgent first."""
+    def announce(self, files: Sequence[ShardFile]) -> None:
+        """Prepare for reading these files soon, the most urgent first."""
         ...
 
-    def drop(self, name: str, sha256: str) -> bool:
+    def drop(self, file: ShardFile) -> bool:
         """Discard a damaged copy of a file; return whether it can be fetched again."""
         ...
 
@@ -77,31 +85,38 @@ class ShardFolder:
     _verified: set[str] = field(default_factory=set, compare=False, repr=False)
     _open_files: dict[str, _Descriptor] = field(default_factory=dict, compare=False, repr=False)
 
-    def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
+    def read(self, file: ShardFile, offset: int, size: int) -> bytes:
         """Read from a file, whose sha256 is verified the first time; the file stays open."""
-        file = self._open_files.get(name) or self._open(name, sha256)
-        return os.pread(file.number, size, offset)
+        descriptor = self._open_files.get(file.name) or self._open(file)
+        return os.pread(descriptor.number, size, offset)
 
-    def announce(self, files: Sequence[tuple[str, str]]) -> None:
+    def announce(self, files: Sequence[ShardFile]) -> None:
         """Do nothing: the files are local."""
 
-    def drop(self, name: str, sha256: str) -> bool:
+    def drop(self, file: ShardFile) -> bool:
         """Return False: there is no other copy."""
         return False
 
-    def _open(self, name: str, sha256: str) -> _Descriptor:
-        path = self.path / name
-        if not path.is_file():
-            raise DamagedError(f"shard {path} is missing; {REMEDY}.")
-        file = _Descriptor(path)
-        if name not in self._verified:
-            if file_digest(path) != sha256:
+    def check(self, file: ShardFile) -> None:
+        """Refuse a file that is missing or has another size than the index says."""
+        path = self.path / file.name
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != file.size:
+            problem = "is missing" if actual is None else f"has {actual} bytes instead of {file.size}"
+            raise DamagedError(f"shard {path} {problem}; {REMEDY}.")
+
+    def _open(self, file: ShardFile) -> _Descriptor:
+        self.check(file)
+        path = self.path / file.name
+        descriptor = _Descriptor(path)
+        if file.name not in self._verified:
+            if file_digest(path) != file.sha256:
                 raise DamagedError(f"{path} has another sha256 than the index says: its bytes changed; {REMEDY}.")
-            self._verified.add(name)
+            self._verified.add(file.name)
         for old in list(self._open_files)[: 1 - MAX_OPEN_FILES]:
             self._open_files.pop(old, None)
-        self._open_files[name] = file
-        return file
+        self._open_files[file.name] = descriptor
+        return descriptor
 
 
 @dataclass(frozen=True)
@@ -109,14 +124,18 @@ class Shards:
     """A set of shards, read by index."""
 
     name: str  # for error messages
-    entries: tuple[Entry, ...]
+    entries: Entries = field(compare=False)
     digest: str  # sha256 of index.json: the identity of the data
     store: ShardStore = field(compare=False)
     _lists: "OrderedDict[int, Sequence[SampleEntry]]" = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @classmethod
-    def open(cls, folder: Path) -> "Shards":
-        """Open a folder of shards: read the index, and check that every file exists and has its full size.
+    def open(cls, folder: Path, check: bool = True) -> "Shards":
+        """Open a folder of shards and read its index.
+
+        Args:
+            folder: the folder.
+            check: look at every file at once, of a set that is not large; otherwise at each when it is first used.
 
         Raises:
             UserError: no index, or one of another format.
@@ -127,10 +146,12 @@ class Shards:
             raise UserError(f"{folder} holds no shards ({INDEX} is missing); {REMEDY}.")
         with path.open("rb") as file:
             index = file.read(LARGEST_INDEX + 1)
-        shards = cls.read(str(folder), index, ShardFolder(folder))
-        for entry in shards.entries:
-            _check_file(folder / entry["file"], entry["bytes"])
-            _check_file(folder / list_name(entry["file"]), entry["samples_bytes"])
+        store = ShardFolder(folder)
+        shards = cls.read(str(folder), index, store)
+        if check and len(shards.entries) <= MAX_CHECKED:
+            for entry in shards.entries:
+                store.check(tar_of(entry))
+                store.check(list_of(entry))
         return shards
 
     @classmethod
@@ -142,13 +163,13 @@ class Shards:
             DamagedError: an index that is not valid.
         """
         try:
-            version = read_format(index)
+            version, content = read_index(index)
         except ValueError as error:
             raise DamagedError(f"{name}/{INDEX} is not an index of shards ({error}); {REMEDY}.") from None
         if version != FORMAT:
             raise UserError(f"{name}/{INDEX} is an index of format {version}, expected {FORMAT}; {REMEDY}.")
         try:
-            entries = read_entries(index)
+            entries = read_entries(content)
         except ValueError as error:
             raise DamagedError(
                 f"{name}/{INDEX} has entries that describe no shard ({error}): its bytes changed; {REMEDY}."
@@ -158,7 +179,7 @@ class Shards:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The number of samples of each shard."""
-        return tuple(entry["samples"] for entry in self.entries)
+        return self.entries.counts
 
     @cached_property
     def ends(self) -> list[int]:
@@ -204,10 +225,10 @@ class Shards:
         sample, entry = self.samples(number)[offset], self.entries[number]
         stored = sample["views"][view]
         while True:
-            data = self.store.read(entry["file"], entry["sha256"], stored["offset"], stored["bytes"])
+            data = self.store.read(tar_of(entry), stored["offset"], stored["bytes"])
             if zlib.crc32(data) == stored["crc32"]:
                 return data
-            if not self.store.drop(entry["file"], entry["sha256"]):
+            if not self.store.drop(tar_of(entry)):
                 raise DamagedError(
                     f"shard {self.name}/{entry['file']} has changed since it was checked: {sample['name']} has another "
                     f"checksum than the index says; {REMEDY}."
@@ -235,18 +256,18 @@ class Shards:
         return samples
 
     def _read_list(self, entry: Entry) -> bytes:
-        name, sha256 = list_name(entry["file"]), entry["samples_sha256"]
+        file = list_of(entry)
         while True:
-            data = self.store.read(name, sha256, 0, entry["samples_bytes"])
-            if hashlib.sha256(data).hexdigest() == sha256:
+            data = self.store.read(file, 0, file.size)
+            if hashlib.sha256(data).hexdigest() == file.sha256:
                 return data
-            if not self.store.drop(name, sha256):
-                raise DamagedError(f"{self.name}/{name} has another sha256 than the index says; {REMEDY}.")
+            if not self.store.drop(file):
+                raise DamagedError(f"{self.name}/{file.name} has another sha256 than the index says; {REMEDY}.")
 
     def announce(self, number: int) -> None:
         """Announce that a shard will be read from soon."""
         entry = self.entries[number]
-        self.store.announce([(list_name(entry["file"]), entry["samples_sha256"]), (entry["file"], entry["sha256"])])
+        self.store.announce([list_of(entry), tar_of(entry)])
 
     def fingerprints(self) -> Iterator[tuple[str, str, str]]:
         """Yield (name, grey hash, perceptual hash) of every image in the set."""
@@ -264,11 +285,3 @@ class Shards:
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect_right(self.ends, index)
         return number, index - self.ends[number] + self.counts[number]
-
-
-def _check_file(path: Path, size: int) -> None:
-    """Refuse a file that is missing or has another size than the index says."""
-    actual = path.stat().st_size if path.is_file() else None
-    if actual != size:
-        problem = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
-        raise DamagedError(f"shard {path} {problem}; {REMEDY}.")

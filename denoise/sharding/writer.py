@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from denoise.data.shards import FORMAT, INDEX, list_name
+from denoise.data.index import list_name
+from denoise.data.shards import FORMAT, INDEX
 from denoise.documents import parse_json
 from denoise.errors import UserError
 from denoise.files import atomic_folder, explain_write_errors, file_digest, lock_folder, remove, write_json

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from pipelines.datasets.hints import how_to_make, similar_set
 
 if TYPE_CHECKING:
     from denoise.data.shards import Shards
+    from denoise.sharding.result_cache import ResultCache
 
 SPLITS = ("train", "val", "test")
 SET = "the name of the data set"
@@ -76,9 +78,31 @@ def work_folder(root: Path, split: str, name: str) -> Path:
 
 
 def disk_cache() -> Path:
-    """Return the folder of shards downloaded from ``data.url``: in DENOISE_CACHE, or in the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("DENOISE_CACHE") or home / "denoise") / "shards"
+    """Return the folder of shards downloaded from ``data.url``: in DENOISE_CACHE, or in the user's cache.
+
+    Raises:
+        UserError: the user has no home.
+    """
+    return _user_cache() / "shards"
+
+
+def results_cache() -> "ResultCache | None":
+    """Return what has been found out about data sets, kept beside the shards; None where the user has no home."""
+    from denoise.sharding.result_cache import ResultCache
+
+    with suppress(UserError):
+        return ResultCache(_user_cache() / "results")
+    return None
+
+
+def _user_cache() -> Path:
+    folder = os.environ.get("DENOISE_CACHE")
+    if folder:
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denoise"
+    except RuntimeError:
+        raise UserError("this user has no home for downloaded shards; set DENOISE_CACHE to a folder.") from None
 
 
 def data_place(config: Config) -> str:
@@ -111,8 +135,14 @@ def open_sets(config: Config, split: str, names: Iterable[str] | None = None) ->
     ]
 
 
-def open_set(config: Config, split: str, name: str) -> "Shards":
+def open_set(config: Config, split: str, name: str, check: bool = True) -> "Shards":
     """Open the shards of a set: at ``data.url`` if that is set, else below ``data.root``.
+
+    Args:
+        config: where they are.
+        split: of the set.
+        name: of the set.
+        check: look at every local file at once (``Shards.open``).
 
     Raises:
         UserError: the set does not exist, or its index cannot be read.
@@ -128,7 +158,7 @@ def open_set(config: Config, split: str, name: str) -> "Shards":
         if kept.is_file():
             hint = f"DVC keeps it: `dvc checkout {kept}`, or `dvc pull {kept}` from a remote"
         raise UserError(f"the {split} split of {name} is not in {folder}; {hint}.")
-    return Shards.open(folder)
+    return Shards.open(folder, check)
 
 
 def open_remote(config: Config, split: str, name: str) -> "Shards":
@@ -138,7 +168,7 @@ def open_remote(config: Config, split: str, name: str) -> "Shards":
         UserError: the set does not exist, or its index cannot be read.
     """
     from denoise.data.index import LARGEST_INDEX
-    from denoise.data.shards import INDEX, Shards, list_name
+    from denoise.data.shards import INDEX, Shards
     from pipelines.storage.base import NotFoundError
     from pipelines.storage.remote import fetch_bytes, remote
     from pipelines.storage.shard_cache import ShardCache
@@ -151,9 +181,5 @@ def open_remote(config: Config, split: str, name: str) -> "Shards":
             f"the {split} split of {name}{similar_set(name)} is not at {source.address}; put it there with "
             f"`denoise data push {shlex.quote(name)}`."
         ) from None
-    sizes: dict[str, int] = {}
-    cache = ShardCache(source, prefix, disk_cache(), int(config.data.disk_gb * 1e9), sizes)
-    shards = Shards.read(f"{source.address}/{prefix}", index, cache)
-    for entry in shards.entries:
-        sizes[entry["file"]], sizes[list_name(entry["file"])] = entry["bytes"], entry["samples_bytes"]
-    return shards
+    cache = ShardCache(source, prefix, disk_cache(), int(config.data.disk_gb * 1e9))
+    return Shards.read(f"{source.address}/{prefix}", index, cache)

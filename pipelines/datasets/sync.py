@@ -3,15 +3,14 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from denoise.config import Config
-from denoise.data.index import LARGEST_INDEX, Entry
-from denoise.data.shards import INDEX, DamagedError, ShardFolder, Shards, list_name
+from denoise.data.index import LARGEST_INDEX, Entries, ShardFile, list_of, tar_of
+from denoise.data.shards import INDEX, DamagedError, ShardFolder, Shards
 from denoise.errors import UserError
 from denoise.files import atomic_folder, explain_write_errors, file_digest, has_digest, remove
 from pipelines.console import progress
@@ -21,15 +20,6 @@ from pipelines.storage.base import LimitedFile, NotFoundError, Remote, TooLargeE
 from pipelines.storage.remote import fetch_bytes, remote, writable_remote
 
 CONNECTIONS = 8
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a set of shards, as the index describes it."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 def push(config: Config, name: str, split: str) -> str:
@@ -91,7 +81,7 @@ def verify(config: Config, name: str, split: str) -> list[str]:
     problems: list[str] = []
     with progress(f"verify {name} {split}", sum(file.size for file in files), "bytes") as advance:
 
-        def check(file: File) -> None:
+        def check(file: ShardFile) -> None:
             address = f"{source.address}/{prefix}/{file.name}"
             try:
                 if fetch_digest(source, f"{prefix}/{file.name}", file.size) != (file.size, file.sha256):
@@ -160,7 +150,7 @@ def _url(config: Config) -> str:
     return config.data.url
 
 
-def _local_index(folder: Path) -> Sequence[Entry]:
+def _local_index(folder: Path) -> Entries:
     path = folder / INDEX
     if not path.is_file():
         hint = how_to_make(folder.name, folder.parent.name)
@@ -168,7 +158,7 @@ def _local_index(folder: Path) -> Sequence[Entry]:
     return Shards.read(str(folder), path.read_bytes(), ShardFolder(folder)).entries
 
 
-def _remote_index(source: Remote, prefix: str) -> tuple[bytes, Sequence[Entry]]:
+def _remote_index(source: Remote, prefix: str) -> tuple[bytes, Entries]:
     try:
         index = fetch_bytes(source, f"{prefix}/{INDEX}", LARGEST_INDEX)
     except NotFoundError:
@@ -178,7 +168,7 @@ def _remote_index(source: Remote, prefix: str) -> tuple[bytes, Sequence[Entry]]:
     return index, Shards.read(f"{source.address}/{prefix}", index, ShardFolder(Path(prefix))).entries
 
 
-def _remote_files(source: Remote, prefix: str) -> set[File]:
+def _remote_files(source: Remote, prefix: str) -> set[ShardFile]:
     """Return the files of the set at a remote; none where there is no set, or a damaged one."""
     try:
         return set(_files_of(_remote_index(source, prefix)[1]))
@@ -186,19 +176,15 @@ def _remote_files(source: Remote, prefix: str) -> set[File]:
         return set()
 
 
-def _files_of(entries: Sequence[Entry]) -> list[File]:
-    files = []
-    for entry in entries:
-        files.append(File(entry["file"], entry["bytes"], entry["sha256"]))
-        files.append(File(list_name(entry["file"]), entry["samples_bytes"], entry["samples_sha256"]))
-    return files
+def _files_of(entries: Entries) -> list[ShardFile]:
+    return [file for entry in entries for file in (tar_of(entry), list_of(entry))]
 
 
 def _send(target: WritableRemote, source: Path, path: str) -> None:
     with_retries(f"{target.address}/{path}", lambda: target.send(source, path))
 
 
-def _receive(source: Remote, prefix: str, file: File, target: Path, work: Path) -> None:
+def _receive(source: Remote, prefix: str, file: ShardFile, target: Path, work: Path) -> None:
     """Download one file, unless an earlier pull, or the older version in ``target``, has the same one."""
     path = work / file.name
     if has_digest(path, file.sha256):
@@ -219,7 +205,7 @@ def _receive(source: Remote, prefix: str, file: File, target: Path, work: Path) 
     part.replace(path)
 
 
-def _in_parallel(files: list[File], work: Callable[[File], None]) -> Iterator[File]:
+def _in_parallel(files: list[ShardFile], work: Callable[[ShardFile], None]) -> Iterator[ShardFile]:
     """Call ``work`` on every file, several at once, and yield each that is done; the first error ends it."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         futures = {pool.submit(work, file): file for file in files}

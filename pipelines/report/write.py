@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from denoise.errors import UserError, nearest
-from denoise.files import finite_or_null, write_bytes, write_folder
+from denoise.files import finite_or_null, refuse_foreign, write_bytes, write_folder
 from pipelines.report.inputs import FIGURES, LABELS, Evaluation, read_evaluations, read_trainings
 
 Row = Mapping[str, str | float]
@@ -48,7 +48,7 @@ def write_report(
     from pipelines.report.page import render
 
     evaluations, trainings = read_evaluations(scores), read_trainings(models)
-    _check_replaceable(out)
+    refuse_foreign(out, ("index.html", "figures", SCORES), "a report")
     images = select_images(evaluations, MAX_IMAGES)
     loss, psnr = make_curves(trainings, "loss"), make_curves(trainings, "val_psnr")
     charts = [draw_chart(loss, "Training loss", ""), draw_chart(psnr, "Validation PSNR", "dB")]
@@ -133,17 +133,6 @@ def _cell(key: str, value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.2f}" if key.endswith("psnr") else f"{value:.4f}"
-
-
-def _check_replaceable(out: Path) -> None:
-    """Refuse to replace a folder that holds anything but a report."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, but the report is a folder; name another one.")
-    others = sorted(path.name for path in out.glob("*") if path.name not in ("index.html", "figures", SCORES))
-    if others:
-        raise UserError(
-            f"{out} holds {others[0]}, which is no part of a report and would be lost; name another folder."
-        )
 
 
 def _file_name(name: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from denoise.data.index import ShardFile
 from denoise.data.shards import DamagedError
 from denoise.errors import UserError
 from denoise.files import exclusive_lock, file_digest, is_sha256, remove
@@ -36,11 +37,10 @@ class ShardCache:
         prefix: the folder of the set there.
         folder: the cache of this machine.
         budget: bytes that the cache may hold.
-        sizes: bytes of each file, by name.
     """
 
-    def __init__(self, source: Remote, prefix: str, folder: Path, budget: int, sizes: dict[str, int]) -> None:
-        self.source, self.prefix, self.folder, self.budget, self.sizes = source, prefix, folder, budget, sizes
+    def __init__(self, source: Remote, prefix: str, folder: Path, budget: int) -> None:
+        self.source, self.prefix, self.folder, self.budget = source, prefix, folder, budget
         self.threads: ThreadPoolExecutor | None = None
         self.downloads: dict[str, Future[None]] = {}  # in the background, by sha256
         self.last_use: dict[str, float] = {}
@@ -53,16 +53,16 @@ class ShardCache:
         return {**self.__dict__, "threads": None, "downloads": {}, "last_use": {}, "prefetched": set()}
 
     @contextmanager
-    def open(self, name: str, sha256: str) -> Iterator[IO[bytes]]:
+    def open(self, wanted: ShardFile) -> Iterator[IO[bytes]]:
         """Hold a file open; download it first if it is not here."""
-        path = self._path(name, sha256)
+        path, sha256 = self._path(wanted), wanted.sha256
         while True:
             try:
                 file = path.open("rb")
                 break
             except FileNotFoundError:
                 self._warn_if_too_small(sha256)
-                self._download(name, sha256)
+                self._download(wanted)
         self.prefetched.discard(sha256)
         with file:  # even if another process removes the file now, what is open stays readable
             now = time.monotonic()
@@ -72,23 +72,23 @@ class ShardCache:
                     os.utime(path)
             yield file
 
-    def read(self, name: str, sha256: str, offset: int, size: int) -> bytes:
+    def read(self, file: ShardFile, offset: int, size: int) -> bytes:
         """Read from a file; download it first if it is not here."""
-        with self.open(name, sha256) as file:
-            return os.pread(file.fileno(), size, offset)
+        with self.open(file) as opened:
+            return os.pread(opened.fileno(), size, offset)
 
-    def announce(self, files: Sequence[tuple[str, str]]) -> None:
+    def announce(self, files: Sequence[ShardFile]) -> None:
         """Download files in the background, in this order."""
         if self.threads is None:
             self.threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="shard-cache")
         self.downloads = {sha256: future for sha256, future in self.downloads.items() if not future.done()}
-        for name, sha256 in files:
-            if sha256 not in self.downloads and not self._path(name, sha256).exists():
-                self.downloads[sha256] = self.threads.submit(self._prefetch, name, sha256)
+        for file in files:
+            if file.sha256 not in self.downloads and not self._path(file).exists():
+                self.downloads[file.sha256] = self.threads.submit(self._prefetch, file)
 
-    def drop(self, name: str, sha256: str) -> bool:
+    def drop(self, file: ShardFile) -> bool:
         """Remove a copy that was damaged on this disk; another one can be downloaded."""
-        remove(self._path(name, sha256), self.folder)
+        remove(self._path(file), self.folder)
         return True
 
     def close(self) -> None:
@@ -96,17 +96,18 @@ class ShardCache:
         if self.threads is not None:
             self.threads.shutdown(wait=False, cancel_futures=True)
 
-    def _path(self, name: str, sha256: str) -> Path:
+    def _path(self, file: ShardFile) -> Path:
         """Return where a file is cached; DamagedError for a checksum that is none, which could lead anywhere."""
-        if not is_sha256(sha256):
-            raise DamagedError(f"{self.source.address}/{self.prefix}/{name} has no sha256 in its index; push it again.")
-        return self.folder / sha256
+        if not is_sha256(file.sha256):
+            address = f"{self.source.address}/{self.prefix}/{file.name}"
+            raise DamagedError(f"{address} has no sha256 in its index; push it again.")
+        return self.folder / file.sha256
 
-    def _prefetch(self, name: str, sha256: str) -> None:
+    def _prefetch(self, file: ShardFile) -> None:
         """Download a file ahead of its use; an error is reported when the file is used."""
         with contextlib.suppress(UserError, OSError):
-            self._download(name, sha256)
-            self.prefetched.add(sha256)
+            self._download(file)
+            self.prefetched.add(file.sha256)
 
     def _warn_if_too_small(self, sha256: str) -> None:
         """Print once that a file was downloaded ahead of its use and removed before it."""
@@ -118,10 +119,11 @@ class ShardCache:
                 "Order)."
             )
 
-    def _download(self, name: str, sha256: str) -> None:
+    def _download(self, file: ShardFile) -> None:
         """Download a file; of several processes and threads that want it one does, the others wait."""
-        size, address = self.sizes[name], f"{self.source.address}/{self.prefix}/{name}"
-        path, part = self._path(name, sha256), self.folder / f"{sha256}.{size}.part"
+        name, size, sha256 = file
+        path, part = self._path(file), self.folder / f"{sha256}.{size}.part"
+        address = f"{self.source.address}/{self.prefix}/{name}"
         with exclusive_lock(_lock_of(path)):
             if path.exists():
                 return

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config
 from denoise.errors import UserError
-from denoise.files import write_folder
+from denoise.files import refuse_foreign, write_folder
 from pipelines.console import say
-from pipelines.datasets.layout import data_place, open_set, open_sets, with_place
+from pipelines.datasets.layout import data_place, open_set, open_sets, results_cache, with_place
 from pipelines.training.identity import code_digest, run_name
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ class TrainingInputs:
         """Return the file by which a model says which images it was trained on; empty where they are too many."""
         from denoise.sharding.leakage import training_images
 
-        images = training_images(open_datasets(config, self.parts)["train"].parts)
-        if images is None:
+        train = open_datasets(config, self.parts)["train"].parts
+        images = training_images(train, results_cache())
+        if not images:
             say(f"{self.name}: more training images than a model can name: an evaluation will compare whole sets only")
-        return images.to_bytes() if images else b""
+        return images
 
     def example(self, config: Config) -> "np.ndarray[Any, Any]":
         """Return a small noisy batch (1, C, 64, 64) of the first training image, to document the model's input."""
@@ -79,7 +80,7 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
 
     build_components(config)  # before a cluster is started
     train = open_sets(config, "train")
-    refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap)
+    refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap, results_cache())
     place = data_place(config)
     parts = [
         Part(set_name, split, shards.digest, place)
@@ -93,6 +94,8 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
 def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDataset]":
     """Open the parts of a run, joined by split, and check that they are those the driver opened.
 
+    The driver has looked at their files, so not every worker does: each is checked when it is first used.
+
     Raises:
         UserError: shards are missing, damaged, or not those the run was started on.
     """
@@ -100,7 +103,7 @@ def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDa
 
     splits: dict[str, list[Shards]] = {}
     for part in parts:
-        shards = open_set(with_place(config, part.place), part.split, part.name)
+        shards = open_set(with_place(config, part.place), part.split, part.name, check=False)
         if shards.digest != part.digest:
             raise UserError(f"the shards at {shards.name} are not those this run was started on; shard them again.")
         splits.setdefault(part.split, []).append(shards)
@@ -125,24 +128,11 @@ def provenance(inputs: TrainingInputs) -> dict[str, Any]:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Refuse a place for a model where something else is: the model replaces the folder as a whole.
-
-    Raises:
-        UserError: it is no folder, or holds other files than those of a model.
-    """
+    """Refuse a place for a model where something else is, as ``refuse_foreign`` does."""
     from denoise.model_files import MODEL_FILES, OPTIONAL_FILES
     from denoise.training.checkpoint import HISTORY
 
-    if folder.name in ("", ".."):
-        raise UserError(f"{folder} cannot be replaced by a model; give a folder by its name, such as models/mine.")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder, and a model is one; give another.")
-    known = {*MODEL_FILES, *OPTIONAL_FILES, HISTORY}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
-    if others:
-        raise UserError(
-            f"{folder} holds {others[0]}, which a model would replace with the whole folder; give another folder."
-        )
+    refuse_foreign(folder, {*MODEL_FILES, *OPTIONAL_FILES, HISTORY}, "a model")
 
 
 def export_model(config: Config, store: "CheckpointStore", folder: Path) -> Mapping[str, float]:

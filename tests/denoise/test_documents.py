@@ -42,6 +42,7 @@ YAML = {
     "a control character": "a: \x01",
     "an unknown alias": "*a",
     "binary digits": "0b_",
+    "a key twice": "a: 1\nb: {c: 1, 'c': 2}",
 }
 
 
@@ -68,6 +69,16 @@ def test_yaml_that_people_write_is_read():
     first = {"lr": 0.001, "list": [True, None, float("inf"), "1e-3"]}
     text = "a: &x {lr: 1.0e-3, list: [yes, null, .inf, 1e-3]}\nb: {<<: *x, c: é}\n"
     assert parse_yaml(text) == {"a": first, "b": {**first, "c": "é"}}
+
+
+def test_a_key_twice_is_refused_with_its_lines(tmp_path):
+    (tmp_path / "params.yaml").write_text("train:\n  steps: 100\n  crop: 32\n  steps: 200\n")
+    with pytest.raises(UserError, match=r"params\.yaml is not .* has the key 'steps' twice, in lines 2 and 4; delete"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_a_merged_key_may_be_overridden():
+    assert parse_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}\nc: {k: 3}\n")["b"] == {"k": 2}
 
 
 def test_an_empty_document_is_nothing():

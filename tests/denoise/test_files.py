@@ -21,6 +21,7 @@ from denoise.files import (
     json_text,
     link_or_copy,
     lock_folder,
+    refuse_foreign,
     remove,
     require_name,
     write_folder,
@@ -174,6 +175,20 @@ def test_a_folder_comes_back_after_a_kill_between_the_renames(tmp_path):
     with pytest.raises(RuntimeError):
         fail()
     assert tree(tmp_path) == ["folder", "folder/first"]
+
+
+def test_only_a_folder_of_known_files_is_replaced(tmp_path):
+    folder = tmp_path / "out"
+    refuse_foreign(folder, ["page.html"], "a page")
+    folder.mkdir()
+    (folder / "page.html").touch()
+    refuse_foreign(folder, ["page.html"], "a page")
+    (folder / ".notes").touch()
+    with pytest.raises(UserError, match=r"out holds \.notes, which is no part of a page and would be lost"):
+        refuse_foreign(folder, ["page.html"], "a page")
+    for place in (folder / ".notes", folder / "..", Path()):
+        with pytest.raises(UserError, match="is no folder that a page can replace; give another by its name"):
+            refuse_foreign(place, [], "a page")
 
 
 def test_a_resumed_work_folder_keeps_its_files_after_an_error(tmp_path):

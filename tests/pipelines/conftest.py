@@ -52,8 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, small_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with params.yaml and shards of real images, made the current one."""
+def project(
+    tmp_path: Path, small_shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with params.yaml and shards of real images, made the current one, and a cache of its own."""
+    monkeypatch.setenv("DENOISE_CACHE", str(tmp_path_factory.mktemp("cache")))
     for split in ("train", "val"):
         shutil.copytree(small_shards, tmp_path / "data" / "shards" / split / "small")
     (tmp_path / "params.yaml").write_text(PARAMS)

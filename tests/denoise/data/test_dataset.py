@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from denoise.data import decoded_cache
 from denoise.data.dataset import ShardedDataset
 from denoise.data.shards import Shards
 
@@ -36,9 +37,21 @@ def test_decoded_images_are_cached_within_the_budget(shards):
     assert np.array_equal(images.pixels(0, "clean"), plain[0])
 
 
+def test_no_memory_is_taken_where_few_images_would_fit(shards, monkeypatch, tmp_path):
+    monkeypatch.setattr(decoded_cache, "FOLDERS", (tmp_path,))
+    images = ShardedDataset([shards] * 10)
+    size = 10 * sum(shards.pixels(index).nbytes for index in range(5))
+    assert images.decoded_size == pytest.approx(size, rel=0.7)  # of the first shard of each part
+    for budget, files in ((images.decoded_size // 40, 0), (images.decoded_size // 10, 1)):
+        images.keep_decoded(budget)
+        assert len(list(tmp_path.iterdir())) == files
+        assert np.array_equal(images.pixels(0, "clean"), shards.pixels(0))
+        images.close()
+
+
 def test_shards_are_announced_part_by_part(shards, monkeypatch):
     announced = []
-    record = lambda store, files: announced.extend(name for name, _ in files)  # noqa: E731
+    record = lambda store, files: announced.extend(file.name for file in files)  # noqa: E731
     monkeypatch.setattr(type(shards.store), "announce", record)
     ShardedDataset([shards, shards]).announce([len(shards.entries) + 1, 0])
     assert announced == ["000001.json", "000001.tar", "000000.json", "000000.tar"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from denoise.data.dataset import ShardedDataset
+from denoise.data.index import LARGEST_INDEX, MOST_VALUES, read_entries, read_index
 from denoise.data.shards import INDEX, DamagedError, Shards
 from tests.mutations import Victim, mutated, sentence_of
 
@@ -103,6 +104,51 @@ def test_more_samples_than_fit_into_a_shard_are_refused(folder):
     index["shards"][0]["samples"] = 1 << 20
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(DamagedError, match="too small for 1048576 samples"):
+        Shards.open(folder)
+
+
+def test_what_was_read_comes_back_entry_by_entry(folder):
+    entries = json.loads((folder / INDEX).read_text())["shards"]
+    entries[0] |= {"sha256": "00" * 31 + "ab", "samples_sha256": "ab" + "00" * 31, "bytes": 1 << 44}
+    entries[1] |= {"file": "123456789012.tar", "samples_bytes": 1 << 30}
+    read = read_entries({"shards": entries})
+    assert list(read) == [read[number] for number in range(len(read))] == entries
+    assert read.counts == tuple(entry["samples"] for entry in entries)
+
+
+def test_an_index_of_more_values_than_shards_have_is_refused_before_it_is_parsed():
+    with pytest.raises(ValueError, match="more than the 2097152 values"):
+        read_index(b'{"format": 2, "shards": [' + b"[]," * MOST_VALUES + b"]}")
+    with pytest.raises(ValueError, match="bytes, more than"):
+        read_index(bytes(LARGEST_INDEX + 1))
+
+
+def test_a_shard_named_100_000_times_is_refused_like_two():
+    shard = {"file": "000000.tar", "bytes": 4096, "samples": 1, "samples_bytes": 100}
+    shard |= {"sha256": "0" * 64, "samples_sha256": "0" * 64}
+    with pytest.raises(ValueError, match="names a shard twice"):
+        read_entries({"format": 2, "shards": [shard] * 100_000})
+
+
+@pytest.mark.parametrize("lost", ["000001.tar", "000001.json"])
+def test_a_file_of_a_large_set_is_looked_at_when_it_is_first_used(folder, monkeypatch, lost):
+    monkeypatch.setattr("denoise.data.shards.MAX_CHECKED", 1)
+    intact = Shards.open(folder)
+    path = folder / lost
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DamagedError, match=rf"shard .*{lost} is missing; make the shards again"):
+        Shards.open(folder).encoded(intact.ends[0])
+    path.write_bytes(data[:-1])
+    with pytest.raises(DamagedError, match=rf"{lost} has {len(data) - 1} bytes instead of {len(data)}; make"):
+        Shards.open(folder).encoded(intact.ends[0])
+    assert Shards.open(folder).encoded(0) == intact.encoded(0)
+
+
+def test_a_worker_does_not_look_at_all_files_and_the_driver_does(folder):
+    (folder / "000001.tar").unlink()
+    assert Shards.open(folder, check=False).encoded(0)
+    with pytest.raises(DamagedError, match=r"000001\.tar is missing"):
         Shards.open(folder)
 
 

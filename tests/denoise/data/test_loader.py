@@ -1,4 +1,5 @@
 import shutil
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from denoise.data.augment import symmetry_group
 from denoise.data.crops import as_floats, collate, random_crop
 from denoise.data.dataset import ShardedDataset
-from denoise.data.loader import Batching, batches
+from denoise.data.loader import PLANNED, Batching, batches
 from denoise.data.quarantine import Quarantine
 from denoise.data.sampler import GlobalSampler
 from denoise.data.samples import IMAGE, FreshNoise
@@ -74,8 +75,8 @@ def test_several_crops_are_cut_from_one_image(small_shards):
     stream = batches(Recorded(images), sampler_of(images), spec, 0, 1, 0)
     batch = next(stream)
     stream.close()
-    assert read[:6] == [read[0]] * 3 + [read[3]] * 3
-    assert read[0] != read[3]
+    assert batch.samples == [read[0]] * 3 + [read[1]] * 3
+    assert read[0] != read[1]
     assert not torch.equal(batch.views[IMAGE][0], batch.views[IMAGE][1])
 
 
@@ -149,6 +150,47 @@ def test_shards_are_announced_before_they_are_read(small_shards):
         needed = sampler.shards(sampler.samples(step * 2 + np.arange(2)))
         assert set(needed.tolist()) <= set(announced)
     stream.close()
+
+
+def decode_threads():
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "collate"))}
+
+
+@pytest.mark.parametrize("threads", [1, 6])
+def test_steps_are_planned_beside_the_main_thread_and_errors_reach_it(small_shards, threads):
+    planners = set()
+
+    class Watched(GlobalSampler):
+        def positions_of_rank(self, sample_numbers, rank, world_size):
+            planners.add(threading.current_thread().name)
+            if sample_numbers[0] >= PLANNED * len(sample_numbers):
+                raise RuntimeError("no more positions")
+            return super().positions_of_rank(sample_numbers, rank, world_size)
+
+    images = ShardedDataset([Shards.open(small_shards)])
+    sampler = Watched(0, images.counts, images.digest, streams=2, window=1)
+    stream = batches(FreshNoise(images), sampler, Batching(0, 2, 32, 3, threads=threads), 0, 1, 0)
+    with pytest.raises(RuntimeError, match="no more positions"):
+        list(stream)
+    assert planners
+    assert all(name.startswith("decode") for name in planners)
+    assert not decode_threads()
+
+
+def test_what_fails_in_announcing_reaches_the_main_thread(small_shards):
+    def announce(shards):
+        raise OSError("the cache is gone")
+
+    images = ShardedDataset([Shards.open(small_shards)])
+    stream = batches(FreshNoise(images), sampler_of(images), Batching(0, 2, 32, 3), 0, 1, 0, announce=announce)
+    with pytest.raises(OSError, match="the cache is gone"):
+        next(stream)
+    assert not decode_threads()
+
+
+def test_no_thread_outlives_a_stream_that_is_closed(small_shards):
+    batches_of(small_shards, threads=6, count=PLANNED + 3)
+    assert not decode_threads()
 
 
 def test_crops_differ_between_steps_and_seeds(small_shards):

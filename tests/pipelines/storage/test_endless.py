@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from denoise.config import load_config
+from denoise.data.index import ShardFile
 from denoise.data.shards import INDEX, DamagedError
 from denoise.errors import UserError
 from pipelines.datasets import catalog, fetch, imagenet, sync
@@ -171,15 +172,15 @@ def test_the_cache_reads_and_removes_nothing_outside_its_folder(served, tmp_path
 
     config, _ = served
     victim = Victim(tmp_path)
-    cache = ShardCache(remote(str(config.data.url)), "train/small", tmp_path / "cache", 1 << 30, {"x": 1})
+    cache = ShardCache(remote(str(config.data.url)), "train/small", tmp_path / "cache", 1 << 30)
     for name in victim.names():
         for use in (
             cache.drop,
-            lambda x, sha256: cache.read(x, sha256, 0, 9),
-            lambda x, sha256: cache.announce([(x, sha256)]),
+            lambda file: cache.read(file, 0, 9),
+            lambda file: cache.announce([file]),
         ):
             with pytest.raises(DamagedError, match="no sha256"):
-                use("x", name)
+                use(ShardFile("x", 1, name))
     assert victim.is_there()
 
 

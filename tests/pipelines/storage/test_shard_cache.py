@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from denoise.data.index import ShardFile
 from denoise.data.shards import DamagedError, Shards
 from denoise.errors import UserError
 from pipelines.storage import base as storage
@@ -60,11 +61,16 @@ def source(tmp_path, files):
 
 
 def make(source, tmp_path, files, budget=10_000):
-    return ShardCache(source, "set", tmp_path / "cache", budget, {name: len(data) for name, (_, data) in files.items()})
+    return ShardCache(source, "set", tmp_path / "cache", budget)
+
+
+def described(files, name):
+    sha256, data = files[name]
+    return ShardFile(name, len(data), sha256)
 
 
 def read(shard_cache, files, name):
-    with shard_cache.open(name, files[name][0]) as file:
+    with shard_cache.open(described(files, name)) as file:
         return file.read()
 
 
@@ -92,7 +98,7 @@ def test_the_least_recently_used_make_room(source, tmp_path, files, monkeypatch)
 
 def test_a_file_that_was_removed_while_it_is_read_stays_readable(source, tmp_path, files):
     shard_cache = make(source, tmp_path, files, budget=1000)
-    with shard_cache.open("0.tar", files["0.tar"][0]) as file:
+    with shard_cache.open(described(files, "0.tar")) as file:
         assert read(shard_cache, files, "1.tar") == files["1.tar"][1]
         assert file.read() == files["0.tar"][1]
 
@@ -144,8 +150,7 @@ def test_a_wrong_file_and_a_missing_one_are_damage(source, tmp_path, files):
 def test_a_copy_damaged_on_this_disk_is_downloaded_again(small_shards, tmp_path):
     source = CountingRemote(small_shards.parent)
     sound = Shards.open(small_shards)
-    sizes = {path.name: path.stat().st_size for path in small_shards.iterdir()}
-    shard_cache = ShardCache(source, small_shards.name, tmp_path / "cache", 1 << 30, sizes)
+    shard_cache = ShardCache(source, small_shards.name, tmp_path / "cache", 1 << 30)
     shards = Shards.read("s3://bucket/small", (small_shards / "index.json").read_bytes(), shard_cache)
     assert shards.encoded(0) == sound.encoded(0)
     copy = tmp_path / "cache" / shards.entries[0]["sha256"]
@@ -156,7 +161,7 @@ def test_a_copy_damaged_on_this_disk_is_downloaded_again(small_shards, tmp_path)
 
 def test_expected_files_are_prefetched(source, tmp_path, files):
     shard_cache = make(source, tmp_path, files)
-    shard_cache.announce([(name, files[name][0]) for name in ("3.tar", "4.tar")])
+    shard_cache.announce([described(files, name) for name in ("3.tar", "4.tar")])
     deadline = time.monotonic() + 10
     while len(list((tmp_path / "cache").glob("?" * 64))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -169,7 +174,7 @@ def test_expected_files_are_prefetched(source, tmp_path, files):
 
 def test_a_cache_too_small_for_prefetching_is_reported_once(source, tmp_path, files, capsys):
     shard_cache = make(source, tmp_path, files, budget=2000)
-    shard_cache.announce([(name, sha256) for name, (sha256, _) in files.items()])
+    shard_cache.announce([described(files, name) for name in files])
     for download in list(shard_cache.downloads.values()):
         download.result(10)
     for name in files:
@@ -180,13 +185,11 @@ def test_a_cache_too_small_for_prefetching_is_reported_once(source, tmp_path, fi
 
 
 def _read_at_random(folder, cache, files, budget, seed, seconds):
-    shard_cache = ShardCache(
-        CountingRemote(folder), "set", cache, budget, {name: len(data) for name, (_, data) in files.items()}
-    )
+    shard_cache = ShardCache(CountingRemote(folder), "set", cache, budget)
     rng, deadline = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < deadline:
         name = rng.choice(sorted(files))
-        with shard_cache.open(name, files[name][0]) as file:
+        with shard_cache.open(described(files, name)) as file:
             assert file.read() == files[name][1]
 
 

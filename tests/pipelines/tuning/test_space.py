@@ -105,6 +105,9 @@ def test_a_sweep_is_read_from_a_file(tmp_path):
     file.write_text("title: mine\nspace: {}\ntrails: 3\n")
     with pytest.raises(UsageError, match="did you mean trials"):
         load_sweep(str(file))
+    file.write_text("title: mine\ntrials: 3\nspace: {}\ntrials: 30\n")
+    with pytest.raises(UsageError, match="has the key 'trials' twice, in lines 2 and 4; delete one"):
+        load_sweep(str(file))
 
 
 def test_options_replace_fields():
