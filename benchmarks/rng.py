@@ -42,12 +42,12 @@ def measure(batch: int, crop: int, device: torch.device) -> dict[str, float]:
     net = NetMaker("unet_n2n", 3, {})().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
     clean = torch.rand(batch, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
-    noise, positions = parse_noise("gauss25"), torch.arange(batch, device=device)
+    noise, positions = parse_noise("gauss25"), torch.arange(batch)
     method = build_method("n2n", {}, noise)
     use_bf16 = resolve_precision("auto", device) == "bf16"
 
     def draw() -> dict[str, torch.Tensor]:
-        rng = batch_rng(0, 0, positions)
+        rng = batch_rng(0, 0, positions, device)
         return method.make_batch(observe(clean, noise, method.needs, rng), rng)
 
     def draw_with_generators() -> list[torch.Tensor]:

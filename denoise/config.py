@@ -76,8 +76,9 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
     channels_last: bool = True
     fused: bool = True  # one kernel for all parameters in the optimizer
-    compile: bool = False  # use torch.compile; costs about a minute at start, pays off on GPUs and long runs
-    cuda_graphs: bool = False  # compile, and on a GPU launch all kernels of a pass at once ("reduce-overhead")
+    # torch.compile: a minute at start; auto: on a GPU, for ssdn
+    compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"
+    cuda_graphs: bool = False  # launch a whole step on a GPU as one CUDA graph, for small batches
     static_graph: bool = True  # tell DDP that every step runs the same graph; not with a micro-batch
     deterministic: bool = False  # the same bits on a GPU, at some cost; a CPU gives them anyway
     micro_batch: Positive | None = None  # crops that a worker computes at once, of its share of a batch; None: all
@@ -97,6 +98,7 @@ class Evaluate:
     protocol: str = "float"
     passes: Positive | None = None  # passes averaged for each image; None: as many as the method's paper averages
     average: bool = False  # average over the flips and turns that training augmented with
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: that of training, as far as the hardware has it
 
 
 @dataclasses.dataclass(frozen=True)

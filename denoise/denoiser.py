@@ -95,7 +95,7 @@ class Denoiser:
         Returns:
             The restored images, float32 (B, C, H, W).
         """
-        rng = rng or batch_rng(0, 0, torch.arange(len(noisy), device=noisy.device))
+        rng = rng or batch_rng(0, 0, torch.arange(len(noisy)), noisy.device)
         if level is None and self.needs_level:
             level = torch.stack([torch.full((1, 1, 1), self.level_of(image), device=noisy.device) for image in noisy])
         # What needs no training, such as BM3D, computes with numbers that bf16 would spoil.

@@ -72,10 +72,16 @@ def from_rank_zero(compute: Callable[[], T]) -> T:
 
 
 class Agreement:
-    """Lets all ranks act at the same step on a request that any of them has received, without delaying a step."""
+    """Lets all ranks act at the same step on a request that any of them has received, without delaying a step.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Every rank must make its own at the same time. It speaks over the hosts (gloo), also where gradients are averaged by
+    GPUs: asking a GPU would mean to wait for all that it has been told to compute.
+    """
+
+    def __init__(self, timeout: float = 600) -> None:
+        """Open the ranks' channel; ``timeout`` is how many seconds they wait for one that does not answer."""
+        own_group = world_size() > 1 and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if own_group else None
         self._pending: tuple[torch.Tensor, Any] | None = None
 
     def reached(self, requested: bool) -> bool:
@@ -86,8 +92,8 @@ class Agreement:
         if world_size() == 1:
             return requested
         previous, self._pending = self._pending, None
-        requests = torch.tensor([float(requested)], device=self._device)
-        self._pending = requests, dist.all_reduce(requests, async_op=True)
+        requests = torch.tensor([float(requested)])
+        self._pending = requests, dist.all_reduce(requests, group=self._group, async_op=True)
         if previous is None:
             return False
         previous[1].wait()
@@ -108,6 +114,12 @@ def total(values: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def copy_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers of rank 0, such as the statistics of batch normalisation, which are in its model."""
+    for buffer in module.buffers() if world_size() > 1 else ():
+        dist.broadcast(buffer, src=0)
 
 
 def total_modulo(value: int) -> int:

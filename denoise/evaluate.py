@@ -18,6 +18,7 @@ from denoise.errors import UserError, nearest
 from denoise.images.metrics import psnr, ssim
 from denoise.images.tensors import pad, unpad
 from denoise.noise import Noise
+from denoise.precision import resolve_precision
 from denoise.rng import batch_rng
 
 
@@ -115,8 +116,8 @@ def evaluate(
 
     Returns:
         method, sha256 of the model (None where nothing was trained), noise, channels, data, protocol, what was
-        averaged, how the training noise was drawn, the means noisy_psnr, psnr, noisy_ssim and ssim, and the same four
-        for each image.
+        averaged, the precision, how the training noise was drawn, the means noisy_psnr, psnr, noisy_ssim and ssim, and
+        the same four for each image.
     """
     scores: dict[str, list[Mapping[str, float]]] = {}  # image -> scores of its repeats
     for repeat in range(protocol.repeats.get(data, 1)):
@@ -135,10 +136,17 @@ def evaluate(
         "protocol": protocol.name,
         "passes": denoiser.passes or denoiser.method.test_time_passes(),
         "averaged_over": len(denoiser.symmetries),
+        "precision": resolve_precision(denoiser.precision, torch.device(device)) if denoiser.method.trained else "fp32",
         "training_noise": training_noise(denoiser.card),
         **_means([image_scores for repeats in scores.values() for image_scores in repeats]),
         "images": images,
     }
+
+
+def evaluation_precision(precision: str, card: ModelCard) -> str:
+    """Return the precision to score a model in: with "auto" fp32 if it was trained in that, else as the hardware."""
+    trained_in = card["config"].get("train", {}).get("precision")
+    return "fp32" if precision == "auto" and trained_in == "fp32" else precision
 
 
 def training_noise(card: ModelCard) -> str:
@@ -160,7 +168,7 @@ def _score(
     protocol: Protocol,
     device: torch.device | str,
 ) -> ScoredImage:
-    rng = batch_rng(protocol.seed, repeat, torch.tensor([index], device=device))
+    rng = batch_rng(protocol.seed, repeat, torch.tensor([index]), device)
     images = ShardedDataset([shards])
     pair = evaluation_pair(images, index, noise, denoiser.channels, rng, device)
     if pair.clean is None:

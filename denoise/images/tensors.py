@@ -40,7 +40,7 @@ def pad(batch: Tensor, multiple: int) -> Tensor:
     for dim in (-2, -1):
         size = batch.shape[dim]
         if size % multiple:
-            batch = batch.index_select(dim, _reflection(size, -(-size // multiple) * multiple).to(batch.device))
+            batch = batch.index_select(dim, _reflection(size, -(-size // multiple) * multiple, batch.device))
     return batch
 
 
@@ -49,8 +49,8 @@ def unpad(batch: Tensor, height: int, width: int) -> Tensor:
     return batch[..., :height, :width]
 
 
-def _reflection(size: int, padded: int) -> Tensor:
+def _reflection(size: int, padded: int, device: torch.device) -> Tensor:
     """Return the index in 0 .. size - 1 that each of ``padded`` positions repeats: 0 1 2 1 0 1 2 ..."""
     period = max(2 * (size - 1), 1)
-    position = torch.arange(padded) % period
+    position = torch.arange(padded, device=device) % period
     return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)

@@ -50,6 +50,7 @@ class Method:
     net: ClassVar[str] = "unet_n2n"  # the network that ``net=auto`` chooses
     families: ClassVar[tuple[str, ...] | None] = None  # the noise it is defined for, by family; None: any
     trained: ClassVar[bool] = True  # False: it restores without any training
+    compiled: ClassVar[bool] = False  # True: ``train.compile=auto`` compiles it on a GPU
 
     def views(self) -> tuple[View, ...]:
         """Return the views that training needs with these hyperparameters."""
@@ -71,10 +72,11 @@ class Method:
         """Return what the net is fed (``input``), is compared with (``target``), and whatever else the loss needs."""
         raise NotImplementedError
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return ``loss``, the scalar to minimise, and further terms worth logging; ``progress`` runs from 0 to 1.
 
-        Every term is a mean over the samples of the batch, so that ranks can average theirs.
+        In a CUDA graph the progress is a tensor, which no branch may ask. Every term is a mean over the samples of the
+        batch, so that ranks can average theirs.
         """
         raise NotImplementedError
 

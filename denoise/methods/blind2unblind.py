@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from denoise.fields import Share
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.blind_grid import fill_hidden, grid_mask
-from denoise.methods.losses import masked_mean
+from denoise.methods.losses import limited, masked_mean
 from denoise.methods.noise2self import restore_hidden
 from denoise.rng import Rng
 
@@ -46,7 +46,7 @@ class Blind2Unblind(Method):
         masks = self._masks(noisy)
         return {"input": fill_hidden(noisy, masks).transpose(0, 1), "target": noisy, "mask": sample["mask"]}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the loss, its regularisation (blind) and its re-visible term."""
         copies, noisy = batch["input"], batch["target"]
         outputs = net(copies.flatten(0, 1)).float().unflatten(0, copies.shape[:2])
@@ -68,10 +68,10 @@ class Blind2Unblind(Method):
             return visible
         return (restore_hidden(net, noisy, self.cell) + self.beta_end * visible) / (1 + self.beta_end)
 
-    def beta(self, progress: float) -> float:
+    def beta(self, progress: float | Tensor) -> float | Tensor:
         """Return the weight of the visible term."""
-        rise = (progress - self.hold) / (1 - self.hold) if progress > self.hold else 0.0
-        return self.beta_start + (self.beta_end - self.beta_start) * min(rise, 1.0)
+        rise = limited((progress - self.hold) / ((1 - self.hold) or 1), 0.0, 1.0)
+        return self.beta_start + (self.beta_end - self.beta_start) * rise
 
     def _masks(self, noisy: Tensor) -> Tensor:
         """Return (cell^2, 1, 1, H, W), True where each copy hides."""

@@ -52,7 +52,7 @@ def draw_hidden_pixels(rng: Rng, planes: int, height: int, width: int, box: int)
     in the authors' code: so every pixel of the image is hidden equally often.
     """
     down, across = -(-height // box), -(-width // box)
-    device = rng.keys.device
+    device = rng.device
     position = rng.stream("places").integers(box * box, planes, down, across)  # within the box
     rows = position // box + box * torch.arange(down, device=device)[:, None]
     columns = position % box + box * torch.arange(across, device=device)

@@ -44,7 +44,7 @@ class BM3D(Method):
         """Raise UserError: there is nothing to train."""
         _refuse()
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Raise UserError: there is nothing to train."""
         _refuse()
 

@@ -13,7 +13,7 @@ def distance(
     restored: Tensor,
     target: Tensor,
     *,
-    progress: float = 0.0,
+    progress: float | Tensor = 0.0,
     mask: Tensor | None = None,
     final_exponent: float = 0.0,
 ) -> Tensor:
@@ -28,10 +28,15 @@ def distance(
     if kind == "l2":
         difference = difference.square()
     elif kind == "l0":
-        difference = (difference + EPSILON) ** max(final_exponent, 2 - 2 * progress)
+        difference = (difference + EPSILON) ** limited(2 - 2 * progress, final_exponent, 2)
     if mask is None or mask.shape[1:] == (1, 1, 1):
         return difference.mean()
     return masked_mean(difference, mask)
+
+
+def limited(value: float | Tensor, low: float, high: float) -> float | Tensor:
+    """Return what depends on the progress of training, a number or a tensor, limited to a range."""
+    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

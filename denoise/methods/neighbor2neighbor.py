@@ -1,6 +1,7 @@
 """Neighbor2Neighbor: pairs of neighbouring pixels as two noisy images (Huang et al., CVPR 2021)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import torch
@@ -46,7 +47,7 @@ class Neighbor2Neighbor(Method):
             "pair": pair,
         }
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the loss, its reconstruction term and its regularisation (unweighted)."""
         difference = _forward_padded(net, batch["input"]) - batch["target"]
         reconstruction = masked_mean(difference.square(), batch["target_mask"])
@@ -77,8 +78,15 @@ def sub_image(image: Tensor, pair: Tensor, member: int) -> Tensor:
     """
     batch, channels, height, width = image.shape
     cells = F.pixel_unshuffle(image, 2).view(batch, channels, 4, height // 2, width // 2)
-    position = torch.tensor(PAIRS, device=pair.device)[:, member][pair]
+    position = _pairs(pair.device)[:, member][pair]
     return torch.gather(cells, 2, position[:, None, None].expand(-1, channels, -1, -1, -1)).squeeze(2)
+
+
+@lru_cache(maxsize=4)
+def _pairs(device: torch.device) -> Tensor:
+    """Return ``PAIRS`` on a device, copied once: a copy waits for what the device is computing."""
+    with torch.inference_mode(False):
+        return torch.tensor(PAIRS, device=device)
 
 
 def _forward_padded(net: nn.Module, image: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.losses import LossName, distance
@@ -26,6 +26,6 @@ class Noise2Clean(Method):
         """Return the noisy image as input, the clean one as target."""
         return {"input": sample["noisy"], "target": sample["clean"]}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the distance of the output to the clean image."""
         return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"], progress=progress)}

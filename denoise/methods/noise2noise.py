@@ -46,7 +46,7 @@ class Noise2Noise(Method):
             "target_mask": torch.where(swapped, pair["input_mask"], pair["target_mask"]),
         }
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the distance of the output to the second observation, or the mean of both directions."""
 
         def one_direction(input: str, target: str) -> Tensor:

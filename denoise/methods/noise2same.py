@@ -47,7 +47,7 @@ class Noise2Same(Method):
             "mask": sample["mask"],
         }
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the loss, its reconstruction term and its invariance term (the root, unweighted)."""
         noisy = batch["input"]
         restored = net(noisy).float()

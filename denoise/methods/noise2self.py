@@ -37,7 +37,7 @@ class Noise2Self(Method):
         hidden = grid_mask(noisy, self.width, rng.stream("phase").integers(self.width**2))
         return {"input": fill_hidden(noisy, hidden), "target": noisy, "mask": hidden * sample["mask"]}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the distance to the noisy image over the hidden pixels."""
         restored = net(batch["input"])
         return {"loss": distance(self.loss_name, restored, batch["target"], progress=progress, mask=batch["mask"])}

@@ -70,7 +70,7 @@ class Noise2Void(Method):
             hidden = hide_structure(hidden, mask, self.structure, self.structure_size, rng)
         return {"input": hidden, "target": noisy, "mask": mask * sample["mask"]}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the distance to the noisy image over the hidden pixels."""
         restored = net(batch["input"])
         return {"loss": distance(self.loss_name, restored, batch["target"], progress=progress, mask=batch["mask"])}

@@ -44,7 +44,7 @@ class Noisier2Noise(Method):
         """Return the doubly noisy image as input, the noisy one as target."""
         return {"input": self._noisier(sample["noisy"], sample["level"], rng), "target": sample["noisy"]}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the distance of the output to the noisy image."""
         return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"], progress=progress)}
 

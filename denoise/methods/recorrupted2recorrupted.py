@@ -51,7 +51,7 @@ class Recorrupted2Recorrupted(Method):
         recorruption = self._noise(noisy, sample["level"], rng)
         return {"input": noisy + self.alpha * recorruption, "target": noisy - recorruption / self.alpha}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the distance of the output to the other recorrupted image."""
         return {"loss": distance(self.loss_name, net(batch["input"]), batch["target"], progress=progress)}
 

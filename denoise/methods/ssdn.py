@@ -72,6 +72,7 @@ class SSDN(Method):
     mu_only: bool = False  # the plain blind-spot network of table 1: the mean is the result, learnt by L2
     covariance: posterior.Covariance = "full"
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
+    compiled: ClassVar[bool] = True
     net: ClassVar[str] = "unet_ssdn"
     families: ClassVar[tuple[str, ...] | None] = ("gauss", "poisson", "impulse", "none")
 
@@ -99,7 +100,7 @@ class SSDN(Method):
         """Return the noisy image, which the blind-spot network is fed and compared with."""
         return {"input": sample["noisy"], **({"level": sample["level"]} if self.needs_level() else {})}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the negative log-likelihood, regularised where the noise is learnt; logs the learnt parameter.
 
         With ``mu_only`` and impulse noise the exponent falls from 2 to 0.5, because the mean over the lost pixels is

@@ -97,7 +97,7 @@ def impulse_posterior(observed: Tensor, mean: Tensor, prior: Tensor, alpha: Tens
     alpha, observed = alpha.double(), observed.double()
     difference = observed - mean
     factor = Factorisation.of(prior + diagonal(torch.full_like(mean, MIN_VARIANCE)))
-    constant = mean.shape[1] * torch.log(torch.tensor(2 * torch.pi, dtype=mean.dtype, device=mean.device))
+    constant = mean.shape[1] * torch.log(torch.full((), 2 * torch.pi, dtype=mean.dtype, device=mean.device))
     log_density = -0.5 * (factor.quadratic(difference) + factor.log_determinant() + constant)
     clean = torch.sigmoid(torch.log1p(-alpha) - torch.log(alpha) + log_density[:, None])  # its probability
     lost = (1 - clean).unsqueeze(1)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.rng import Rng
@@ -31,7 +31,7 @@ class SURE(Method):
         noisy = sample["noisy"]
         return {"input": noisy, "level": sample["level"], "probe": rng.stream("probe").normal(*noisy.shape[1:])}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the estimated supervised loss, which may be negative; logs its two parts.
 
         The net is called twice, in float32 whatever the autocast type: a difference over epsilon is smaller than what

@@ -46,7 +46,7 @@ class ZeroShotNoise2Noise(Method):
         """Return the noisy image, of even sides, as input. Nothing is drawn."""
         return {"input": _even(sample["noisy"])}
 
-    def loss(self, net: nn.Module, batch: Batch, progress: float) -> Batch:
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
         """Return the loss and its two terms: residual and consistency."""
         noisy = batch["input"]
         halves = pair_downsample(noisy)

@@ -32,6 +32,7 @@ class Noise:
     unit: ClassVar[float] = 1  # of the name's numbers, in the unit of ``level``; 1/255 for Gaussian noise
     limits: ClassVar[tuple[float, float]]  # range of the name's numbers
     example: ClassVar[str]  # example names, shown in error messages
+    on_host: ClassVar[bool] = False  # True: drawn on the host anew for each batch, which no CUDA graph can repeat
 
     def __post_init__(self) -> None:
         minimum, maximum = self.limits

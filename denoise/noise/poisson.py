@@ -54,14 +54,17 @@ def poisson(rate: Tensor, max_rate: float, rng: Rng) -> Tensor:
 def _invert(rate: Tensor, rng: Rng) -> Tensor:
     """Return counts, flat, of rates in [0, 1) by inversion: the number of terms that fit below a uniform number."""
     rest, term, rate = _uniform53(rng.bits(rate[0].numel())).flatten(), torch.exp(-rate).flatten(), rate.flatten()
-    counts = torch.zeros_like(rate)
-    nonzero = (rest >= term).nonzero()[:, 0]  # most rates are small: few pixels need a second term
-    rest, term, rates, nonzero_counts = rest[nonzero], term[nonzero], rate[nonzero], torch.ones_like(rate[nonzero])
+    first = rest >= term
+    # Most rates are small: few pixels need a second term. A GPU would have to be waited for to know which.
+    some = first.nonzero()[:, 0] if rate.device.type == "cpu" else slice(None)
+    rest, term, rates, some_counts = rest[some], term[some], rate[some], first[some].double()
     for count in range(1, TERMS):
         rest -= term
         term *= rates / count
-        nonzero_counts += rest >= term  # once the rest is below the term it stays below
-    return counts.index_copy_(0, nonzero, nonzero_counts)
+        some_counts += rest >= term  # once the rest is below the term it stays below
+    counts = torch.zeros_like(rate)
+    counts[some] = some_counts
+    return counts
 
 
 def _look_up(row: Tensor, table: tuple[int, int, int], rng: Rng) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoise.noise.base import Noise, Observation
 from denoise.noise.glyphs import SIZES, Glyph, atlas
-from denoise.rng import Rng
+from denoise.rng import Rng, to_device
 
 MAX_LETTERS = 12  # in a string
 Layer = NDArray[np.float32]  # (C + 1, H, W): colour times alpha, and alpha
@@ -28,17 +28,17 @@ class Text(Noise):
     family: ClassVar[str] = "text"
     limits: ClassVar[tuple[float, float]] = (0, 0.9)
     example: ClassVar[str] = "text0.25 (share of covered pixels) or text0_0.5 (a range)"
+    on_host: ClassVar[bool] = True
 
     def corrupt(self, image: Tensor, rng: Rng) -> Observation:
         """Return the image under text. The text is laid out on the CPU, from the keys and the image's shape only."""
-        share = self.draw_level(rng)
-        seeds = rng.stream("text").integers(2**62, 1)
+        share, seeds = self.draw_level(rng.on("cpu")), rng.on("cpu").stream("text").integers(2**62, 1)
         layers = [
             write(image.shape[1:], target, np.random.default_rng(seed))
             for target, seed in zip(share.flatten().tolist(), seeds.flatten().tolist(), strict=True)
         ]
-        layer = torch.from_numpy(np.stack(layers)).to(image)
-        return Observation(image * (1 - layer[:, -1:]) + layer[:, :-1], share)
+        layer = to_device(torch.from_numpy(np.stack(layers)), image.device).to(image.dtype)
+        return Observation(image * (1 - layer[:, -1:]) + layer[:, :-1], to_device(share, image.device))
 
 
 def write(shape: tuple[int, ...], share: float, random: np.random.Generator) -> Layer:

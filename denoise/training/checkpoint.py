@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from denoise.denoiser import CARD, FORMAT, WEIGHTS, ModelCard, to_host
 from denoise.documents import parse_json
@@ -24,6 +23,7 @@ from denoise.errors import UserError, first_line
 from denoise.fields import Count
 from denoise.files import file_digest, is_sha256, json_line, json_text, write_json
 from denoise.model_files import TRAINING_IMAGES
+from denoise.training.optimizers import AveragedWeights
 
 OPTIMIZER, STATE, HISTORY, MANIFEST = "optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json"
 RAW = "raw.safetensors"  # the trained weights, if the model's are a running average of them
@@ -42,7 +42,7 @@ class TrainState:
 
     net: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None = None  # of the net's weights
+    average: AveragedWeights | None = None  # of the net's weights
 
     @property
     def model(self) -> nn.Module:
@@ -196,7 +196,9 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
         for index, entries in state["state"].items()
         for name, value in entries.items()
     }
-    return tensors, state["param_groups"]
+    # As without a CUDA graph, which reads the learning rate from a tensor.
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return tensors, [{**group, "capturable": False} if "capturable" in group else group for group in groups]
 
 
 def _restore_optimizer(

@@ -53,11 +53,12 @@ def train(
     progress = resume(train_state, checkpoints)
 
     # Set up the step, its data, and what records it.
-    train_step = TrainStep(config, train_state, method, noise, faults=faults)
+    train_step = TrainStep(config, train_state, method, noise, faults=faults, on_message=checkpoints.on_message)
     quarantine = Quarantine(config.data.quarantine)
     batches = read_batches(config, train_set, method, noise, quarantine=quarantine, start=progress.step)
     validator = make_validator(config, val_set, method, noise, device=device, folder=folder / "images")
-    history, throughput, stop = TrainingHistory(progress, device), Throughput(), distributed.Agreement(device)
+    history, throughput = TrainingHistory(progress, device), Throughput()
+    stop = distributed.Agreement(config.ray.timeout)
     card = make_card(recorded(config), config.data.channels, **(provenance or {}))
     save = partial(save_checkpoint, checkpoints, train_state=train_state, card=card, quarantine=quarantine)
     save = partial(save, training_images=training_images)
@@ -81,8 +82,9 @@ def train(
         if not (validating or saving or _is_due(steps_done, spec.log_every, spec.steps)):
             continue
         metrics = {"step": float(steps_done), "lr": lr, **history.means(spec, train_set.name), **quarantine.metrics()}
-        if validating and validator and rank == 0:
-            metrics |= validator.scores(Denoiser(train_state.model, method, card, passes=1), steps_done)
+        if validating and validator:
+            denoiser = Denoiser(train_state.model, method, card, passes=1, precision=train_step.precision)
+            metrics |= validator.scores(denoiser, steps_done)  # each rank has its share of the images
         history.add_row(metrics)  # without times, so that the same run always leaves the same files
         if saving:
             save(history.progress(steps_done))

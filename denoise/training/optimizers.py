@@ -1,11 +1,11 @@
 """Optimizers by name, and the running average of weights."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from denoise.config import Train
@@ -23,10 +23,23 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: "Train") -> torch.o
     return kind(parameters, lr=spec.lr, betas=spec.betas, eps=EPSILON, weight_decay=spec.weight_decay, fused=spec.fused)
 
 
-def make_average(net: nn.Module, spec: "Train") -> AveragedModel | None:
-    """Return the exponential moving average of a net's weights, None where ``train.ema`` is 0; buffers are copied."""
-    if spec.ema == 0:
-        return None
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(spec.ema))  # type: ignore[no-untyped-call]
-    average.n_averaged += 1  # the initial weights count: the first update already averages, as every later one does
-    return average
+class AveragedWeights:
+    """An exponential moving average of a net's weights, as a net of its own; buffers are copied.
+
+    torch.optim.swa_utils.AveragedModel computes the same numbers, but waits for the device in every step.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.module, self.decay = deepcopy(net), decay
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Move the average a step towards the weights of ``net``."""
+        torch._foreach_lerp_(list(self.module.parameters()), list(net.parameters()), 1 - self.decay)
+        for average, buffer in zip(self.module.buffers(), net.buffers(), strict=True):
+            average.copy_(buffer)
+
+
+def make_average(net: nn.Module, spec: "Train") -> AveragedWeights | None:
+    """Return the exponential moving average of a net's weights, None where ``train.ema`` is 0."""
+    return AveragedWeights(net, spec.ema) if spec.ema else None

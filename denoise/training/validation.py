@@ -1,22 +1,28 @@
-"""Validation during training: scores and the loss on the centres of a few images, and an image to look at."""
+"""Validation during training: scores and the loss on the centres of a few images, and an image to look at.
+
+The images are dealt to the ranks, and kept: they and their noise are the same at every step.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from denoise import distributed
 from denoise.data.crops import as_floats, collate, random_crop
 from denoise.data.dataset import ShardedDataset
-from denoise.data.samples import SampleSource, evaluation_pair, make_views
+from denoise.data.samples import EvaluationPair, SampleSource, evaluation_pair, make_views
 from denoise.denoiser import Denoiser
 from denoise.images.io import DecodedImage, write_image
 from denoise.images.metrics import psnr, ssim
 from denoise.images.tensors import pad, to_pixels, unpad
+from denoise.methods import Batch
 from denoise.noise import Noise
-from denoise.rng import batch_rng
+from denoise.precision import autocast
+from denoise.rng import Rng, batch_rng
 
 VALIDATION_IMAGES, VALIDATION_SIDE = 8, 256  # the centres of the first images
 CENTRE = (0.5, 0.5)
@@ -31,9 +37,9 @@ class Validator:
         images: the validation images.
         samples: the same as training would read them, for the method's loss; None if that is not wanted.
         noise: what clean images are corrupted with.
-        crop: side of a training crop, in pixels of the samples.
+        crop: side of a training crop, in pixels of the samples; the sides of the centres are multiples of it.
         device: that computes.
-        folder: where an image of each validation is written.
+        folder: where rank 0 writes an image of each validation.
     """
 
     images: ShardedDataset
@@ -42,69 +48,69 @@ class Validator:
     crop: int
     device: torch.device
     folder: Path
+    _pairs: dict[int, EvaluationPair] = field(default_factory=dict, compare=False, repr=False)
+    _batches: dict[int, Batch] = field(default_factory=dict, compare=False, repr=False)
 
     def scores(self, denoiser: Denoiser, step: int) -> dict[str, float]:
-        """Return the scores after ``step`` steps (``validate``), and ``val_loss`` if that is wanted."""
-        path = self.folder / f"step-{step:06d}.png"
-        scores = validate(denoiser, self.images, self.noise, self.device, path)
-        if self.samples is not None:
-            scores["val_loss"] = validation_loss(denoiser, self.samples, self.noise, self.crop, self.device)
-        return scores
+        """Return the scores after ``step`` steps; every rank must call this, and each restores its share of the images.
 
+        Returns:
+            ``val_psnr`` and ``val_ssim``, the means over unrounded images restored in one pass in the denoiser's
+            precision, unless there are no clean images to compare with; ``val_loss``, the method's own loss, if that is
+            wanted: it needs clean images only where the method does. They do not depend on the number of ranks.
+        """
+        distributed.copy_buffers(denoiser.net)
+        count = min(len(self.images), VALIDATION_IMAGES)
+        # A row for each image: whether it has a clean one, PSNR, SSIM, loss. Those of other ranks stay 0.
+        rows = torch.zeros(count, 4, dtype=torch.float64)
+        with _evaluating(denoiser.net):
+            for index in range(distributed.rank(), count, distributed.world_size()):
+                rows[index, :3] = self._score(denoiser, index, step)
+                if self.samples is not None:
+                    rows[index, 3] = self._loss(denoiser, self.samples, index)
+        rows = distributed.total(rows.to(self.device)).cpu()
+        scored = rows[rows[:, 0] > 0]
+        scores = (
+            dict(zip(("val_psnr", "val_ssim"), scored[:, 1:3].mean(0).tolist(), strict=True)) if len(scored) else {}
+        )
+        return scores | ({"val_loss": float(rows[:, 3].mean())} if self.samples is not None else {})
 
-def validate(
-    denoiser: Denoiser, images: ShardedDataset, noise: Noise, device: torch.device, path: Path
-) -> dict[str, float]:
-    """Score the centres of the validation images, and write noisy | restored | clean of the first one to ``path``.
+    def _score(self, denoiser: Denoiser, index: int, step: int) -> Tensor:
+        """Return (1, PSNR, SSIM) of an image, zeros if it has no clean one; write the panels of the first."""
+        rng = self._rng(index)
+        if index not in self._pairs:
+            self._pairs[index] = _centres(
+                evaluation_pair(self.images, index, self.noise, denoiser.channels, rng, self.device)
+            )
+        pair = self._pairs[index]
+        restored = unpad(denoiser(pad(pair.noisy, denoiser.multiple), pair.level, rng), *pair.noisy.shape[-2:])
+        panels = [pair.noisy, restored] if pair.clean is None else [pair.noisy, restored, pair.clean]
+        if index == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            strip = to_pixels(torch.cat(panels, dim=-1)[0])
+            write_image(self.folder / f"step-{step:06d}.png", DecodedImage(strip))
+        if pair.clean is None:
+            return torch.zeros(3, dtype=torch.float64)
+        restored, clean = restored[0], pair.clean[0]
+        return torch.tensor([1.0, psnr(restored, clean), ssim(restored, clean)], dtype=torch.float64)
 
-    Returns:
-        ``val_psnr`` and ``val_ssim``, the means over unrounded images restored in one pass, with the same noise at
-        every step; empty if there are no clean images to compare with.
-    """
-    pairs: list[tuple[float, float]] = []
-    with _evaluating(denoiser.net):
-        for index in range(min(len(images), VALIDATION_IMAGES)):
-            rng = batch_rng(0, VALIDATION_STEP, torch.tensor([index], device=device))
-            pair = evaluation_pair(images, index, noise, denoiser.channels, rng, device)
-            noisy = _centre(pair.noisy)
-            restored = unpad(denoiser(pad(noisy, denoiser.multiple), pair.level, rng), *noisy.shape[-2:])
-            panels = [noisy, restored]
-            if pair.clean is not None:
-                clean = _centre(pair.clean)
-                pairs.append((psnr(restored[0], clean[0]), ssim(restored[0], clean[0])))
-                panels.append(clean)
-            if index == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(path, DecodedImage(to_pixels(torch.cat(panels, dim=-1)[0])))
-    if not pairs:
-        return {}
-    return {"val_psnr": sum(p for p, _ in pairs) / len(pairs), "val_ssim": sum(s for _, s in pairs) / len(pairs)}
+    def _loss(self, denoiser: Denoiser, samples: SampleSource, index: int) -> float:
+        """Return the method's own loss on an image, with the same noise and masks at every step."""
+        if index not in self._batches:
+            self._batches[index] = self._make_batch(denoiser, samples, index)
+        with torch.no_grad(), autocast(denoiser.precision, self.device):
+            return float(denoiser.method.loss(denoiser.net, self._batches[index], 1.0)["loss"])
 
+    def _make_batch(self, denoiser: Denoiser, samples: SampleSource, index: int) -> Batch:
+        method, rng = denoiser.method, self._rng(index)
+        side = max(1, VALIDATION_SIDE * self.noise.scale // self.crop) * self.crop
+        centre = {name: random_crop(view, side, CENTRE) for name, view in samples[index].items()}
+        batch = collate([centre], denoiser.channels)
+        views = {name: as_floats(view.to(self.device)) for name, view in batch.items()}
+        return method.make_batch(make_views(views, method, self.noise, rng), rng.stream("method"))
 
-def validation_loss(denoiser: Denoiser, samples: SampleSource, noise: Noise, crop: int, device: torch.device) -> float:
-    """Return the method's own loss on the validation images, with the same noise and masks at every step.
-
-    It needs a clean image only where the method does: it can guide training where all images are noisy.
-
-    Args:
-        denoiser: the net and its method.
-        samples: the validation images, as training would read them.
-        noise: what clean images are corrupted with.
-        crop: side of a training crop, in pixels of the samples; the sides of the centres are multiples of it.
-        device: that computes.
-    """
-    net, method = denoiser.net, denoiser.method
-    side = max(1, VALIDATION_SIDE * noise.scale // crop) * crop
-    losses = []
-    with _evaluating(net):
-        for index in range(min(len(samples), VALIDATION_IMAGES)):
-            rng = batch_rng(0, VALIDATION_STEP, torch.tensor([index], device=device))
-            centre = {name: random_crop(view, side, CENTRE) for name, view in samples[index].items()}
-            views = {name: as_floats(view.to(device)) for name, view in collate([centre], denoiser.channels).items()}
-            batch = method.make_batch(make_views(views, method, noise, rng), rng.stream("method"))
-            with torch.no_grad():
-                losses.append(float(method.loss(net, batch, 1.0)["loss"]))
-    return sum(losses) / len(losses)
+    def _rng(self, index: int) -> Rng:
+        return batch_rng(0, VALIDATION_STEP, torch.tensor([index]), self.device)
 
 
 @contextmanager
@@ -114,6 +120,12 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
     net.eval()
     yield
     net.train(training)
+
+
+def _centres(pair: EvaluationPair) -> EvaluationPair:
+    """Return copies of the centres, so that no whole image stays in memory."""
+    clean = None if pair.clean is None else _centre(pair.clean).clone()
+    return EvaluationPair(_centre(pair.noisy).clone(), pair.level, clean)
 
 
 def _centre(image: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,14 @@ from denoise.config import Config, to_dict
 from denoise.data.shards import Shards
 from denoise.denoiser import Denoiser, make_card
 from denoise.errors import UserError
-from denoise.evaluate import PROTOCOLS, count_restorations, evaluate, get_protocol, to_8_bits
+from denoise.evaluate import (
+    PROTOCOLS,
+    count_restorations,
+    evaluate,
+    evaluation_precision,
+    get_protocol,
+    to_8_bits,
+)
 from denoise.methods import build_method
 from denoise.noise import parse_noise
 
@@ -91,3 +100,34 @@ def test_a_range_draws_a_level_for_each_image(small_shards):
 def test_an_unknown_protocol_is_reported():
     with pytest.raises(UserError, match="did you mean laine2019"):
         get_protocol("laine2018")
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained_in", "expected"),
+    [("auto", "fp32", "fp32"), ("auto", "auto", "auto"), ("auto", "bf16", "auto"), ("fp32", "auto", "fp32"),
+     ("bf16", "fp32", "bf16"), ("auto", None, "auto")],
+)  # fmt: skip
+def test_the_precision_of_a_score_is_that_of_training_unless_given(asked, trained_in, expected):
+    config = {"train": {"precision": trained_in}} if trained_in else {}
+    assert evaluation_precision(asked, {"config": config}) == expected
+
+
+def test_the_precision_is_recorded_and_changes_scores_by_rounding_only(small_shards):
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    nn.init.dirac_(net.weight)
+    net.weight.data += 0.01 * torch.randn_like(net.weight)
+    net.multiple = 8
+    full, half = (
+        evaluate(
+            replace(denoiser(net), precision=precision),
+            Shards.open(small_shards),
+            "mine",
+            parse_noise("gauss25"),
+            PROTOCOLS["float"],
+        )
+        for precision in ("fp32", "bf16")
+    )
+    assert (full["precision"], half["precision"]) == ("fp32", "bf16")
+    assert full["psnr"] != half["psnr"]
+    assert full["psnr"] == pytest.approx(half["psnr"], abs=0.02)

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from denoise.images.io import read_image
-from denoise.images.metrics import psnr, ssim
+from denoise.images.metrics import WINDOW, psnr, ssim
 from denoise.images.tensors import to_tensor
 
 pytestmark = pytest.mark.smoke
@@ -33,3 +34,54 @@ def test_ssim_falls_with_noise(photographs):
 def test_tiny_images_have_an_ssim(shape):
     clean = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     assert ssim(clean, clean) == pytest.approx(1)
+
+
+def pair(shape, kind):
+    """A restored and a clean image: noise of different strength, outside [0, 1] too, or constant images."""
+    draw = torch.Generator().manual_seed(sum(shape))
+    if kind == "constant":
+        return torch.full(shape, 0.3), torch.full(shape, 0.7)
+    clean = torch.rand(shape, generator=draw)
+    return clean + (1.0 if kind == "noisy" else 0.03) * torch.randn(shape, generator=draw), clean
+
+
+SHAPES = [
+    (1, 11, 11),
+    (3, 11, 40),
+    (3, 12, 11),
+    (1, 97, 61),
+    (3, 256, 256),
+    (3, 31, 1200),
+    (1, 5, 7),
+    (3, 2, 30),
+    (1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("kind", ["noisy", "restored", "constant"])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 230, 900)], ids=str)
+def test_scores_equal_those_of_scikit_image(shape, kind):
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    restored, clean = pair(shape, kind)
+    arrays = [image.double().numpy() for image in (clean, restored)]
+    assert psnr(restored, clean) == pytest.approx(peak_signal_noise_ratio(*arrays, data_range=1.0), abs=1e-9)
+    missing = [(0, 0)] + [(0, max(0, WINDOW - side)) for side in shape[1:]]
+    arrays = [np.pad(array, missing, mode="symmetric") for array in arrays]
+    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = structural_similarity(*arrays, data_range=1.0, channel_axis=0, **wang)
+    assert ssim(restored, clean) == pytest.approx(expected, abs=1e-9)
+
+
+def test_scores_change_no_image():
+    restored, clean = pair((1, 20, 20), "noisy")
+    copies = restored.double(), clean.double()
+    psnr(*copies), ssim(*copies)
+    assert torch.equal(copies[0], restored.double())
+    assert torch.equal(copies[1], clean.double())
+
+
+def test_an_image_that_is_not_finite_has_no_finite_psnr():
+    clean = torch.rand(1, 16, 16)
+    assert psnr(clean / 0, clean) == -math.inf
+    assert math.isnan(psnr(clean * math.nan, clean))

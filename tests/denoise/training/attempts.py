@@ -33,7 +33,7 @@ def attempt(
     ``grace`` is how many seconds the other ranks have to end by themselves after one has; then they are killed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["denoise.training.loop", "torch._dynamo", "skimage.metrics"])  # what takes seconds
+    context.set_forkserver_preload(["denoise.training.loop", "torch._dynamo"])  # what takes seconds
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

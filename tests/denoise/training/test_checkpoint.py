@@ -57,7 +57,7 @@ def test_the_average_becomes_the_model_and_the_weights_come_back_too(tmp_path):
     train_state = replace(train_state, average=make_average(train_state.net, Train(ema=0.9)))
     with torch.no_grad():
         train_state.net.dec_conv1c.bias += 1
-    train_state.average.update_parameters(train_state.net)
+    train_state.average.update(train_state.net)
     save(tmp_path / "step-3", train_state, 3)
     fresh = trained(0)
     fresh = replace(fresh, average=make_average(fresh.net, Train(ema=0.9)))

@@ -26,6 +26,6 @@ def test_the_average_written_out():
     average = make_average(net, Train(ema=0.9))
     for value in (2.0, 4.0):
         nn.init.constant_(net.weight, value)
-        average.update_parameters(net)
+        average.update(net)
     assert average.module.weight.item() == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 4)
     assert make_average(net, Train()) is None

@@ -1,0 +1,90 @@
+"""Validation: the same scores by any number of ranks, from images that are read once."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from denoise import distributed
+from denoise.config import Config, load_config, to_dict
+from denoise.data.dataset import ShardedDataset
+from denoise.data.shards import Shards
+from denoise.denoiser import Denoiser, make_card
+from denoise.images.io import read_image
+from denoise.images.metrics import psnr
+from denoise.images.tensors import to_tensor
+from denoise.methods import build_method
+from denoise.noise import parse_noise
+from denoise.training.setup import make_validator
+from tests.denoise.training.test_gradient_averaging import in_ranks
+
+NOISE = parse_noise("gauss25")
+METHOD = build_method("n2v", {}, NOISE)
+
+
+def small_denoiser(rank=0, precision="fp32"):
+    """A net whose statistics of batch normalisation differ between the ranks, as after a step of training."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    net.multiple = 8
+    net[1].running_mean.add_(rank)
+    return Denoiser(net, METHOD, make_card(to_dict(Config()), channels=3), passes=1, precision=precision)
+
+
+def validator_of(shards, folder):
+    config = load_config(None, ["method=n2v", "train.val_loss=true"])
+    images = ShardedDataset([Shards.open(shards)])
+    return make_validator(config, images, METHOD, NOISE, device=torch.device("cpu"), folder=folder)
+
+
+def scores_of_rank(shards, folder, rank):
+    validator = validator_of(shards, folder / str(rank))
+    scores = validator.scores(small_denoiser(rank), 100)
+    files = [path.name for path in folder.glob(f"{rank}/*")]
+    return scores, sorted(validator._pairs), files
+
+
+def test_any_number_of_ranks_gives_the_same_scores(small_shards, tmp_path):
+    alone, dealt, files = scores_of_rank(small_shards, tmp_path / "alone", distributed.rank())
+    assert (dealt, files) == ([0, 1, 2, 3, 4], ["step-000100.png"])
+    assert set(alone) == {"val_psnr", "val_ssim", "val_loss"}
+    for world in (2, 3):
+        results = in_ranks(partial(scores_of_rank, small_shards, tmp_path / str(world)), world)
+        assert [result[0] for result in results] == [pytest.approx(alone, abs=1e-9)] * world
+        assert [result[1] for result in results] == [list(range(rank, 5, world)) for rank in range(world)]
+        assert [result[2] for result in results] == [files, *[[]] * (world - 1)]
+
+
+def test_images_are_read_once(small_shards, tmp_path, monkeypatch):
+    validator = validator_of(small_shards, tmp_path)
+    first = validator.scores(small_denoiser(), 1)
+    monkeypatch.setattr(ShardedDataset, "pixels", lambda *args: pytest.fail("an image was read again"))
+    assert validator.scores(small_denoiser(), 2) == first
+    assert (tmp_path / "step-000001.png").read_bytes() == (tmp_path / "step-000002.png").read_bytes()
+
+
+def test_the_scores_are_those_of_the_image_that_is_shown(small_shards, tmp_path):
+    validator = validator_of(small_shards, tmp_path)
+    validator = replace(validator, images=validator.images, samples=None)
+    scores = validator.scores(small_denoiser(), 1)
+    assert set(scores) == {"val_psnr", "val_ssim"}
+    noisy, restored, clean = to_tensor(read_image(tmp_path / "step-000001.png").pixels).chunk(3, dim=-1)
+    assert 19 < psnr(noisy, clean) < 22  # sigma 25 of 255, clipped
+    pair = validator._pairs[0]
+    assert psnr(restored, clean) == pytest.approx(
+        psnr(small_denoiser().net.eval()(pair.noisy).clamp(0, 1)[0], clean), abs=0.05
+    )
+
+
+def test_the_net_computes_in_the_precision_of_training_and_trains_on(small_shards, tmp_path):
+    seen = []
+    for precision in ("fp32", "bf16"):
+        denoiser = small_denoiser(precision=precision)
+        denoiser.net.train()[0].register_forward_hook(lambda net, given, made: seen.append((made.dtype, net.training)))
+        scores = validator_of(small_shards, tmp_path).scores(denoiser, 1)
+        assert denoiser.net.training
+        assert all(math.isfinite(value) for value in scores.values())
+    assert set(seen) == {(torch.float32, False), (torch.bfloat16, False)}
