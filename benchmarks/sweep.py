@@ -1,10 +1,13 @@
 """How well a sweep of many short trials keeps a cluster busy, and what it leaves behind.
 
-A slot is what the workers of one trial need. Ray is asked twice a second how many slots are reserved: one is idle from
-the end of a trial until the next has reserved its workers. Afterwards Ray is asked for actors, placement groups and
-resources that the sweep has not released, and the machine for processes.
+A slot is what the workers of one trial need. Ray is asked twice a second how many slots are reserved. Between two
+trials on one slot nothing is trained: the runs' journals say from when until when each trained. Afterwards Ray is asked
+for actors, placement groups and resources that the sweep has not released, and the machine for processes.
 
 Run it in a folder where `denoise demo` has made the shards of `samples`:  python benchmarks/sweep.py --trials 50
+
+To compare with an earlier commit, run this same file, in the same folder, with the Python of a clone of that commit:
+    OLD_CLONE/.venv/bin/python benchmarks/sweep.py --trials 50
 """
 
 import argparse
@@ -12,6 +15,7 @@ import json
 import os
 import secrets
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -129,6 +133,24 @@ def run(trials: int, images: int, address: str, folder: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def trained(journal: Path) -> tuple[float, float] | None:
+    """Return when a run of one attempt began its first step and ended its last one, in seconds since the epoch."""
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    rows = [line for line in lines if "images_per_second" in line["metrics"]]
+    if not rows:
+        return None
+    params = json.loads((journal.parent / "run.json").read_text(encoding="utf-8"))["params"]
+    seconds = rows[0]["step"] * int(params["train.batch_size"]) / rows[0]["metrics"]["images_per_second"]
+    return rows[0]["time"] / 1000 - seconds, rows[-1]["time"] / 1000
+
+
+def pauses(storage: Path, slots: int) -> list[float]:
+    """Return the seconds between the trainings of two trials, for every slot that was given to another trial."""
+    times = [span for file in storage.glob("*/journal/metrics.jsonl") if (span := trained(file))]
+    starts, ends = (sorted(moments) for moments in zip(*times, strict=True))
+    return [start - end for start, end in zip(starts[slots:], ends, strict=False)]
+
+
 def measure(trials: int, images: int, slots: int) -> dict[str, Any]:
     """Run the sweep on a cluster of its own and return the figures."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, cluster(slots) as (address, head):
@@ -142,6 +164,7 @@ def measure(trials: int, images: int, slots: int) -> dict[str, Any]:
             summary = run(trials, images, address, Path(folder))
             ended.set()
             seconds, deadline = time.monotonic() - began, time.monotonic() + SETTLE_SECONDS
+            between = pauses(Path(folder) / "ray", slots)
             while (left_behind := unreleased() + processes(head)) and time.monotonic() < deadline:
                 time.sleep(1)
         finally:
@@ -152,6 +175,7 @@ def measure(trials: int, images: int, slots: int) -> dict[str, Any]:
     return {
         "trials": summary["trials"],
         "seconds": seconds,
+        "seconds_between_trials": statistics.median(between) if between else None,
         "slots_reserved": sum(occupancy.reserved[:last]) / last,
         "processors_busy": sum(occupancy.processors[:last]) / last,
         "left_behind": left_behind,

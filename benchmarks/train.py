@@ -74,7 +74,7 @@ def two_bare_loops(overrides: list[str], seconds: float) -> float:
 
 
 def rate_of(rows: list[dict[str, float]], every: int) -> float:
-    """Return the rate over all steps but the first ones (a worker imports MLflow) and those with a validation."""
+    """Return the rate over all steps but the first (MLflow is imported beside them) and those with a validation."""
     rates = [row["images_per_second"] for row in rows if "images_per_second" in row and "val_psnr" not in row]
     seconds = list(accumulate(every * BATCH / rate for rate in rates))
     steady = [rate for rate, elapsed in zip(rates, seconds, strict=True) if elapsed > START]

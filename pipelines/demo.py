@@ -7,6 +7,7 @@ from pathlib import Path
 
 from denoise.config import Config
 from denoise.errors import UserError
+from pipelines.cluster.head import shared_head
 
 NEXT_STEPS = """\
 Next steps (after `source .venv/bin/activate`):
@@ -24,8 +25,14 @@ def run_demo(config: Config) -> None:
     """
     if not Path("dvc.yaml").is_file():
         raise UserError("there is no dvc.yaml here; run `denoise demo` in a checkout of the project.")
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
-    if done.returncode != 0:
+    with shared_head(config) as environment:
+        pipeline = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], env=environment)
+        try:
+            code = pipeline.wait()
+        except KeyboardInterrupt:
+            pipeline.wait()  # the stage that runs has got Ctrl-C, too, and needs Ray until it has ended
+            raise
+    if code != 0:
         raise UserError("`dvc repro` failed, see above; run it again to continue after the last finished stage.")
     print("\n" + summary(config))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def evaluate_model(
     """Score a model on the test split of data sets and return one result a set.
 
     Args:
-        config: where the data is, which overlaps are allowed, and how many passes are averaged.
+        config: where the data is, which overlaps are allowed, and the precision to compute in.
         denoiser: the model.
         names: the data sets.
         protocol_name: how to draw noise and compare images.
@@ -42,9 +43,10 @@ def evaluate_model(
         UserError: a set that is missing or was trained on, an unknown protocol or noise, other files where scores go.
     """
     from denoise import distributed
-    from denoise.evaluate import count_restorations, evaluate, get_protocol
+    from denoise.evaluate import count_restorations, evaluate, evaluation_precision, get_protocol
     from denoise.noise import parse_noise
 
+    denoiser = replace(denoiser, precision=evaluation_precision(config.evaluate.precision, denoiser.card))
     protocol, device = get_protocol(protocol_name), distributed.device()
     noise = parse_noise(noise_name or denoiser.noise)
     sets = open_sets(config, "test", names)

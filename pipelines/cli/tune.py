@@ -26,7 +26,7 @@ def tune(
     evaluations: Annotated[int | None, typer.Option(min=1, help="Validations of a trial, evenly spread.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; by default one more than there is room for.")
+        int | None, typer.Option(min=1, help="Trials at a time; by default as many as there is room for.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep; the same name resumes it.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="ID", help="Resume the sweep of that name.")] = None,

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -12,8 +14,11 @@ from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.cluster.auth import AUTH_HINT, create_token, protect_token, refuse_open, requires_token
 
-# Interval at which Ray Train's controller looks for reports; its default of 2 s would hold up short runs.
-POLL_SECONDS = "0.5"
+# How often Ray Train's controller looks after its workers: its default of 2 s would hold up the end of short runs, and
+# with thousands of workers it would do nothing else.
+POLL_SECONDS, POLLS_PER_SECOND = 0.5, 250
+LISTENING_SECONDS = 10.0  # that the head of a cluster may take until it listens
+STARTING_SECONDS = 60.0  # the same on this machine, where it may just have been started (head.py)
 
 
 def ray_address(config: Config) -> str | None:
@@ -37,7 +42,8 @@ def ray_cluster(config: Config, state_api: bool = False, check_token: bool = Tru
     Raises:
         UserError: the cluster cannot be reached, or requires no token.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    poll_seconds = max(POLL_SECONDS, config.ray.workers / POLLS_PER_SECOND)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
     import ray
 
     address = ray_address(config)
@@ -66,20 +72,28 @@ def _show_no_password() -> None:
 
 
 def _start(config: Config, state_api: bool, options: Mapping[str, Any]) -> Any:
-    """Start a cluster on this machine, for one run."""
+    """Start a cluster on this machine, for one command."""
     import ray
 
+    cpus = configure_local_ray(config)
+    return ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **options)
+
+
+def configure_local_ray(config: Config) -> int:
+    """Set Ray's variables for a cluster on this machine, and return the number of its processors."""
     needed = config.ray.workers * config.ray.cpus_per_worker
     cpus = max(os.cpu_count() or 1, int(-(-needed // 1)))
     # This machine is not preempted.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Nobody collects the metrics of a cluster that ends with the command; gathering them takes time from the workers.
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     # A Ray worker trains in a thread; with more arenas, denoise.training.malloc would have no effect there.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     # By default Ray lowers the priority of workers below its own processes, which only wait for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A trial has about six processes, most of which only wait; by default Ray warns of more processes than CPUs.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * cpus))
-    return ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **options)
+    return cpus
 
 
 def _join(address: str, options: Mapping[str, Any]) -> Any:
@@ -87,6 +101,7 @@ def _join(address: str, options: Mapping[str, Any]) -> Any:
     import ray
     from ray.exceptions import AuthenticationError
 
+    _wait_until_listening(address)
     try:
         return ray.init(address=address, **options)
     except AuthenticationError as error:
@@ -99,6 +114,28 @@ def _join(address: str, options: Mapping[str, Any]) -> Any:
             ) from None
         reason = str(error).splitlines()[0]
         raise UserError(f"the Ray cluster at {address} cannot be reached ({reason}); check ray.address.") from None
+
+
+def _wait_until_listening(address: str) -> None:
+    """Wait for a cluster that is just being started; Ray itself would try for a quarter of an hour.
+
+    Raises:
+        UserError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:  # such as "auto", or the address of a Ray client
+        return
+    deadline = time.monotonic() + (STARTING_SECONDS if host in ("127.0.0.1", "localhost") else LISTENING_SECONDS)
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), LISTENING_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(
+                    f"the Ray cluster at {address} cannot be reached ({reason}); check ray.address."
+                ) from None
+            time.sleep(0.2)
 
 
 def this_node() -> Any:

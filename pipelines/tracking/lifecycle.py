@@ -67,7 +67,7 @@ def begin(spec: RunSpec, folder: Path) -> RunSpec:
         folder: of its journal.
 
     Returns:
-        ``spec`` with its owner and start time, for rank 0's MlflowLogger.
+        ``spec`` with its owner and start time, for rank 0's logger.
 
     Raises:
         UserError: MLflow refuses the run for good, or the journal cannot be written.

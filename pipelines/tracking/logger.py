@@ -1,26 +1,26 @@
-"""Logging of a run from rank 0: to the journal at once, and to MLflow soon after.
+"""Logging of a run: to the journal at once, and to MLflow soon after.
 
-``MlflowLogger`` appends to the journal, and a thread of it replays the journal into MLflow. ``JournalReplay``, which
-``denoise runs sync`` uses as well, sends what a run lacks, and nothing twice.
+``MlflowLogger`` appends to the journal, and a thread of it replays the journal into MLflow; for rank 0 a process beside
+it does that (sidecar.py). ``JournalReplay``, which ``denoise runs sync`` uses as well, sends what a run lacks, and
+nothing twice.
 """
 
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from denoise.errors import first_line
 from denoise.redaction import without_passwords
 from pipelines.tracking.client import UnreachableError, check_reachable, client
 from pipelines.tracking.journal import Journal, Point
+from pipelines.tracking.journal_logger import JournalLogger
 from pipelines.tracking.run_images import images_in_run, send_image
 from pipelines.tracking.runs import RunSpec, get_or_create_run
 
 if TYPE_CHECKING:
-    import numpy as np
     from mlflow import MlflowClient
 
     from pipelines.tracking.system_metrics import SystemMetrics
@@ -37,7 +37,7 @@ class _FlushRequest(NamedTuple):
     last: bool  # whether the thread ends then
 
 
-class MlflowLogger:
+class MlflowLogger(JournalLogger):
     """Logs to one MLflow run from a thread of its own, so that a slow or dead MLflow never holds up training.
 
     Everything is appended to the journal at once; every few seconds the thread replays the journal into MLflow,
@@ -51,7 +51,6 @@ class MlflowLogger:
         spec: RunSpec,
         journal: Path,
         system_metrics: bool = True,
-        outage: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start the thread.
 
@@ -59,30 +58,24 @@ class MlflowLogger:
             spec: definition of the run, with its owner, which may be a process on another machine.
             journal: folder of this run's journal, on the local disk.
             system_metrics: whether to log the system metrics of this machine.
-            outage: fault injection: while it returns True, MLflow counts as unreachable.
 
         Raises:
             UserError: the journal cannot be written.
         """
-        self._journal = Journal(journal)
-        self._spec, self._outage = self._journal.write_spec(spec), outage
+        super().__init__(spec, journal)
+        self._down_until = 0.0  # of an injected outage, on the clock of time.monotonic
         self._replay: JournalReplay | None = None
         self._wants_system = system_metrics
         self._system_metrics: SystemMetrics | None = None
         self._last_sample, self._sample_step = 0.0, 0
         self._failing = self._late = False
-        self._lost_entries = 0  # that could not be appended to the journal
         self._requests: queue.Queue[_FlushRequest] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="mlflow-logger", daemon=True)
         self._thread.start()
 
-    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step; NaN and infinities are allowed."""
-        self._append(lambda: self._journal.append_metrics(step, metrics))
-
-    def log_image(self, key: str, image: "Path | np.ndarray[Any, Any]", step: int) -> None:
-        """Log an image: a file, or an array (H, W, C) of uint8 or of floats in [0, 1]."""
-        self._append(lambda: self._journal.append_image(key, image, step))
+    def inject_outage(self, seconds: float) -> None:
+        """Let MLflow count as unreachable for some seconds from now on."""
+        self._down_until = time.monotonic() + seconds
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Replay now, wait at most ``timeout`` seconds, and return whether MLflow has everything.
@@ -105,18 +98,6 @@ class MlflowLogger:
             file=sys.stderr,
         )
         return False
-
-    def _append(self, append: Callable[[], None]) -> None:
-        try:
-            append()
-        except OSError as error:  # training goes on; a checkpoint on the same disk will report the full disk
-            if not self._lost_entries:
-                print(
-                    f"warning: {self._journal.folder} cannot be written ({error.strerror or error}); training goes on, "
-                    "but MLflow will lack what it logs meanwhile.",
-                    file=sys.stderr,
-                )
-            self._lost_entries += 1
 
     def _request_replay(self, timeout: float, last: bool) -> bool:
         request = _FlushRequest(threading.Event(), last)
@@ -166,7 +147,7 @@ class MlflowLogger:
             self._failing = False
 
     def _send_journal(self) -> None:
-        if self._outage():
+        if time.monotonic() < self._down_until:
             raise UnreachableError("outage injected by --inject tracker-down")
         if self._replay is None:
             self._replay = self._connect()

@@ -74,18 +74,18 @@ class RunChannel:
 
 
 class PruneFlags:
-    """A Ray actor that knows which trials of a sweep are pruned, on whichever hosts they run."""
+    """A Ray actor that knows which runs side by side should stop, on whichever hosts they are."""
 
     def __init__(self) -> None:
-        self.pruned: set[int] = set()
+        self.pruned: set[str] = set()
 
-    def prune(self, number: int) -> None:
-        """Record that a trial should stop."""
-        self.pruned.add(number)
+    def prune(self, trial_id: str) -> None:
+        """Record that a run should stop."""
+        self.pruned.add(trial_id)
 
-    def is_pruned(self, number: int) -> bool:
-        """Return whether a trial should stop."""
-        return number in self.pruned
+    def is_pruned(self, trial_id: str) -> bool:
+        """Return whether a run should stop."""
+        return trial_id in self.pruned
 
 
 @contextmanager

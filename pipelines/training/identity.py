@@ -31,6 +31,7 @@ MODULES = (
     "fields",
     "files",
     "model_files",
+    "precision",
     "printable",
     "redaction",
     "rng",

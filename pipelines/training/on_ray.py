@@ -83,52 +83,21 @@ def train_on_ray(
         inputs = continue_run(config, inputs, store, own_folder)
     folder = out or own_folder
     require_replaceable(folder)
-    spec = _run_spec(config, inputs, {"mlflow.source.name": "denoise train"})
+    spec = run_spec(config, inputs, {"mlflow.source.name": "denoise train"})
     if name:
         refuse_mlflow_run(config, spec)
     journal = journal_folder(config.ray.storage, inputs.name)
     with tracked_run(spec, journal) as run:
-        if not _finished(config, store):
+        if not finished(config, store):
             with ray_cluster(config) as dashboard:
                 _announce(run.spec, config.ray.storage, dashboard)
-                _fit(config, inputs, run.spec, journal, faults=faults, profile=profile)
+                fit(config, inputs, run.spec, journal, faults=faults, profile=profile)
         metrics = export_model(config, store, folder)
         Journal(journal).set_model(folder, _final_figures(metrics), inputs.example(config))
     return TrainedRun(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
 
 
-def train_trial(
-    config: Config, name: str, tags: Mapping[str, object], on_validation: OnValidation
-) -> Mapping[str, float]:
-    """Train one run of a sweep's trial on the connected cluster, and return the metrics of its last step.
-
-    The run has checkpoints and an MLflow run of its own, but its model is left in the last checkpoint.
-
-    Args:
-        config: what to train, and where.
-        name: of the run; the same one resumes it.
-        tags: of its MLflow run.
-        on_validation: called with the metrics of every validation as it happens; true stops the run.
-
-    Raises:
-        UserError: bad input, or training failed for good.
-        Stopped: ``on_validation`` returned true; a checkpoint has been saved.
-    """
-    from denoise.methods import with_net
-    from denoise.training.checkpoint import read_history
-
-    config = with_net(config)
-    store = open_store(config.ray.storage, name)
-    inputs = continue_run(config, training_inputs(config, name), store)
-    journal = journal_folder(config.ray.storage, name)
-    with tracked_run(_run_spec(config, inputs, tags), journal) as run:
-        if not _finished(config, store):
-            _fit(config, inputs, run.spec, journal, on_validation=on_validation)
-        with store.open(store.names()[-1]) as last:
-            return dict(read_history(last)[-1])
-
-
-def _run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]) -> RunSpec:
+def run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]) -> RunSpec:
     """Return the definition of a training's MLflow run."""
     return RunSpec(
         tracking.resolve_uri(config.tracking.uri, Path.cwd()),
@@ -146,7 +115,7 @@ def _run_spec(config: Config, inputs: TrainingInputs, tags: Mapping[str, object]
     )
 
 
-def _finished(config: Config, store: "CheckpointStore") -> bool:
+def finished(config: Config, store: "CheckpointStore") -> bool:
     """Return whether the last checkpoint of the run is there: its model is given back without a cluster."""
     from denoise.training.checkpoint import checkpoint_name, damage
 
@@ -165,7 +134,7 @@ def _announce(spec: RunSpec, storage: str, dashboard: str) -> None:
     say(f"{spec.name}: to resume it: {command}{' (with the password for ***)' * (HIDDEN in command)}")
 
 
-def _fit(
+def fit(
     config: Config,
     inputs: TrainingInputs,
     spec: RunSpec,
@@ -173,6 +142,7 @@ def _fit(
     *,
     faults: Sequence[Fault] = (),
     profile: bool = False,
+    in_sweep: bool = False,
     on_validation: OnValidation = lambda row: False,
 ) -> None:
     """Train on the connected cluster until the last step is done, or until ``on_validation`` returns true.
@@ -200,7 +170,7 @@ def _fit(
         profile=(Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
     )
     gpu = use_gpu(config)
-    trainer = _trainer(task, gpu)
+    trainer = _trainer(task, gpu, in_sweep)
     with stop_event_on_sigterm() as stop, follow_workers(task, gpu, stop, on_validation):
         try:
             with plain_interrupt():
@@ -214,14 +184,14 @@ def _fit(
         raise Stopped(steps, config.train.steps)
 
 
-def _trainer(task: WorkerTask, gpu: bool) -> "TorchTrainer":
+def _trainer(task: WorkerTask, gpu: bool, in_sweep: bool) -> "TorchTrainer":
     """Return Ray's trainer, with the workers that the configuration asks for."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
 
     options = task.config.ray
-    return TorchTrainer(
+    return _trainer_class(in_sweep)(
         train_worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(timeout_s=int(options.timeout)),
@@ -238,6 +208,25 @@ def _trainer(task: WorkerTask, gpu: bool) -> "TorchTrainer":
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _trainer_class(in_sweep: bool) -> "type[TorchTrainer]":
+    """Return Ray's trainer without processes that it starts for every run and that ours do not need.
+
+    One deals out Ray Data's data sets. The other frees the run's processors where its controller dies alone: Ray itself
+    does that as the driver ends, which for a trial is the end of its whole sweep.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    unused = (DatasetsCallback,) if in_sweep else (DatasetsCallback, PlacementGroupCleanerCallback)
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray does not type it
+        def _create_default_callbacks(self) -> list[Any]:  # private, but Ray has no other way to leave them out
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+    return Trainer
 
 
 def _final_error(channel: Any, name: str, error: Exception) -> UserError:

@@ -2,7 +2,6 @@
 
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from denoise.training.loop import Report
 
 POLL_SECONDS = 0.5  # between two looks whether the driver asks the workers to stop
+# That the last rows get to reach MLflow from rank 0: where the driver has the journal too it sends what is left.
+LAST_SECONDS, SHARED_JOURNAL_SECONDS = 30.0, 3.0
 
 
 @dataclass(frozen=True, repr=False)  # Ray Train shows the text of its arguments, and an address may hold a password
@@ -89,22 +90,18 @@ def train_worker(arguments: Mapping[str, WorkerTask]) -> None:
 
 
 def _reporter(task: WorkerTask, rank_zero: "RankZero | None", folder: Path) -> "Report":
-    """Return the ``report`` of the core's loop: rank 0 records every row, and every rank reports validations to Ray.
+    """Return the ``report`` of the core's loop: rank 0 records every row.
 
-    Ray takes one report at each look of its controller and lets further ones wait: too slow for every row. The loop
-    saves a checkpoint at once where the report is true: where a host is about to be taken away.
+    Ray itself gets none: its reports are a barrier of all ranks, and of ours nobody reads them. The loop saves a
+    checkpoint at once where the report is true: where a host is about to be taken away.
     """
-    import ray.train
-
     options = task.config.train
     new_notice = _preemption_notice() if task.preemptible else lambda: False
 
     def report(metrics: dict[str, float]) -> bool:
-        validated = metrics["step"] % options.eval_every == 0 or metrics["step"] == options.steps
         if rank_zero:
+            validated = metrics["step"] % options.eval_every == 0 or metrics["step"] == options.steps
             rank_zero.record(metrics, folder, validated)
-        if validated:
-            ray.train.report(metrics)
         return new_notice()
 
     return report
@@ -132,11 +129,11 @@ class RankZero:
     """What only rank 0 does: it records metrics, and exchanges messages with the driver."""
 
     def __init__(self, task: WorkerTask, faults: FaultInjector) -> None:
-        from pipelines.tracking.logger import MlflowLogger
+        from pipelines.tracking.sidecar import SidecarLogger
 
         self.faults, self.channel = faults, task.channel
-        self.down_until = 0.0  # of an injected outage of MLflow, on the clock of time.monotonic
-        self.logger = MlflowLogger(task.run_spec, task.journal, outage=lambda: time.monotonic() < self.down_until)
+        self.logger = SidecarLogger(task.run_spec, task.journal)
+        self.driver_has_journal = "://" not in task.storage  # and sends what is left
         self.stop, self.closed = threading.Event(), threading.Event()
         threading.Thread(target=self._poll, daemon=True).start()
 
@@ -144,7 +141,7 @@ class RankZero:
         """Log the metrics, and the validation image if this step made one; the journal has them at once."""
         step = int(metrics["step"])
         for fault in self.faults.due(step, "tracker-down"):
-            self.down_until = time.monotonic() + fault.seconds
+            self.logger.inject_outage(fault.seconds)
         self.logger.log_metrics(step, {key: value for key, value in metrics.items() if key != "step"})
         image = folder / "images" / f"step-{step:06d}.png"
         if image.exists():
@@ -154,7 +151,7 @@ class RankZero:
     def close(self) -> None:
         """Write what has not been written yet."""
         self.closed.set()
-        self.logger.close()
+        self.logger.close(SHARED_JOURNAL_SECONDS if self.driver_has_journal else LAST_SECONDS)
 
     def _poll(self) -> None:
         """Set ``stop`` once the driver asks for it."""

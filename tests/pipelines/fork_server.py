@@ -34,7 +34,6 @@ HEAVY = [  # what takes long to import
     "optuna",
     "pandas",
     "pydantic",
-    "skimage.metrics",
     "torch._dynamo",
     "webdataset",
     "denoise.training.loop",

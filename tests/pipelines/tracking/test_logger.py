@@ -88,7 +88,8 @@ def test_system_metrics_continue_at_the_next_step(uri, tmp_path, monkeypatch):
 def test_system_metrics_are_kept_while_mlflow_is_down(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(logger, "SYSTEM_SECONDS", 0.0)
     spec = RunSpec(uri, "logs", "system in an outage")
-    log = MlflowLogger(spec, tmp_path, outage=lambda: True)
+    log = MlflowLogger(spec, tmp_path)
+    log.inject_outage(math.inf)
     wait_for(lambda: log.flush() or len(Journal(tmp_path).points()[0]) > 30)  # several samples of a dozen values
     assert not log.close()
     assert MlflowLogger(spec, tmp_path, system_metrics=False).close()
@@ -189,16 +190,15 @@ def test_what_could_not_be_sent_is_kept_and_reported_at_the_end(tmp_path, capsys
 
 
 def test_an_outage_can_be_injected(uri, tmp_path, capsys):
-    outage = threading.Event()
-    log = MlflowLogger(RunSpec(uri, "logs", "injected"), tmp_path, system_metrics=False, outage=outage.is_set)
+    log = MlflowLogger(RunSpec(uri, "logs", "injected"), tmp_path, system_metrics=False)
     log.log_metrics(0, {"loss": 0.0})
     assert log.flush(60)
-    outage.set()
+    log.inject_outage(math.inf)
     log.log_metrics(1, {"loss": 1.0})
     assert not log.flush()
     (run_id,) = runs_named(uri, "logs", "injected")
     assert history(uri, run_id, "loss") == [(0, 0.0)]
-    outage.clear()
+    log.inject_outage(0)
     wait_for(log.flush)
     assert log.close()
     assert history(uri, run_id, "loss") == [(0, 0.0), (1, 1.0)]

@@ -56,14 +56,14 @@ def mlflow_server(uri: str, host: str, environment: dict[str, str]):
 
 
 def has_worker(hosts: Hosts, number: int) -> bool:
-    """Return whether a host has a training worker."""
+    """Return whether a host has a process of trials."""
     lines = []
     for pid in hosts.pids(number):
         try:
             lines.append(" ".join(psutil.Process(pid).cmdline()))
         except psutil.Error:
             continue
-    return any("RayTrainWorker" in line for line in lines)
+    return any("ImplicitFunc" in line for line in lines)
 
 
 def states(storage: str, name: str) -> list[str]:

@@ -248,7 +248,7 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_checkpoint(project,
     process = start_and_wait([*denoise, "tune", *options, "--json"], lambda: saved(0))
     assert kill_process("ray::ImplicitFunc")  # the trial's own process
     wait_for(lambda: saved(1) or process.poll() is not None)
-    assert kill_process("ray::RayTrainWorker")
+    assert kill_process("ray::ImplicitFunc")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert json.loads(out)["trials"] == {"COMPLETE": 2, "PRUNED": 0, "FAIL": 0}
