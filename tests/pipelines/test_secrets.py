@@ -212,7 +212,7 @@ def test_ray_shows_the_command_of_a_driver_without_passwords(one_host, hidden):
 def test_ray_tune_copies_no_key_of_aws(monkeypatch):
     from ray.tune.execution import class_cache
 
-    from pipelines.tuning.sweep import _keep_keys_of_aws
+    from pipelines.training.side_by_side import _keep_keys_of_aws
 
     class Trainable:
         """Anything."""
