@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoise.nets.layers import conv
+from denoise.nets.upsampling import upsampled_conv
 
 SLOPE = 0.1  # of every LeakyReLU
 
@@ -54,18 +54,14 @@ class UNetN2N(nn.Module):
         pool4 = F.max_pool2d(_relu(self.enc_conv4(pool3)), 2)
         pool5 = F.max_pool2d(_relu(self.enc_conv5(pool4)), 2)
         x = _relu(self.enc_conv6(pool5))
-        x = _relu(self.dec_conv5b(_relu(self.dec_conv5a(_up(x, pool4)))))
-        x = _relu(self.dec_conv4b(_relu(self.dec_conv4a(_up(x, pool3)))))
-        x = _relu(self.dec_conv3b(_relu(self.dec_conv3a(_up(x, pool2)))))
-        x = _relu(self.dec_conv2b(_relu(self.dec_conv2a(_up(x, pool1)))))
-        x = _relu(self.dec_conv1b(_relu(self.dec_conv1a(_up(x, noisy)))))
+        x = _relu(self.dec_conv5b(_relu(upsampled_conv(self.dec_conv5a, x, pool4))))
+        x = _relu(self.dec_conv4b(_relu(upsampled_conv(self.dec_conv4a, x, pool3))))
+        x = _relu(self.dec_conv3b(_relu(upsampled_conv(self.dec_conv3a, x, pool2))))
+        x = _relu(self.dec_conv2b(_relu(upsampled_conv(self.dec_conv2a, x, pool1))))
+        x = _relu(self.dec_conv1b(_relu(upsampled_conv(self.dec_conv1a, x, noisy))))
         restored: Tensor = self.dec_conv1c(x)
         return restored
 
 
 def _relu(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE)
-
-
-def _up(x: Tensor, skip: Tensor) -> Tensor:
-    return torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip.to(x.dtype)], dim=1)
+    return F.leaky_relu(x, SLOPE, inplace=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoise.nets.layers import conv
+from denoise.nets.upsampling import conv_above, memory_format, pad_top, upsampled_conv
 
 SLOPE = 0.1  # of every LeakyReLU
 TURNS = 4  # by 90 degrees
@@ -74,7 +75,7 @@ class UNetSSDN(nn.Module):
 
         The rotations run as one batch if they have one shape (``together``), else as two.
         """
-        layout = _memory_format(noisy)  # which rotations do not preserve
+        layout = memory_format(noisy)  # which rotations do not preserve
         rotated = [torch.rot90(noisy, turn, (2, 3)) for turn in range(TURNS)]
         if together:
             above = self._maps(torch.cat(rotated).contiguous(memory_format=layout)).chunk(TURNS)
@@ -95,16 +96,17 @@ class UNetSSDN(nn.Module):
         pool4 = self._pool(self._conv(self.enc_conv4, pool3))
         pool5 = self._pool(self._conv(self.enc_conv5, pool4))
         x = self._conv(self.enc_conv6, pool5)
-        x = self._conv(self.dec_conv5b, self._conv(self.dec_conv5a, _up(x, pool4)))
-        x = self._conv(self.dec_conv4b, self._conv(self.dec_conv4a, _up(x, pool3)))
-        x = self._conv(self.dec_conv3b, self._conv(self.dec_conv3a, _up(x, pool2)))
-        x = self._conv(self.dec_conv2b, self._conv(self.dec_conv2a, _up(x, pool1)))
-        return self._conv(self.dec_conv1b, self._conv(self.dec_conv1a, _up(x, noisy)))
+        x = self._conv(self.dec_conv5b, self._upsampled(self.dec_conv5a, x, pool4))
+        x = self._conv(self.dec_conv4b, self._upsampled(self.dec_conv4a, x, pool3))
+        x = self._conv(self.dec_conv3b, self._upsampled(self.dec_conv3a, x, pool2))
+        x = self._conv(self.dec_conv2b, self._upsampled(self.dec_conv2a, x, pool1))
+        return self._conv(self.dec_conv1b, self._upsampled(self.dec_conv1a, x, noisy))
 
     def _conv(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
-        if not self.blind_spot:
-            return _relu(layer(x))
-        return _relu(F.conv2d(_pad_top(x, 2), layer.weight, layer.bias, padding=(0, 1)))
+        return _relu(conv_above(layer, x) if self.blind_spot else layer(x))
+
+    def _upsampled(self, layer: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
+        return _relu(upsampled_conv(layer, x, skip, above=2 if self.blind_spot else 1))
 
     def _pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(_shift_down(x) if self.blind_spot else x, 2)
@@ -112,17 +114,7 @@ class UNetSSDN(nn.Module):
 
 def _shift_down(x: Tensor) -> Tensor:
     """Move every row down by one: the first becomes zero, the last is dropped."""
-    return _pad_top(x[:, :, :-1], 1)
-
-
-def _pad_top(x: Tensor, rows: int) -> Tensor:
-    """Add rows of zeros on top; unlike F.pad this writes once and its gradient is a view."""
-    zeros = x.new_zeros(*x.shape[:2], rows, x.shape[3])
-    return torch.cat([zeros.contiguous(memory_format=_memory_format(x)), x], dim=2)  # cat keeps a common format
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+    return pad_top(x[:, :, :-1], 1)
 
 
 def _conv1x1(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -132,7 +124,3 @@ def _conv1x1(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _relu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, SLOPE, inplace=True)
-
-
-def _up(x: Tensor, skip: Tensor) -> Tensor:
-    return torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip.to(x.dtype)], dim=1)

@@ -12,8 +12,7 @@ from zipfile import ZipFile
 from denoise.errors import UserError
 from denoise.redaction import has_password, without_passwords
 
-# The same list as rsync_exclude in ray_cluster.yaml, in the syntax that .gitignore and rsync share; Ray also excludes
-# what .gitignore and .rayignore name.
+# In the syntax of .gitignore; Ray also excludes what .gitignore and .rayignore name.
 MADE = (
     *(".git/", ".venv/", "/data/", "/runs/", "/models/", "/mlartifacts/", "/sweeps/", "*.db", "*.db-*"),
     *("/.dvc/cache/", "/.dvc/tmp/"),

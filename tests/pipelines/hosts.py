@@ -85,13 +85,17 @@ class Hosts:
         _ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
         _ip("-n", name, "link", "set", "eth0", "up")
         _ip("-n", name, "link", "set", "lo", "up")
+        self.begin(number)
+        return number
+
+    def begin(self, number: int) -> None:
+        """Start what runs on a host from the beginning: Ray."""
         if number == 1:
             self._ray(
                 1, "--head", f"--port={PORT}", "--num-cpus=0", f"--temp-dir={self.ray_folder}", "--include-dashboard=0"
             )
         else:
             self._ray(number, f"--address={self.address(1)}:{PORT}", "--num-cpus=1")
-        return number
 
     def drain(self, number: int, seconds: int) -> None:
         """Tell Ray that a host will be taken away in so many seconds, as a cloud does with a spot machine."""

@@ -4,17 +4,12 @@ import json
 import signal
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
-import yaml
 
 from pipelines.cli.common import configuration
 from pipelines.cluster.jobs import ADDRESS, dashboard_address, job_local_settings, job_name
-from pipelines.cluster.package import EXCLUDED
 from tests.pipelines.cli_helpers import sentence
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -110,8 +105,3 @@ def test_settings_that_name_files_in_the_jobs_folder_are_found(project):
     shared = ["ray.storage=/shared/runs", "tracking.uri=sqlite:////shared/mlflow.db"]
     assert job_local_settings(["train", *shared], configuration) == []
     assert job_local_settings(["presets"], configuration) == []
-
-
-def test_submit_and_ray_up_exclude_the_same_files():
-    cluster = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text(encoding="utf-8"))
-    assert list(EXCLUDED) == cluster["rsync_exclude"]
