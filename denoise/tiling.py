@@ -1,4 +1,6 @@
-"""Restoring images of any size: in one pass where they fit into a tile, else tile by tile, without seams.
+"""Restoring images of any size: in one pass where memory allows it, else in tiles, without seams.
+
+Tiles are as small as covers the image; without a given tile they are those of the least arithmetic.
 
 Tiles start at multiples of what the net's pooling needs, so that its grid lies where it would lie in a pass over the
 whole image. Where two tiles overlap, the outer quarter of each is discarded (the tile's border shows there) and the
@@ -7,7 +9,7 @@ middle half is a raised-cosine cross-fade. Of the image only one band of tiles i
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import ceil
+from math import ceil, isqrt
 
 import numpy as np
 import torch
@@ -18,11 +20,12 @@ from denoise.errors import UserError
 from denoise.images.io import DecodedImage
 from denoise.images.tensors import as_channels, pad, to_pixels, to_tensor, unpad
 
-TILE, OVERLAP = 512, 64  # pixels
+OVERLAP = 64  # pixels
 ESTIMATION_SIDE = 1024  # of the centre of an image, from which its noise level is estimated
 
 AdvanceProgress = Callable[[float], None]  # called with 1 after each tile
 ReadRegion = Callable[[slice, slice], Tensor]  # rows, columns -> that part of the noisy image (C, h, w)
+Sides = tuple[int, int]  # height and width of the tiles
 TileWindow = tuple[int, Tensor]  # start of a tile along one side, and the weights of its pixels along that side
 
 
@@ -31,7 +34,7 @@ def restore_tensor(
     noisy: Tensor,
     level: float | None = None,
     *,
-    tile: int = TILE,
+    tile: int | None = None,
     overlap: int = OVERLAP,
     device: torch.device | str = "cpu",
     advance: AdvanceProgress | None = None,
@@ -44,7 +47,8 @@ def restore_tensor(
         noisy: C 1 or 3, any H and W.
         level: of the noise in its own unit (sigma in [0, 1], a Poisson peak); None: the level that the denoiser was
             trained for, or, where that is a range and the denoiser needs a level, one estimated from the image.
-        tile: side of a tile in pixels, rounded up to a multiple of ``denoiser.multiple``.
+        tile: the largest side of a tile in pixels, rounded up to a multiple of ``denoiser.multiple``; None: tiles of at
+            most ``denoiser.pixels_per_pass`` pixels.
         overlap: the minimum overlap of neighbouring tiles in pixels.
         device: where the denoiser is.
         advance: called after each of the ``count_tiles`` tiles.
@@ -58,9 +62,10 @@ def restore_tensor(
     def read(rows: slice, columns: slice) -> Tensor:
         return noisy[:, rows, columns].float()
 
+    sides = _tile_sides(height, width, denoiser.multiple, denoiser.pixels_per_pass, tile, overlap)
     level = _level(denoiser, level, read, height, width)
     restore = _tile_restorer(denoiser, level, device, advance)
-    for top, band in _restore_bands(read, restore, (channels, height, width), denoiser.multiple, tile, overlap):
+    for top, band in _restore_bands(read, restore, (channels, height, width), denoiser.multiple, sides, overlap):
         restored[:, top : top + band.shape[1]] = band
     return restored
 
@@ -70,7 +75,7 @@ def restore_image(
     image: DecodedImage,
     level: float | None = None,
     *,
-    tile: int = TILE,
+    tile: int | None = None,
     overlap: int = OVERLAP,
     device: torch.device | str = "cpu",
     advance: AdvanceProgress | None = None,
@@ -85,16 +90,20 @@ def restore_image(
     def read(rows: slice, columns: slice) -> Tensor:
         return to_tensor(image.pixels[rows, columns])
 
+    sides = _tile_sides(height, width, denoiser.multiple, denoiser.pixels_per_pass, tile, overlap)
     level = _level(denoiser, level, read, height, width)
     restore = _tile_restorer(denoiser, level, device, advance)
-    for top, band in _restore_bands(read, restore, (channels, height, width), denoiser.multiple, tile, overlap):
+    for top, band in _restore_bands(read, restore, (channels, height, width), denoiser.multiple, sides, overlap):
         pixels[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
     return replace(image, pixels=pixels)
 
 
-def count_tiles(height: int, width: int, multiple: int, tile: int = TILE, overlap: int = OVERLAP) -> int:
-    """Return the number of tiles that an image of this size is divided into."""
-    return len(_starts(height, multiple, tile, overlap)) * len(_starts(width, multiple, tile, overlap))
+def count_tiles(
+    height: int, width: int, multiple: int, pixels: int, tile: int | None = None, overlap: int = OVERLAP
+) -> int:
+    """Return the number of tiles, of at most ``pixels`` or of sides up to ``tile``, that an image is divided into."""
+    tall, wide = _tile_sides(height, width, multiple, pixels, tile, overlap)
+    return len(_starts(height, multiple, tall, overlap)) * len(_starts(width, multiple, wide, overlap))
 
 
 def _level(denoiser: Denoiser, level: float | None, read: ReadRegion, height: int, width: int) -> float | None:
@@ -134,12 +143,12 @@ def _restore_bands(
     restore: Callable[[Tensor], Tensor],
     shape: tuple[int, int, int],
     multiple: int,
-    tile: int,
+    sides: Sides,
     overlap: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (top, (C, h, W)): the restored image from top to bottom, each row once."""
     channels, height, width = shape
-    rows, columns = _windows(height, multiple, tile, overlap), _windows(width, multiple, tile, overlap)
+    rows, columns = (_windows(size, multiple, side, overlap) for size, side in zip(shape[1:], sides, strict=True))
     unfinished = torch.zeros(channels, 0, width)  # rows of the band above that this band adds to
     for index, (top, row_weights) in enumerate(rows):
         bottom = min(top + len(row_weights), height)
@@ -155,27 +164,55 @@ def _restore_bands(
         yield top, band[:, :finished]
 
 
-def _starts(size: int, multiple: int, tile: int, overlap: int) -> list[int]:
-    """Return the starts of the tiles along one side: multiples of ``multiple``, evenly spaced up to the side's end."""
-    tile = ceil(tile / multiple) * multiple
-    stride = (tile - overlap) // multiple * multiple
-    if overlap < 0 or stride < multiple:
+def _tile_sides(height: int, width: int, multiple: int, pixels: int, tile: int | None, overlap: int) -> Sides:
+    """Return the sides of the tiles: up to ``tile``, or of at most ``pixels`` and with the least arithmetic."""
+    largest = isqrt(pixels) // multiple * multiple if tile is None else _round_up(tile, multiple)
+    if overlap < 0 or largest - _round_up(overlap, multiple) < multiple:
         raise UserError(
-            f"tile {tile} and overlap {overlap} do not fit together: "
-            f"expected an overlap of 0 to {max(tile - multiple, 0)}; give a larger tile or a smaller overlap."
+            f"tile {largest} and overlap {overlap} do not fit together: "
+            f"expected an overlap of 0 to {max(largest - multiple, 0)}; give a larger tile or a smaller overlap."
         )
-    last = ceil(size / multiple) * multiple - tile
+    if tile is not None:
+        return _side(height, multiple, largest, overlap), _side(width, multiple, largest, overlap)
+    shared = _round_up(overlap, multiple)
+    choices = []
+    for limit in range(shared + multiple, max(_round_up(height, multiple), largest) + 1, multiple):
+        tall = _side(height, multiple, limit, overlap)
+        widest = pixels // tall // multiple * multiple
+        if widest - shared >= multiple:
+            choices.append((tall, _side(width, multiple, widest, overlap)))
+
+    def work(sides: Sides) -> Sides:
+        tall, wide = sides
+        count = len(_starts(height, multiple, tall, overlap)) * len(_starts(width, multiple, wide, overlap))
+        return count * tall * wide, count
+
+    return min(set(choices), key=lambda sides: (*work(sides), sides))
+
+
+def _side(size: int, multiple: int, largest: int, overlap: int) -> int:
+    """Return the smallest side of the fewest tiles that cover ``size`` and whose sides are at most ``largest``."""
+    padded, shared = _round_up(size, multiple), _round_up(overlap, multiple)
+    if padded <= largest:
+        return padded
+    count = ceil((padded - shared) / (largest - shared))
+    return _round_up(ceil((padded - shared) / count) + shared, multiple)
+
+
+def _starts(size: int, multiple: int, side: int, overlap: int) -> list[int]:
+    """Return the starts of the tiles along one side: multiples of ``multiple``, evenly spaced up to the side's end."""
+    last = _round_up(size, multiple) - side
     if last <= 0:
         return [0]
-    steps = ceil(last / stride)
+    steps = ceil(last / (side - _round_up(overlap, multiple)))
     return [last * step // steps // multiple * multiple for step in range(steps + 1)]
 
 
-def _windows(size: int, multiple: int, tile: int, overlap: int) -> list[TileWindow]:
+def _windows(size: int, multiple: int, side: int, overlap: int) -> list[TileWindow]:
     """Return the tiles along one side of the padded image; the weights at each pixel sum to 1."""
-    padded = ceil(size / multiple) * multiple
-    starts = _starts(size, multiple, tile, overlap)
-    length = min(ceil(tile / multiple) * multiple, padded)
+    padded = _round_up(size, multiple)
+    starts = _starts(size, multiple, side, overlap)
+    length = min(side, padded)
     weights = torch.ones(len(starts), length)
     for index in range(len(starts) - 1):
         fade = _fade(starts[index] + length - starts[index + 1])
@@ -185,6 +222,10 @@ def _windows(size: int, multiple: int, tile: int, overlap: int) -> list[TileWind
     for start, weight in zip(starts, weights, strict=True):
         total[start : start + length] += weight
     return [(start, weight / total[start : start + length]) for start, weight in zip(starts, weights, strict=True)]
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return ceil(size / multiple) * multiple
 
 
 def _fade(overlap: int) -> Tensor:

@@ -34,7 +34,7 @@ def restore_files(
     denoiser: "Denoiser",
     level: float | None = None,
     *,
-    tile: int = 512,
+    tile: int | None = None,
     overlap: int = 64,
     device: str = "cpu",
     keep_going: bool = False,
@@ -46,7 +46,7 @@ def restore_files(
         output: a file or a folder.
         denoiser: from ``load_denoiser``, on ``device``.
         level: of the noise in its own unit; None: what the denoiser was trained for, or an estimate.
-        tile, overlap: side of a tile, and overlap of neighbouring tiles, in pixels.
+        tile, overlap: largest side of a tile (None: chosen for each image), and overlap of neighbours, in pixels.
         device: torch device of the denoiser.
         keep_going: restore the other images where one is broken, and name the broken ones at the end.
 
@@ -57,7 +57,7 @@ def restore_files(
 
     restore = partial(restore_image, denoiser, level=level, tile=tile, overlap=overlap, device=device)
     pairs = plan(inputs, output)
-    tiles, failures = _count_tiles(pairs, denoiser.multiple, tile, overlap, keep_going)
+    tiles, failures = _count_tiles(pairs, denoiser, tile, overlap, keep_going)
     results: list[Restored] = []
     written: dict[tuple[int, int], Path] = {}  # identity of each output -> its source
     with progress("restore", sum(tiles.values()), "tiles") as advance:
@@ -205,7 +205,7 @@ def _write(target: Path, image: "DecodedImage") -> None:
 
 
 def _count_tiles(
-    pairs: list[FilePair], multiple: int, tile: int, overlap: int, keep_going: bool
+    pairs: list[FilePair], denoiser: "Denoiser", tile: int | None, overlap: int, keep_going: bool
 ) -> tuple[dict[Path, int], list[str]]:
     """Return the number of tiles of each image, and an error message for each broken one."""
     from denoise.images.io import image_size
@@ -219,7 +219,7 @@ def _count_tiles(
         except UserError as error:
             failures.append(_message(error, keep_going))
             continue
-        tiles[source] = count_tiles(height, width, multiple, tile, overlap)
+        tiles[source] = count_tiles(height, width, denoiser.multiple, denoiser.pixels_per_pass, tile, overlap)
     return tiles, failures
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoise.nets.layers import conv
-from denoise.nets.upsampling import upsampled_conv
+from denoise.nets.upsampling import concat_upsampled, upsampled_conv
 
 SLOPE = 0.1  # of every LeakyReLU
 
@@ -54,10 +54,10 @@ class UNetN2N(nn.Module):
         pool4 = F.max_pool2d(_relu(self.enc_conv4(pool3)), 2)
         pool5 = F.max_pool2d(_relu(self.enc_conv5(pool4)), 2)
         x = _relu(self.enc_conv6(pool5))
-        x = _relu(self.dec_conv5b(_relu(upsampled_conv(self.dec_conv5a, x, pool4))))
-        x = _relu(self.dec_conv4b(_relu(upsampled_conv(self.dec_conv4a, x, pool3))))
-        x = _relu(self.dec_conv3b(_relu(upsampled_conv(self.dec_conv3a, x, pool2))))
-        x = _relu(self.dec_conv2b(_relu(upsampled_conv(self.dec_conv2a, x, pool1))))
+        x = _relu(self.dec_conv5b(_relu(self.dec_conv5a(concat_upsampled(x, pool4)))))
+        x = _relu(self.dec_conv4b(_relu(self.dec_conv4a(concat_upsampled(x, pool3)))))
+        x = _relu(self.dec_conv3b(_relu(self.dec_conv3a(concat_upsampled(x, pool2)))))
+        x = _relu(self.dec_conv2b(_relu(self.dec_conv2a(concat_upsampled(x, pool1)))))
         x = _relu(self.dec_conv1b(_relu(upsampled_conv(self.dec_conv1a, x, noisy))))
         restored: Tensor = self.dec_conv1c(x)
         return restored

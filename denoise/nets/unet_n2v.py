@@ -1,10 +1,10 @@
 """The U-Nets of Noise2Void (Krull et al. 2019) and Noise2Void 2 (Höck et al. 2022), as CSBDeep builds them."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoise.nets.layers import Size, conv
+from denoise.nets.upsampling import concat_upsampled, upsample
 
 MEAN, DEVIATION = 0.5, 0.25  # roughly those of images in [0, 1]: the layers see centred values of unit scale
 
@@ -70,8 +70,7 @@ class UNetN2V(nn.Module):
             x = _max_blur_pool(x) if self.blurpool else F.max_pool2d(x, 2)
         x = self.middle(x)
         for depth, level in reversed(list(enumerate(self.up))):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = level(torch.cat([x, skips[depth]], dim=1) if depth or self.top_skip else x)
+            x = level(concat_upsampled(x, skips[depth]) if depth or self.top_skip else upsample(x))
         output: Tensor = self.last(x)
         if not self.predicts_image:
             return output

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoise.nets.layers import conv
-from denoise.nets.upsampling import conv_above, memory_format, pad_top, upsampled_conv
+from denoise.nets.upsampling import concat_upsampled, conv_above, memory_format, pad_top, upsampled_conv
 
 SLOPE = 0.1  # of every LeakyReLU
 TURNS = 4  # by 90 degrees
@@ -96,17 +96,15 @@ class UNetSSDN(nn.Module):
         pool4 = self._pool(self._conv(self.enc_conv4, pool3))
         pool5 = self._pool(self._conv(self.enc_conv5, pool4))
         x = self._conv(self.enc_conv6, pool5)
-        x = self._conv(self.dec_conv5b, self._upsampled(self.dec_conv5a, x, pool4))
-        x = self._conv(self.dec_conv4b, self._upsampled(self.dec_conv4a, x, pool3))
-        x = self._conv(self.dec_conv3b, self._upsampled(self.dec_conv3a, x, pool2))
-        x = self._conv(self.dec_conv2b, self._upsampled(self.dec_conv2a, x, pool1))
-        return self._conv(self.dec_conv1b, self._upsampled(self.dec_conv1a, x, noisy))
+        x = self._conv(self.dec_conv5b, self._conv(self.dec_conv5a, concat_upsampled(x, pool4)))
+        x = self._conv(self.dec_conv4b, self._conv(self.dec_conv4a, concat_upsampled(x, pool3)))
+        x = self._conv(self.dec_conv3b, self._conv(self.dec_conv3a, concat_upsampled(x, pool2)))
+        x = self._conv(self.dec_conv2b, self._conv(self.dec_conv2a, concat_upsampled(x, pool1)))
+        x = _relu(upsampled_conv(self.dec_conv1a, x, noisy, above=2 if self.blind_spot else 1))
+        return self._conv(self.dec_conv1b, x)
 
     def _conv(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         return _relu(conv_above(layer, x) if self.blind_spot else layer(x))
-
-    def _upsampled(self, layer: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
-        return _relu(upsampled_conv(layer, x, skip, above=2 if self.blind_spot else 1))
 
     def _pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(_shift_down(x) if self.blind_spot else x, 2)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEAST_PIXELS = 64 * 64  # of the coarse maps, from which folding the weights costs less than it saves
+LEAST_PIXELS = 48 * 48  # of coarse maps, from which folding the weights costs less than it saves
 
 
 def upsampled_conv(layer: nn.Conv2d, coarse: Tensor, skip: Tensor, above: int = 1) -> Tensor:
-    """Return the 3x3 convolution of the upsampled coarse maps and the skip.
+    """Return the 3x3 convolution of upsampled coarse maps and a skip of few channels.
 
-    Without gradients, large maps on a CPU go through ``coarse_conv``, which differs by rounding: it is faster there.
+    Where a net restores large maps on a CPU, by ``coarse_conv``, which is faster there and differs by rounding.
 
     Args:
         layer: of as many inputs as ``coarse`` and ``skip`` have channels together.
@@ -21,22 +21,28 @@ def upsampled_conv(layer: nn.Conv2d, coarse: Tensor, skip: Tensor, above: int = 
         skip: (B, C', 2H, 2W).
         above: rows of zeros on top of the maps, 1 or 2; there are 2 - above below, and one column on each side.
     """
-    pixels = len(coarse) * coarse.shape[2] * coarse.shape[3]
-    if coarse.device.type == "cpu" and not torch.is_grad_enabled() and pixels >= LEAST_PIXELS:
+    learns = layer.training or torch.is_grad_enabled()
+    if coarse.device.type == "cpu" and not learns and coarse.shape[2] * coarse.shape[3] >= LEAST_PIXELS:
         return coarse_conv(layer, coarse, skip, above)
     maps = concat_upsampled(coarse, skip)
-    return layer(maps) if above == 1 else conv_above(layer, maps)
+    convolved: Tensor = conv_above(layer, maps) if above == 2 else layer(maps)
+    return convolved
+
+
+def upsample(coarse: Tensor) -> Tensor:
+    """Return (B, C, 2H, 2W), nearest upsampling of (B, C, H, W)."""
+    fine: Tensor = _Upsample.apply(coarse)  # type: ignore[no-untyped-call]
+    return fine
 
 
 def concat_upsampled(coarse: Tensor, skip: Tensor) -> Tensor:
     """Return (B, C + C', 2H, 2W): coarse maps (B, C, H, W) upsampled, and a skip (B, C', 2H, 2W)."""
-    upsampled: Tensor = _Upsample.apply(coarse)
     skip = skip.to(coarse.dtype)
     if skip.shape[1] == 1 and coarse.stride(1) == 1:
-        # One channel has the same layout in both memory formats, and cat would take the strides for the other one.
+        # One channel lies the same way in both formats, but cat and the convolution go by the strides.
         height, width = skip.shape[2:]
         skip = skip.contiguous().as_strided(skip.shape, (height * width, 1, width, 1))
-    return torch.cat([upsampled, skip], dim=1)
+    return torch.cat([upsample(coarse), skip], dim=1)
 
 
 def coarse_conv(layer: nn.Conv2d, coarse: Tensor, skip: Tensor, above: int = 1) -> Tensor:
@@ -47,13 +53,14 @@ def coarse_conv(layer: nn.Conv2d, coarse: Tensor, skip: Tensor, above: int = 1) 
     That is 16 products a block in place of 36 for upsampled maps, and 64 for a skip, which has fewer.
     """
     (batch, channels, height, width), outputs = coarse.shape, layer.out_channels
-    weight = _fold(layer.weight, channels, above).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", enabled=False):  # which would round the weights before they are summed
+        weight = _fold(layer.weight, channels, above).contiguous(memory_format=torch.channels_last)
     blocks = F.pixel_unshuffle(skip.to(coarse.dtype), 2).contiguous(memory_format=torch.channels_last)
     bias = None if layer.bias is None else layer.bias.repeat(4)
     phases = F.conv2d(torch.cat([coarse, blocks], dim=1), weight, bias, padding=1)
     shape = (batch, outputs, 2 * height, 2 * width)
     fine = torch.empty(shape, dtype=phases.dtype, memory_format=torch.channels_last)
-    for number, phase in enumerate(phases.split(outputs, dim=1)):
+    for number, phase in enumerate(phases.chunk(4, dim=1)):
         row, column = divmod(number, 2)
         top = _first_block(row, above) + 1
         fine[:, :, row::2, column::2] = phase[:, :, top : top + height, column : column + width]

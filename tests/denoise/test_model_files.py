@@ -184,7 +184,7 @@ def test_a_file_of_weights_that_lies_is_refused(folder, content):
 
 @pytest.mark.parametrize("change", ["missing", "renamed", "transposed", "half", "more"])
 def test_weights_of_another_net_are_refused(folder, change):
-    weights = {name: tensor.clone() for name, tensor in load_denoiser(folder).net.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in load_denoiser(folder).net.state_dict().items()}
     name = next(name for name, tensor in weights.items() if tensor.ndim == 4)
     if change in ("missing", "renamed"):
         tensor = weights.pop(name)
@@ -201,7 +201,7 @@ def test_weights_of_another_net_are_refused(folder, change):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(folder, tmp_path, value):
     denoiser = load_denoiser(folder)
-    weights = {name: tensor.clone() for name, tensor in denoiser.net.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in denoiser.net.state_dict().items()}
     name = list(weights)[-1]
     weights[name].view(-1)[0] = value
     save_file(weights, folder / "net.safetensors")

@@ -1,7 +1,7 @@
 """Images of any size, restored tile by tile with real nets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from denoise.denoiser import untrained_denoiser
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage, read_image
 from denoise.images.tensors import pad, to_tensor
-from denoise.tiling import _windows, count_tiles, restore_image, restore_tensor
+from denoise.methods import build_method
+from denoise.nets import NetMaker
+from denoise.noise import parse_noise
+from denoise.tiling import _side, _windows, count_tiles, restore_image, restore_tensor
 
 
 @dataclass
@@ -31,6 +35,7 @@ class NetDenoiser:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     sigmas: list[Tensor | None] = field(default_factory=list)
     needs_level: bool = False
+    pixels_per_pass: int = 1 << 20
 
     def level_of(self, noisy: Tensor) -> float:
         return float(noisy.mean())
@@ -83,8 +88,9 @@ def test_tiles_give_the_whole_image_where_the_net_sees_less_than_the_overlap(noi
     for tile, overlap in ((64, 16), (64, 32), (96, 24), (128, 64), (224, 17)):
         denoiser.shapes.clear()
         tiled = restore_tensor(denoiser, noisy, tile=tile, overlap=overlap)
-        assert set(denoiser.shapes) == {(1, 3, tile, tile)}
-        assert len(denoiser.shapes) == count_tiles(211, 333, 32, tile, overlap)
+        assert len(set(denoiser.shapes)) == 1
+        assert max(denoiser.shapes[0]) == tile or (tile, overlap) == (224, 17)
+        assert len(denoiser.shapes) == count_tiles(211, 333, 32, 1 << 20, tile, overlap)
         torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
@@ -134,7 +140,40 @@ def test_the_identity_comes_back_whatever_the_tiles(height: int, width: int, til
     done: list[float] = []
     restored = restore_tensor(denoiser, image, tile=tile, overlap=overlap, advance=done.append)
     torch.testing.assert_close(restored, image, rtol=0, atol=1e-6)
-    assert sum(done) == len(done) == len(denoiser.shapes) == count_tiles(height, width, 8, tile, overlap)
+    assert sum(done) == len(done) == len(denoiser.shapes) == count_tiles(height, width, 8, 1 << 20, tile, overlap)
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "tiles"),
+    [
+        ((1024, 1024), 1280 * 1024, 1),
+        ((1024, 1024), 600 * 600, 4),
+        ((3000, 4000), 1280 * 1024, 12),
+        ((1, 9000), 512, 30),
+    ],
+)
+def test_tiles_fit_the_image_and_the_bound(size: tuple[int, int], pixels: int, tiles: int) -> None:
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    multiple = 32 if pixels > 512 else 1
+    denoiser = NetDenoiser(lambda batch: batch, channels=1, multiple=multiple, pixels_per_pass=pixels)
+    overlap = 64 if pixels > 512 else 8
+    restored = restore_tensor(denoiser, image, overlap=overlap)
+    torch.testing.assert_close(restored, image, rtol=0, atol=1e-6)
+    assert len(denoiser.shapes) == count_tiles(*size, multiple, pixels, None, overlap)
+    assert len(denoiser.shapes) <= tiles
+    areas = [shape[2] * shape[3] for shape in denoiser.shapes]
+    assert max(areas) <= pixels
+    assert sum(areas) <= 1.3 * image.numel()
+
+
+def test_a_pass_is_smaller_for_nets_that_need_more_memory() -> None:
+    small = untrained_denoiser("zs_n2n", {}, 3, parse_noise("gauss25"))
+    method = build_method("n2c", {}, parse_noise("gauss25"))
+    unet, wide = (
+        replace(small, method=method, net=NetMaker(name, 3, {})(**form)).pixels_per_pass
+        for name, form in (("unet_n2n", {}), ("unet_ssdn", {"blind_spot": True}))
+    )
+    assert small.pixels_per_pass == 512**2 < wide < 1024**2 <= unet
 
 
 @settings(deadline=None)
@@ -142,7 +181,10 @@ def test_the_identity_comes_back_whatever_the_tiles(height: int, width: int, til
     size=st.integers(1, 3000), multiple=st.sampled_from([1, 2, 8, 32]), tile=st.integers(32, 600), share=st.floats(0, 1)
 )
 def test_windows_cover_and_sum_to_one(size: int, multiple: int, tile: int, share: float) -> None:
-    windows = _windows(size, multiple, tile, int(share * (tile - multiple)))
+    tile = tile // multiple * multiple
+    overlap = int(share * (tile - multiple))
+    windows = _windows(size, multiple, _side(size, multiple, tile, overlap), overlap)
+    assert len(windows[0][1]) <= tile
     total = torch.zeros(-(-size // multiple) * multiple)
     for start, weight in windows:
         assert start % multiple == len(weight) % multiple == 0
@@ -163,7 +205,7 @@ def test_weights_are_smooth_and_drop_the_borders_of_tiles() -> None:
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 64), (64, 40), (32, 1), (128, -1), (0, 0)])
 def test_tile_and_overlap_that_do_not_go_together(tile: int, overlap: int) -> None:
     with pytest.raises(UserError, match="overlap"):
-        count_tiles(100, 100, 32, tile, overlap)
+        count_tiles(100, 100, 32, 1 << 20, tile, overlap)
 
 
 # Grey and colour, sigma

@@ -24,6 +24,7 @@ class Darker:
     noise: str = "gauss25"
     name: str = "n2n"
     needs_level: bool = False
+    pixels_per_pass: int = 1 << 20
 
     def __post_init__(self) -> None:
         self.net = nn.Conv2d(self.channels, self.channels, 1, bias=False)

@@ -158,6 +158,14 @@ def test_train_evaluate_and_restore_without_services(project, denoise_fork, smal
     answer = json.loads(run(denoise_fork, "restore", noisy, "-o", "restored.png", "--model", model, "--json"))
     assert Path(answer[0]["target"]) == Path("restored.png")
     assert (project / "restored.png").is_file()
+    shown = run(
+        denoise_fork, "restore", noisy, "-o", "tiled.png", "--model", model, "--tile", "64", "--precision", "fp32"
+    )
+    assert "tiled.png" in shown
+    from denoise.images.io import read_image
+
+    whole, tiled = (read_image(project / name).pixels.astype(float) for name in ("restored.png", "tiled.png"))
+    assert abs(whole - tiled).mean() < 2
 
 
 def test_real_noisy_images_from_training_to_a_map_of_the_deviation(project, denoise_fork, photographs):
