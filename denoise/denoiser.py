@@ -20,8 +20,6 @@ from denoise.images.noise_level import estimate_sigma
 from denoise.methods import METHODS, Method, build_method
 from denoise.model_files import CARD, FORMAT, WEIGHTS, ModelCard, model_digest, read_card
 from denoise.nets import NetMaker, multiple_of
-from denoise.nets.rednet import REDNet30
-from denoise.nets.unet_ssdn import UNetSSDN
 from denoise.noise import Noise, parse_noise
 from denoise.precision import autocast
 from denoise.rng import Rng, batch_rng
@@ -42,9 +40,10 @@ __all__ = [
     "untrained_denoiser",
 ]
 
-# Pixels of one pass. Measured in bf16 (fp32: 1.8 times): 0.4 kB a pixel for U-Nets, 0.8 drunet, 2.6 rednet30, 3.4 ssdn.
-LARGE_PASS, MEDIUM_PASS, SMALL_PASS = 1280 * 1024, 600 * 600, 512 * 512
-WIDE_NETS = (REDNet30, UNetSSDN)
+# Of a net that names no number of its own: a U-Net takes 0.4 kB of memory a pixel in bf16, drunet 0.8; in fp32 1.8 times
+# that.
+PIXELS_PER_PASS = 1280 * 1024
+PIXELS_UNTRAINED = 512 * 512
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of the nets' tensors, and their names in safetensors
 # What building a net from a card that lies, or reading a damaged file, raises.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
@@ -88,9 +87,8 @@ class Denoiser:
     def pixels_per_pass(self) -> int:
         """How many pixels of an image may be restored in one pass, so that 1 to 2 GB of memory suffice in bf16."""
         if not self.method.trained:
-            return SMALL_PASS
-        wide = any(isinstance(part, WIDE_NETS) for part in self.net.modules())
-        return MEDIUM_PASS if wide else LARGE_PASS
+            return PIXELS_UNTRAINED
+        return min(int(getattr(part, "pixels_per_pass", PIXELS_PER_PASS)) for part in self.net.modules())
 
     @property
     def needs_level(self) -> bool:
