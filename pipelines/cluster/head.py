@@ -1,7 +1,6 @@
 """A Ray head on this machine that several commands share: the stages of ``denoise demo``."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 from denoise.config import Config
 from pipelines.cluster.auth import create_token
 from pipelines.cluster.connect import configure_local_ray, ray_address
+from pipelines.tracking.server import free_port
 
 STOP_SECONDS = 30.0  # that Ray gets to end its processes
 # Ends Ray when its standard input ends: also where the process that holds the other end was killed.
@@ -33,7 +33,7 @@ def shared_head(config: Config) -> Iterator[Mapping[str, str]]:
         yield os.environ
         return
     create_token()
-    cpus, address = configure_local_ray(config), f"127.0.0.1:{_free_port()}"
+    cpus, address = configure_local_ray(config), f"127.0.0.1:{free_port()}"
     environment = {
         "RAY_AUTH_MODE": "token",  # the head requires one by default, but who joins has to say so
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing runs any more that would have to move to another host
@@ -53,9 +53,3 @@ def shared_head(config: Config) -> Iterator[Mapping[str, str]]:
     finally:
         with suppress(subprocess.TimeoutExpired):  # it goes on ending Ray by itself
             keeper.communicate(timeout=STOP_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

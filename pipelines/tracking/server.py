@@ -89,7 +89,7 @@ def check_port(host: str, port: int) -> None:
             raise UserError(f"the MLflow page cannot listen on {host}:{port}: {error.strerror}.") from None
         raise UserError(
             f"port {port} on {host} is in use: stop the program that uses it, or take another port, for example "
-            f"--port {_free_port(host, family)}."
+            f"--port {free_port(host, family)}."
         ) from None
 
 
@@ -145,7 +145,8 @@ def _connect_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _free_port(host: str, family: socket.AddressFamily) -> int:
+def free_port(host: str = LOOPBACK, family: socket.AddressFamily = socket.AF_INET) -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
