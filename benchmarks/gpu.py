@@ -1,33 +1,39 @@
 """Images per second of training steps on a GPU, against the same net in eager fp32 in the same run, and the share of
 the card's own bf16 matrix rate that they use.
 
-A step is the whole one of `denoise train`: crops from the host's memory, noise, loss, gradients, optimizer. "fast" is
-bf16, channels_last, the fused optimizer and torch.compile; "graphs" launches them as CUDA graphs besides. Operations
-are those of eager fp32, counted once; a multiply and an add are two. Eager fp32 is PyTorch as it comes, which lets
-convolutions compute in TF32.
+A step is the whole one of `denoise train`: crops from the host's memory, noise, loss, gradients, optimizer. "graph" is
+bf16, channels_last and the fused optimizer, launched as one CUDA graph; "compiled" has torch.compile in place of the
+graph; "both" has both. Operations are those of eager fp32, counted once; a multiply and an add are two. Eager fp32 is
+PyTorch as it comes, which lets convolutions compute in TF32. GiB is the most memory that eager fp32 held.
 
-It needs no Ray, MLflow or shards. --psnr instead trains on the shards of `samples` in the given folder, once in fp32
-and once in bf16, and prints both validation PSNR.
+The whole table is laid out for ten minutes and 80 GB: variants are measured and freed one after another, none is
+started once the time of its row is spent ("-"), and one that finds no memory says so. It needs no Ray, MLflow or
+shards. --psnr instead trains on the shards of `samples` in the given folder, once in fp32 and once in bf16, and prints
+both validation PSNR.
 
-    python benchmarks/gpu.py                                # papers' batches and crops, then batch 64
+    python benchmarks/gpu.py                                # papers' batches and crops, then large ones
     python benchmarks/gpu.py n2n --psnr data/shards --steps 500
 """
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from denoise import distributed
 from denoise.config import Config, load_config
 from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import CropBatch
 from denoise.data.samples import IMAGE
 from denoise.data.shards import Shards
+from denoise.errors import UserError
 from denoise.methods import build_method, with_net
 from denoise.noise import parse_noise
 from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
@@ -35,11 +41,22 @@ from denoise.training.loop import train
 from denoise.training.setup import init_train_state
 from denoise.training.step import TrainStep
 
-# Crop side and batch of the papers' training (docs/methods.md names the sources).
-PAPERS = {"n2n": (256, 4), "n2v": (64, 128), "ssdn": (256, 4), "r2r": (40, 128)}
-EAGER = ("train.precision=fp32", "train.channels_last=false", "train.fused=false")
-FAST = ("train.precision=bf16", "train.compile=true")
-VARIANTS = {"eager": EAGER, "fast": FAST, "graphs": (*FAST, "train.cuda_graphs=true")}
+# Crop side and batch: those of the papers' training (docs/methods.md names the sources), then a large one. Eager fp32
+# keeps 18 KiB a pixel for ssdn, 8 for r2r, 2 for n2n and n2v: at most 32 GiB here.
+SHAPES = {
+    "n2n": ((256, 4), (256, 64)),
+    "ssdn": ((256, 4), (256, 16)),
+    "n2v": ((64, 128), (256, 64)),
+    "r2r": ((40, 128), (256, 64)),
+}
+BF16 = ("train.precision=bf16",)
+VARIANTS = {
+    "eager": ("train.precision=fp32", "train.channels_last=false", "train.fused=false", "train.compile=no"),
+    "graph": (*BF16, "train.compile=no", "train.cuda_graphs=true"),
+    "compiled": (*BF16, "train.compile=yes"),
+    "both": (*BF16, "train.compile=yes", "train.cuda_graphs=true"),
+}
+FAST = ("graph", "compiled", "both")
 WARM_UP = 5  # steps before the clock starts: compiling, capturing, choosing kernels
 SIDE = 8192  # of the matrices whose product measures the card
 
@@ -88,16 +105,72 @@ def matrix_rate(device: torch.device, seconds: float, side: int) -> float:
     return 2 * side**3 / seconds_per_call(lambda: left @ right, device, seconds)
 
 
-def compare(method: str, crop: int, batch: int, device: torch.device, seconds: float, rate: float) -> str:
-    """Return a line of the table."""
+@dataclass(frozen=True)
+class Measurement:
+    """What a variant takes, or a word that says why that is not known."""
+
+    seconds: float = float("inf")  # of a step
+    operations: int = 0  # of a step
+    memory: float = float("nan")  # the most that PyTorch has held, GiB
+    missing: str = ""
+
+    def images(self, batch: int) -> str:
+        """Return the images per second."""
+        return self.missing or f"{batch / self.seconds:.0f}"
+
+    def gain_over(self, other: "Measurement") -> str:
+        """Return how many times as fast as the other it is."""
+        return self.missing or other.missing or f"{other.seconds / self.seconds:.2f}"
+
+
+NOT_STARTED, NO_MEMORY = Measurement(missing="-"), Measurement(missing="no memory")
+
+
+def measure(overrides: tuple[str, ...], device: torch.device, seconds: float) -> Measurement:
+    """Return what a step of a configuration takes; nothing of it is left in memory."""
+    if device.type != "cuda" and "train.cuda_graphs=true" in overrides:
+        return NOT_STARTED
+    try:
+        return _measure(load_config(None, overrides), device, seconds)
+    except (RuntimeError, UserError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return NO_MEMORY
+    finally:
+        torch.compiler.reset()
+        gc.collect()  # a step and its graph refer to one another
+        torch.cuda.empty_cache()
+
+
+def _measure(config: Config, device: torch.device, seconds: float) -> Measurement:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step = make_step(config, device)
+    duration = seconds_per_call(step, device, seconds)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    counted = config.train.compile == "no" and not config.train.cuda_graphs  # others hide their operations
+    return Measurement(duration, operations(step) if counted else 0, memory)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Say whether an error, or one that it was raised in the place of, is a lack of memory on the device."""
+    return error is not None and (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error.__context__))
+
+
+def compare(
+    method: str, crop: int, batch: int, device: torch.device, seconds: float, deadline: float, rate: float
+) -> str:
+    """Return a line of the table; no variant is started after ``deadline``."""
     shape = (f"method={method}", f"train.crop={crop}", f"train.batch_size={batch}", "train.steps=1000000")
-    steps = {name: make_step(load_config(None, [*shape, *extra]), device) for name, extra in VARIANTS.items()}
-    work = operations(steps["eager"])
-    times = {name: seconds_per_call(step, device, seconds) for name, step in steps.items()}
-    best = min(times["fast"], times["graphs"])
-    ratios = " | ".join(f"{times['eager'] / times[name]:.2f}" for name in ("fast", "graphs"))
-    share = f"{work / best / rate:.1%}"
-    return f"| {method} | {crop} | {batch} | {batch / times['eager']:.0f} | {batch / best:.0f} | {ratios} | {share} |"
+    results = dict.fromkeys(VARIANTS, NOT_STARTED)
+    for name, extra in VARIANTS.items():
+        if time.perf_counter() < deadline:
+            results[name] = measure((*shape, *extra), device, seconds)
+    eager, best = results["eager"], min((results[name] for name in FAST), key=lambda result: result.seconds)
+    gains = [results[name].gain_over(eager) for name in FAST]
+    share = best.missing or eager.missing or f"{eager.operations / best.seconds / rate:.1%}"
+    cells = [method, crop, batch, eager.images(batch), best.images(batch), *gains, share, f"{eager.memory:.1f}"]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def psnr(method: str, precision: str, shards: Path, steps: int) -> float:
@@ -123,33 +196,49 @@ def samples(shards: Path, split: str) -> ShardedDataset:
     return ShardedDataset([Shards.open(shards / split / "samples")])
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", default=list(PAPERS))
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
-    parser.add_argument("--crop", type=int, help="instead of the papers'")
-    parser.add_argument("--batch", type=int, help="instead of the papers' and 64")
-    parser.add_argument("--device", default="cuda", help="cpu shows that the script works, and little else")
-    parser.add_argument("--psnr", type=Path, metavar="SHARDS", help="compare bf16 with fp32 instead")
-    parser.add_argument("--steps", type=int, default=500, help="of --psnr")
-    options = parser.parse_args()
-    if options.psnr:
-        for method in options.methods:
-            fp32, bf16 = (psnr(method, precision, options.psnr, options.steps) for precision in ("fp32", "bf16"))
-            print(f"{method}, {options.steps} steps: fp32 {fp32:.3f} dB, bf16 {bf16:.3f} dB (float)")
-        return
-    device = torch.device(options.device)
+def print_psnr(method: str, shards: Path, steps: int) -> None:
+    """Print what fp32 and bf16 reach."""
+    fp32, bf16 = (psnr(method, precision, shards, steps) for precision in ("fp32", "bf16"))
+    print(f"{method}, {steps} steps: fp32 {fp32:.3f} dB, bf16 {bf16:.3f} dB (float)", flush=True)
+
+
+def print_table(options: argparse.Namespace, device: torch.device) -> None:
+    """Measure the card, then print each row as soon as it is measured."""
     torch.backends.cudnn.benchmark = True
     rate = matrix_rate(device, options.seconds, SIDE if device.type == "cuda" else SIDE // 8)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}: bf16 matrix product {rate / 1e12:.3g} Tflop/s\n")
-    print("| method | crop | batch | eager fp32, images/s | best, images/s | fast / eager | graphs / eager | share |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| method | crop | batch | eager fp32, images/s | best, images/s | graph | compiled | both | share | GiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for method in options.methods:
-        crop, batch = PAPERS[method]
-        for size in [options.batch] if options.batch else [batch, 64]:
-            print(compare(method, options.crop or crop, size, device, options.seconds, rate), flush=True)
+        shapes = SHAPES[method] if not options.batch else [(SHAPES[method][0][0], options.batch)]
+        for crop, batch in shapes:
+            deadline = time.perf_counter() + options.row_seconds
+            side = options.crop or crop
+            print(compare(method, side, batch, device, options.seconds, deadline, rate), flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=list(SHAPES), metavar="METHOD", help=", ".join(SHAPES))
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--row-seconds", type=float, default=50, help="of a row, after which no variant is started")
+    parser.add_argument("--crop", type=int, help="instead of the papers'")
+    parser.add_argument("--batch", type=int, help="instead of the papers' and the large one")
+    parser.add_argument("--device", default="cuda:0", help="cpu shows that the script works, and little else")
+    parser.add_argument("--psnr", type=Path, metavar="SHARDS", help="compare bf16 with fp32 instead")
+    parser.add_argument("--steps", type=int, default=500, help="of --psnr")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --device cpu shows that the script works")
+    distributed.use_device(device)
+    if not options.psnr:
+        print_table(options, device)
+        return
+    for method in options.methods:
+        print_psnr(method, options.psnr, options.steps)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from denoise.errors import UserError
+
 T = TypeVar("T")
 
 # Keeps the last DDP module alive. Where a collective has timed out, its end would wait for Gloo's threads with Python's
 # lock held, which one of them may be waiting for: the process would hang instead of reporting the rank that is missing.
 _last_wrapped: list[nn.Module] = []
+_device: list[torch.device] = []  # what use_device was told last
 
 
 def rank() -> int:
@@ -28,20 +31,40 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """Return the device of this process: its own GPU under ``torchrun`` or Ray, the CPU where there is none."""
+    """Return the device of this process: what ``use_device`` was told, else its GPU if there is one, else the CPU."""
+    if _device:
+        return _device[0]
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def use_device(device: torch.device) -> None:
+    """Compute on this device in this process from now on."""
+    _device[:] = [device]
 
 
 def start_from_environment(timeout: float = 600) -> None:
     """Join the process group that ``torchrun`` describes in the environment; do nothing without one.
 
     ``timeout`` is how many seconds the ranks wait for one that does not answer.
+
+    Raises:
+        UserError: two processes would share a GPU.
     """
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    own, patience = device(), timedelta(seconds=timeout)
+    if own.type == "cpu":
+        dist.init_process_group("gloo", timeout=patience)
+        return
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus:
+        raise UserError(
+            f"torchrun has started {processes} processes on a machine with {gpus} GPUs, and two cannot share one; "
+            f"start it with --nproc-per-node={gpus}, or compute on CPUs with ray.gpu=no."
+        )
+    dist.init_process_group("nccl", timeout=patience, device_id=own)
 
 
 def stop() -> None:

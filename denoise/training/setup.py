@@ -48,6 +48,7 @@ def prepare_device(deterministic: bool) -> torch.device:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: the same bits on several streams
         torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only finds errors
     else:
         keep_freed_memory()
     return device

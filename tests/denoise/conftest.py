@@ -1,11 +1,29 @@
-"""Images that the tests of reading and writing share."""
+"""Images that the tests of reading and writing share, and the GPU of those marked so."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from denoise import distributed
 from denoise.images.io import DecodedImage, read_image
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The GPU, on which training in this process computes as well; without one the test skips.
+
+    DENOISE_TEST_DEVICE=cpu puts the CPU in its place, which tries the tests themselves.
+    """
+    device = torch.device(os.environ.get("DENOISE_TEST_DEVICE", "cuda:0"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU here; DENOISE_TEST_DEVICE=cpu tries this test on the CPU")
+    # PyTorch looks at it once in a process, at the first matrix product; deterministic training needs it then.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(distributed, "_device", [device])
+    return device
 
 
 @pytest.fixture(scope="session")

@@ -137,10 +137,9 @@ def test_the_level_does_not_depend_on_the_image(name, image):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [*NAMES, *RANGES])
-def test_a_gpu_makes_the_same_noise(name, image):
-    device = torch.device("cuda")
+def test_a_gpu_makes_the_same_noise(gpu, name, image):
     host = parse_noise(name).corrupt(image, rng(2))
-    there = parse_noise(name).corrupt(image.to(device), batch_rng(0, 0, torch.arange(2, device=device)))
-    assert there.noisy.is_cuda
+    there = parse_noise(name).corrupt(image.to(gpu), rng(2).on(gpu))
+    assert there.noisy.device == gpu
     assert torch.allclose(host.noisy, there.noisy.cpu(), atol=1e-5)
     assert torch.equal(host.level, there.level.cpu())

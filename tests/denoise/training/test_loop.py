@@ -253,15 +253,6 @@ def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):
     assert {"ProfilerStep#5", "ProfilerStep#14"} <= names
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("parts", ["train.micro_batch=null", "train.micro_batch=1"])
-def test_cuda_graphs_change_nothing_but_rounding(small_shards, tmp_path, parts):
-    plain = ("train.optimizer=sgd", "train.lr=0.002", "train.precision=fp32", "net=cnn5", parts)
-    rows, _, _ = run(small_shards, tmp_path / "plain", *plain)
-    others, _, _ = run(small_shards, tmp_path / "graphs", *plain, "train.cuda_graphs=true")
-    assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("switch", ["compile=true", "cuda_graphs=true", "fused=false", "channels_last=false"])
 def test_switches_of_speed_change_nothing_but_rounding(small_shards, tmp_path, switch):
