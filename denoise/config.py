@@ -106,15 +106,22 @@ class Ray:
     """Where training runs, and on how many workers."""
 
     address: str | None = None  # of a running cluster; None: RAY_ADDRESS, else a cluster on this machine
-    workers: Positive = 2
+    workers: Literal["auto"] | Positive = "auto"  # auto: one for each GPU, without GPUs for each core
     min_workers: Positive | None = None  # run with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"
-    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, workers share a GPU
+    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"  # auto: where all get one
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, trainings of one worker share a GPU
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
     max_failures: Count = 3  # worker failures that a run survives
     keep_checkpoints: Positive = 2  # the newest; the best is kept as well
     timeout: Annotated[float, Field(gt=0, le=1e6)] = 600  # seconds that workers wait for one that does not answer
+
+    @property
+    def worker_count(self) -> int:
+        """The number of workers, once ``auto`` has been settled for a cluster."""
+        if self.workers == "auto":
+            raise ValueError("ray.workers=auto has no number before the cluster is known")
+        return self.workers
 
 
 @dataclasses.dataclass(frozen=True)

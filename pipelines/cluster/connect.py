@@ -1,5 +1,6 @@
 """Connect to Ray: to the cluster that is configured, or to one that is started on this machine."""
 
+import math
 import os
 import shlex
 import socket
@@ -14,9 +15,6 @@ from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.cluster.auth import AUTH_HINT, create_token, protect_token, refuse_open, requires_token
 
-# How often Ray Train's controller looks after its workers: its default of 2 s would hold up the end of short runs, and
-# with thousands of workers it would do nothing else.
-POLL_SECONDS, POLLS_PER_SECOND = 0.5, 250
 LISTENING_SECONDS = 10.0  # that the head of a cluster may take until it listens
 STARTING_SECONDS = 60.0  # the same on this machine, where it may just have been started (head.py)
 
@@ -42,8 +40,6 @@ def ray_cluster(config: Config, state_api: bool = False, check_token: bool = Tru
     Raises:
         UserError: the cluster cannot be reached, or requires no token.
     """
-    poll_seconds = max(POLL_SECONDS, config.ray.workers / POLLS_PER_SECOND)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
     import ray
 
     address = ray_address(config)
@@ -81,8 +77,8 @@ def _start(config: Config, state_api: bool, options: Mapping[str, Any]) -> Any:
 
 def configure_local_ray(config: Config) -> int:
     """Set Ray's variables for a cluster on this machine, and return the number of its processors."""
-    needed = config.ray.workers * config.ray.cpus_per_worker
-    cpus = max(os.cpu_count() or 1, int(-(-needed // 1)))
+    workers = 1 if config.ray.workers == "auto" else config.ray.workers
+    cpus = max(os.cpu_count() or 1, math.ceil(workers * config.ray.cpus_per_worker))
     # This machine is not preempted.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Nobody collects the metrics of a cluster that ends with the command; gathering them takes time from the workers.
@@ -144,26 +140,3 @@ def this_node() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def use_gpu(config: Config) -> bool:
-    """Return whether workers get GPUs: as ``ray.gpu`` says; for auto, if the connected cluster has enough."""
-    import ray
-
-    if config.ray.gpu == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= config.ray.workers * config.ray.gpus_per_worker)
-    return config.ray.gpu == "yes"
-
-
-def worker_needs(config: Config, gpu: bool) -> dict[str, float]:
-    """Return the resources of one worker, by Ray's names."""
-    return {"CPU": config.ray.cpus_per_worker, **({"GPU": config.ray.gpus_per_worker} if gpu else {})}
-
-
-def worker_capacity(config: Config, gpu: bool) -> int:
-    """Return how many workers the connected cluster could run if nothing else ran on it."""
-    import ray
-
-    needs = worker_needs(config, gpu)
-    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(int(host.get(kind, 0) // need) for kind, need in needs.items()) for host in hosts)

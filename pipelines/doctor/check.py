@@ -10,7 +10,8 @@ from denoise.config import Config
 from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.cluster import auth
-from pipelines.cluster.connect import ray_address, ray_cluster, use_gpu, worker_capacity
+from pipelines.cluster.connect import ray_address, ray_cluster
+from pipelines.cluster.workers import fit_to_cluster, worker_capacity
 from pipelines.datasets.layout import data_place
 from pipelines.doctor.findings import (
     Finding,
@@ -192,4 +193,8 @@ def _check_sweeps(storage: str) -> Finding:
 
 
 def _check_capacity(config: Config) -> Finding:
-    return check_capacity(worker_capacity(config, use_gpu(config)), config.ray.workers, config.ray.min_workers)
+    try:
+        config = fit_to_cluster(config)
+    except UserError as error:
+        return Finding("room", "problem", str(error).rstrip("."))
+    return check_capacity(worker_capacity(config), config.ray.worker_count, config.ray.min_workers)

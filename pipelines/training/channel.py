@@ -1,30 +1,23 @@
-"""Messages between the driver of a run and its workers: the actors that carry them, and the driver's thread.
+"""Messages between the driver of a run and its workers, and the actor that keeps them.
 
-An actor is a process of its own, started for every run, which imports this file: it imports next to nothing.
+The actor is a process of its own, one for a run or for a whole sweep, which imports this file: it imports next to
+nothing.
 """
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-from pipelines.console import say
-from pipelines.training.progress import step_progress
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from denoise.config import Config
     from denoise.training.fault_injection import Fault
-    from pipelines.training.worker import WorkerTask
 
-PROGRESS_SECONDS = 0.5  # between two looks of the driver into the channel
-CAPACITY_SECONDS = 20.0  # without progress, after which to check whether the cluster has room for the workers
-
-OnValidation = Callable[[Mapping[str, float]], bool]  # called with the metrics of a validation; true stops the run
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 
-class RunChannel:
-    """A Ray actor that carries messages between the workers and the driver, on whichever hosts they run."""
+class RunMessages:
+    """What the workers and the driver of one run have to tell each other."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}  # the latest
@@ -73,92 +66,66 @@ class RunChannel:
         return self.failure, self.steps
 
 
-class PruneFlags:
-    """A Ray actor that knows which runs side by side should stop, on whichever hosts they are."""
+class MessagesActor:
+    """The Ray actor that keeps the messages of all runs of a command, on whichever hosts these are."""
 
     def __init__(self) -> None:
-        self.pruned: set[str] = set()
+        self.runs: defaultdict[str, RunMessages] = defaultdict(RunMessages)
 
-    def prune(self, trial_id: str) -> None:
-        """Record that a run should stop."""
-        self.pruned.add(trial_id)
+    def call(self, run: str, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of a run's messages."""
+        return getattr(self.runs[run], method)(*arguments, **options)
 
-    def is_pruned(self, trial_id: str) -> bool:
-        """Return whether a run should stop."""
-        return trial_id in self.pruned
+    def drop(self, run: str) -> None:
+        """Forget a run, which has ended."""
+        self.runs.pop(run, None)
 
 
-@contextmanager
-def follow_workers(task: "WorkerTask", gpu: bool, stop: threading.Event, on_validation: OnValidation) -> Iterator[None]:
-    """In the driver: show what the workers report while the block runs, and ask them to stop once that is wanted.
-
-    Args:
-        task: what the workers do.
-        gpu: whether each of them gets a GPU.
-        stop: set by whoever wants the run to stop, and here where ``on_validation`` returns true.
-        on_validation: called with the metrics of every validation.
-    """
+def start_messages() -> Any:
+    """Start the actor on this node, and return its handle: elsewhere it would die with a host that runs survive."""
     import ray
 
-    from denoise.training.fault_injection import DRIVER, FaultInjector
+    from pipelines.cluster.connect import this_node
 
-    name, channel, faults = task.name, task.channel, FaultInjector(task.faults, DRIVER)
-    ended, notice = threading.Event(), CapacityNotice(name, task.config, gpu)
-
-    def follow() -> None:
-        step, stop_sent, last_turn = 0.0, False, False
-        with step_progress(name, task.config.train.steps) as show:
-            while not last_turn:
-                last_turn = ended.wait(PROGRESS_SECONDS)  # and one turn more, for the last validation
-                try:
-                    if stop.is_set() and not stop_sent:
-                        stop_sent = True
-                        ray.get(channel.request_stop.remote())
-                        say(f"{name}: asked to stop; saving a checkpoint")
-                    metrics, messages, validations = ray.get(channel.take.remote())
-                except ray.exceptions.RayError:  # the cluster is gone: the end of the run reports that
-                    return
-                for message in messages:
-                    say(f"{name}: {message}")
-                for row in validations:
-                    if on_validation(row):
-                        stop.set()
-                advanced = metrics.get("step", 0) != step
-                notice.check(bool(messages) or advanced)
-                if advanced:
-                    show(metrics)
-                    step = metrics["step"]
-                    faults.before_step(int(step))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=5)
+    return ray.remote(num_cpus=0, scheduling_strategy=this_node())(MessagesActor).remote()
 
 
-class CapacityNotice:
-    """Says once that a run waits for room in the cluster: Ray itself waits in silence."""
+class RunChannel:
+    """One run's way to its messages, which Ray serialises for the run's workers; with ``with``, they end there.
 
-    def __init__(self, name: str, config: "Config", gpu: bool) -> None:
-        self.name, self.config, self.gpu = name, config, gpu
-        self.advanced_at, self.notified = time.monotonic(), False
+    Args:
+        actor: handle of the MessagesActor.
+        run: key of the run. By default a new one: then nothing reaches it from processes of an earlier attempt.
+    """
 
-    def check(self, advanced: bool) -> None:
-        """Record whether the run advances, and check the cluster's room when it has not for a while."""
-        from pipelines.cluster.connect import worker_capacity
+    def __init__(self, actor: Any, run: str = "") -> None:
+        self.actor, self.run = actor, run or uuid.uuid4().hex
 
-        if advanced:
-            self.advanced_at, self.notified = time.monotonic(), False
-        if self.notified or time.monotonic() - self.advanced_at < CAPACITY_SECONDS:
-            return
-        least = self.config.ray.min_workers or self.config.ray.workers
-        workers = worker_capacity(self.config, self.gpu)
-        if workers < least:
-            self.notified = True
-            say(
-                f"{self.name}: waits, as the cluster has room for {workers} of {least} workers; add machines, or stop "
-                "this and lower ray.workers, ray.min_workers or ray.cpus_per_worker."
-            )
+    def ask(
+        self,
+        method: Callable[Concatenate[RunMessages, Arguments], Answer],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call a method of the run's messages and return its answer; a RayError says that the actor is gone."""
+        import ray
+
+        answer: Answer = ray.get(self.actor.call.remote(self.run, method.__name__, *arguments, **options))
+        return answer
+
+    def send(
+        self,
+        method: Callable[Concatenate[RunMessages, Arguments], None],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> None:
+        """Call a method of the run's messages without waiting for it."""
+        self.actor.call.remote(self.run, method.__name__, *arguments, **options)
+
+    def __enter__(self) -> "RunChannel":
+        """Return the channel."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Have the actor forget the run."""
+        self.actor.drop.remote(self.run)

@@ -1,5 +1,6 @@
 """Training without Ray: one process, or the processes that ``torchrun`` started."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from denoise.config import Config
 from denoise.documents import parse_json
+from denoise.errors import UserError
 from denoise.files import json_line, require_name
 from pipelines.console import say
 from pipelines.signals import stop_event_on_sigterm
@@ -37,7 +39,7 @@ def train_locally(
     Checkpoints and metrics.jsonl are in runs/NAME; the same command resumes from the newest intact checkpoint.
 
     Raises:
-        UserError: bad input.
+        UserError: bad input, or no GPU where one is asked for.
         Stopped: SIGTERM came; a checkpoint has been saved.
     """
     from denoise import distributed
@@ -53,9 +55,11 @@ def train_locally(
     if name:
         inputs = continue_run(config, inputs, store, run / "model")
     require_replaceable(model)
+    _choose_device(config.ray.gpu)
     distributed.start_from_environment(config.ray.timeout)
     try:
         rank = distributed.rank()
+        config = dataclasses.replace(config, ray=dataclasses.replace(config.ray, workers=distributed.world_size()))
         injector = FaultInjector(faults, rank)
         datasets = open_datasets(config, inputs.parts)
         with _progress(inputs.name, config.train.steps, rank) as show, stop_event_on_sigterm() as stop:
@@ -84,6 +88,18 @@ def train_locally(
     finally:
         distributed.stop()
     return model
+
+
+def _choose_device(gpu: str) -> None:
+    """Compute as ``ray.gpu`` says, although Ray has no part in it."""
+    import torch
+
+    from denoise import distributed
+
+    if gpu == "no":
+        distributed.use_device(torch.device("cpu"))
+    elif gpu == "yes" and distributed.device().type != "cuda":
+        raise UserError("ray.gpu=yes, but torch finds no GPU on this machine; check its driver, or leave ray.gpu out.")
 
 
 def _progress(name: str, steps: int, rank: int) -> AbstractContextManager[ShowMetrics]:

@@ -1,5 +1,6 @@
 """The train stage on Ray Train: DDP workers anywhere, one MLflow run, resumed by the same command."""
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from denoise.errors import UserError
 from denoise.files import require_name
 from denoise.redaction import HIDDEN, without_passwords
 from denoise.training.fault_injection import Fault
-from pipelines.cluster.connect import ray_address, ray_cluster, this_node, use_gpu, worker_needs
+from pipelines.cluster.connect import ray_address, ray_cluster
+from pipelines.cluster.workers import fit_to_cluster, worker_needs
 from pipelines.console import say
 from pipelines.signals import plain_interrupt, stop_event_on_sigterm
 from pipelines.storage.checkpoints import absolute, open_store
@@ -20,7 +22,8 @@ from pipelines.tracking import client as tracking
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import DataUse, RunSpec
-from pipelines.training.channel import OnValidation, RunChannel, follow_workers
+from pipelines.training.channel import RunChannel, RunMessages, start_messages
+from pipelines.training.driver import OnValidation, follow_workers
 from pipelines.training.inputs import (
     PROFILE,
     TrainingInputs,
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from denoise.training.checkpoint_manager import CheckpointStore
 
 RESIZE_SECONDS = 30.0  # between two looks whether there is room for more workers
+# How often Ray Train's controller looks after its workers: its default of 2 s would hold up the end of short runs, and
+# with thousands of workers it would do nothing else.
+POLL_SECONDS, POLLS_PER_SECOND = 0.5, 250
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def train_on_ray(
         if not finished(config, store):
             with ray_cluster(config) as dashboard:
                 _announce(run.spec, config.ray.storage, dashboard)
-                fit(config, inputs, run.spec, journal, faults=faults, profile=profile)
+                fit(fit_to_cluster(config), inputs, run.spec, journal, faults=faults, profile=profile)
         metrics = export_model(config, store, folder)
         Journal(journal).set_model(folder, _final_figures(metrics), inputs.example(config))
     return TrainedRun(inputs.name, folder, run.synced.run_id if run.synced else None, metrics)
@@ -142,19 +148,18 @@ def fit(
     *,
     faults: Sequence[Fault] = (),
     profile: bool = False,
-    in_sweep: bool = False,
+    messages: Any = None,
     on_validation: OnValidation = lambda row: False,
 ) -> None:
     """Train on the connected cluster until the last step is done, or until ``on_validation`` returns true.
+
+    ``fit_to_cluster`` has made ``config``; ``messages`` is the handle of a sweep's MessagesActor.
 
     Raises:
         UserError: bad input, or more failures than allowed.
         Stopped: it was asked to stop; a checkpoint has been saved.
     """
-    import ray
-
-    # On this node: anywhere else the channel would die with a host that the run itself survives.
-    channel = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunChannel).remote()
+    channel = RunChannel(messages or start_messages())
     task = WorkerTask(
         config=config,
         name=inputs.name,
@@ -169,37 +174,38 @@ def fit(
         faults=tuple(faults),
         profile=(Path("runs") / inputs.name / PROFILE).absolute() if profile else None,
     )
-    gpu = use_gpu(config)
-    trainer = _trainer(task, gpu, in_sweep)
-    with stop_event_on_sigterm() as stop, follow_workers(task, gpu, stop, on_validation):
+    poll_seconds = max(POLL_SECONDS, config.ray.worker_count / POLLS_PER_SECOND)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
+    trainer = _trainer(task, in_sweep=messages is not None)
+    with channel, stop_event_on_sigterm() as stop, follow_workers(task, stop, on_validation):
         try:
             with plain_interrupt():
                 trainer.fit()
         except Exception as error:
             raise _final_error(channel, inputs.name, error) from error
-    failure, steps = ray.get(channel.ending.remote())
+        failure, steps = channel.ask(RunMessages.ending)
     if failure:
         raise UserError(failure)
     if steps < config.train.steps:
         raise Stopped(steps, config.train.steps)
 
 
-def _trainer(task: WorkerTask, gpu: bool, in_sweep: bool) -> "TorchTrainer":
+def _trainer(task: WorkerTask, in_sweep: bool) -> "TorchTrainer":
     """Return Ray's trainer, with the workers that the configuration asks for."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
 
-    options = task.config.ray
+    options, workers = task.config.ray, task.config.ray.worker_count
     return _trainer_class(in_sweep)(
         train_worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(timeout_s=int(options.timeout)),
         scaling_config=ScalingConfig(
-            num_workers=options.workers if options.min_workers is None else (options.min_workers, options.workers),
+            num_workers=workers if options.min_workers is None else (options.min_workers, workers),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            use_gpu=gpu,
-            resources_per_worker=worker_needs(task.config, gpu),
+            use_gpu=options.gpu == "yes",
+            resources_per_worker=worker_needs(task.config),
         ),
         run_config=RunConfig(
             name=task.name,
@@ -229,11 +235,9 @@ def _trainer_class(in_sweep: bool) -> "type[TorchTrainer]":
     return Trainer
 
 
-def _final_error(channel: Any, name: str, error: Exception) -> UserError:
+def _final_error(channel: RunChannel, name: str, error: Exception) -> UserError:
     """Return what to tell the user of a run that Ray has given up: a worker's own reason, where there is one."""
-    import ray
-
-    failure, _ = ray.get(channel.ending.remote())
+    failure, _ = channel.ask(RunMessages.ending)
     if failure:
         return UserError(failure)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

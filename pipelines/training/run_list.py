@@ -1,13 +1,14 @@
 """A list of small trainings, side by side on the connected cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from denoise.config import Config
+from pipelines.cluster.workers import fit_to_cluster
 from pipelines.training.side_by_side import End, PlainSearcher, Reporter, run_all
 from pipelines.training.trial import train_trial
 
@@ -49,6 +50,7 @@ def train_all(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the next call goes on from the runs' checkpoints.
     """
+    runs = [replace(run, config=fit_to_cluster(run.config, side_by_side=True)) for run in runs]
     searcher = _ListSearcher(runs, show or (lambda name, outcome: None))
     run_all(
         partial(_train_one, runs=runs), searcher, runs[0].config, name=name, count=len(runs), concurrency=concurrency
@@ -60,7 +62,7 @@ def train_all(
 
 def _train_one(suggestion: Mapping[str, Any], report: Reporter, runs: Sequence[SmallRun]) -> End:
     run = runs[suggestion["number"]]
-    metrics = train_trial(run.config, run.name, run.tags, lambda row: report({"step": row["step"]}))
+    metrics = train_trial(run.config, run.name, run.tags, lambda row: report({"step": row["step"]}), report.messages)
     return {"metrics": dict(metrics)}
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 from ray import tune
 from ray.train._internal.session import get_session
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -19,10 +18,11 @@ from ray.tune.search import Searcher
 
 from denoise.config import Config
 from denoise.errors import UserError
-from pipelines.cluster.connect import ray_address, this_node, use_gpu, worker_capacity, worker_needs
+from pipelines.cluster.connect import ray_address
+from pipelines.cluster.workers import worker_capacity, worker_needs
 from pipelines.console import say
 from pipelines.signals import ctrl_c_on_sigterm, on_sigterm, tune_interrupt
-from pipelines.training.channel import PruneFlags
+from pipelines.training.channel import RunChannel, RunMessages, start_messages
 from pipelines.training.progress import Stopped
 from pipelines.training.trial import MemoryFullError
 
@@ -43,11 +43,11 @@ class PlainSearcher(Searcher):  # type: ignore[misc]
     Train run inside now and then stay taken (ray#54305).
     """
 
-    flags: Any = None  # handle of the actor PruneFlags, while ``run_all`` runs
+    messages: Any = None  # handle of the MessagesActor, while ``run_all`` runs
 
     def stop(self, trial_id: str) -> None:
         """Have a run stop at its next report."""
-        ray.get(self.flags.prune.remote(trial_id))
+        RunChannel(self.messages, trial_id).ask(RunMessages.request_stop)
 
     def on_report(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take what a run reports."""
@@ -120,7 +120,7 @@ def run_all(
         work: called in a process of the cluster with a suggestion, and with what carries its reports to the searcher;
             returns how it ended. A UserError is a failure, which is not tried again.
         searcher: says what there is to do.
-        config: how many workers a run has and what they need; how many deaths a run survives.
+        config: from ``fit_to_cluster``: how many workers a run has and what they need; how many deaths it survives.
         name: of all of it.
         count: how much there is to do.
         concurrency: runs side by side at most; by default as many as the cluster has room for.
@@ -134,13 +134,11 @@ def run_all(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     _keep_keys_of_aws()
-    needs = worker_needs(config, use_gpu(config)) if config.ray.workers == 1 else ON_HEAD
-
-    # On this node: anywhere else the actor would die with a host that the runs themselves survive.
-    searcher.flags = flags = ray.remote(num_cpus=0, scheduling_strategy=this_node())(PruneFlags).remote()
+    needs = worker_needs(config) if config.ray.worker_count == 1 else ON_HEAD
+    searcher.messages = messages = start_messages()
 
     def trainable(suggestion: dict[str, Any]) -> None:
-        _work_and_report(suggestion, work, flags)
+        _work_and_report(suggestion, work, messages)
 
     trainable.__mixins__ = (_WaitsForItsEnd,)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix="denoise-tune-") as folder, _stoppable():
@@ -172,9 +170,10 @@ def _stoppable() -> Iterator[None]:
 class Reporter:
     """In a process of the cluster: carries what a run reports to the searcher, and whether to stop back to the run."""
 
-    def __init__(self, flags: Any) -> None:
+    def __init__(self, messages: Any) -> None:
         self.interrupted = False  # whether Tune ends the run: nobody takes what it reports any more
-        self._flags, self._trial_id = flags, tune.get_context().get_trial_id()
+        self.messages = messages  # handle of the MessagesActor
+        self._channel = RunChannel(messages, tune.get_context().get_trial_id())
 
     def __call__(self, values: Mapping[str, Any]) -> bool:
         """Report, and return whether the run should stop."""
@@ -186,15 +185,15 @@ class Reporter:
 
     def should_stop(self) -> bool:
         """Return whether the searcher has stopped the run."""
-        return bool(ray.get(self._flags.is_pruned.remote(self._trial_id)))
+        return self._channel.ask(RunMessages.stop_requested)
 
 
-def _work_and_report(suggestion: Mapping[str, Any], work: Work, flags: Any) -> None:
+def _work_and_report(suggestion: Mapping[str, Any], work: Work, messages: Any) -> None:
     """Do the work and report how it ended; leave the process if its memory was full.
 
     To Tune that looks like a death, after which it starts a new process with the same suggestion: that returns at once.
     """
-    report, leaves = Reporter(flags), False
+    report, leaves = Reporter(messages), False
     if report.should_stop():
         return
     try:
@@ -227,8 +226,8 @@ def _concurrent_runs(config: Config, maximum: int | None) -> int:
     A run of several workers needs seconds until these have started: one more gets ready meanwhile. It holds nothing,
     since a run gets the places of all its workers at once.
     """
-    workers, more = config.ray.workers, int(config.ray.workers > 1)
-    places = worker_capacity(config, use_gpu(config)) // workers
+    workers = config.ray.worker_count
+    more, places = int(workers > 1), worker_capacity(config) // workers
     needed = f"a trial of {workers} worker{'s' * (workers > 1)}"
     if ray_address(config):  # a cluster that may grow
         if not places:

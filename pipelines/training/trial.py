@@ -10,15 +10,16 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config
 from denoise.errors import UserError, first_line
+from pipelines.cluster.workers import use_assigned_device
 from pipelines.console import say
 from pipelines.storage.checkpoints import open_store
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
 from pipelines.tracking.runs import RunSpec
-from pipelines.training.channel import OnValidation
+from pipelines.training.driver import OnValidation
 from pipelines.training.inputs import TrainingInputs, open_datasets, provenance, training_inputs
 from pipelines.training.named_run import continue_run
 from pipelines.training.on_ray import finished, fit, run_spec
@@ -35,7 +36,7 @@ class MemoryFullError(UserError):
 
 
 def train_trial(
-    config: Config, name: str, tags: Mapping[str, object], on_validation: OnValidation
+    config: Config, name: str, tags: Mapping[str, object], on_validation: OnValidation, messages: Any
 ) -> Mapping[str, float]:
     """Train one run of a sweep's trial, with the resources of this process or the connected cluster's.
 
@@ -46,6 +47,7 @@ def train_trial(
         name: of the run; the same one resumes it.
         tags: of its MLflow run.
         on_validation: called with the metrics of every validation as it happens; true stops the run.
+        messages: handle of the sweep's MessagesActor.
 
     Returns:
         The metrics of the last step.
@@ -63,10 +65,10 @@ def train_trial(
     journal = journal_folder(config.ray.storage, name)
     with tracked_run(run_spec(config, inputs, tags), journal) as run:
         if not finished(config, store):
-            if config.ray.workers == 1:
+            if config.ray.worker_count == 1:
                 _fit_here(config, inputs, store, run.spec, journal, on_validation)
             else:
-                fit(config, inputs, run.spec, journal, in_sweep=True, on_validation=on_validation)
+                fit(config, inputs, run.spec, journal, messages=messages, on_validation=on_validation)
         with store.open(store.names()[-1]) as last:
             return dict(read_history(last)[-1])
 
@@ -91,8 +93,7 @@ def _fit_here(
     from denoise.training.loop import train
     from pipelines.tracking.logger import MlflowLogger
 
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    use_assigned_device(config)
     datasets, stop = open_datasets(config, inputs.parts), threading.Event()
     logger = MlflowLogger(spec, journal)
     with tempfile.TemporaryDirectory(prefix="denoise-") as folder:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from denoise.config import Config
 from denoise.errors import UserError
 from denoise.training.fault_injection import Fault, FaultInjector
+from pipelines.cluster.workers import use_assigned_device
 from pipelines.storage.checkpoints import open_store
 from pipelines.tracking.runs import RunSpec
+from pipelines.training.channel import RunChannel, RunMessages
 from pipelines.training.inputs import Part, open_datasets
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class WorkerTask:
     training_images: bytes  # the file in its checkpoints that says which images it is trained on
     run_spec: RunSpec  # of its MLflow run
     journal: Path
-    channel: Any  # handle of the RunChannel
+    channel: RunChannel
     preemptible: bool  # whether the cluster may take machines away with notice
     faults: tuple[Fault, ...]  # injected on purpose
     profile: Path | None  # folder for a profile of some steps
@@ -44,7 +46,6 @@ def train_worker(arguments: Mapping[str, WorkerTask]) -> None:
     """Train on one rank; ``arguments`` is Ray's dict of arguments, with the task under "task"."""
     import ray
     import ray.train
-    import torch
 
     from denoise import distributed
     from denoise.training.checkpoint_manager import CheckpointManager
@@ -52,16 +53,19 @@ def train_worker(arguments: Mapping[str, WorkerTask]) -> None:
 
     task = arguments["task"]
     config, channel, rank = task.config, task.channel, distributed.rank()
-    if ray.get(channel.ending.remote())[0]:
+    if channel.ask(RunMessages.ending)[0]:
         return  # bad input does not get better by trying again
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    use_assigned_device(config)
     hosts = distributed.union({rank: ray.util.get_node_ip_address()})
     if rank == 0:
-        channel.put_message.remote(f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
-    faults = FaultInjector(task.faults, rank, lambda fault: bool(ray.get(channel.first_time.remote(fault))))
+        channel.send(RunMessages.put_message, f"workers: {len(hosts)}, on {', '.join(sorted(set(hosts.values())))}")
+    faults = FaultInjector(task.faults, rank, lambda fault: channel.ask(RunMessages.first_time, fault))
     store = open_store(task.storage, task.name)
-    checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, channel.put_message.remote, faults)
+
+    def say_to_driver(message: str) -> None:
+        channel.send(RunMessages.put_message, message)
+
+    checkpoints = CheckpointManager(store, config.ray.keep_checkpoints, say_to_driver, faults)
     rank_zero = RankZero(task, faults) if rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="denoise-") as folder:
         try:
@@ -80,9 +84,9 @@ def train_worker(arguments: Mapping[str, WorkerTask]) -> None:
                 profile=task.profile,
             )
             if rank == 0:
-                ray.get(channel.end.remote("", steps))
+                channel.ask(RunMessages.end, "", steps)
         except UserError as error:
-            ray.get(channel.end.remote(str(error), 0))
+            channel.ask(RunMessages.end, str(error), 0)
             raise
         finally:
             if rank_zero:
@@ -146,7 +150,7 @@ class RankZero:
         image = folder / "images" / f"step-{step:06d}.png"
         if image.exists():
             self.logger.log_image("validation", image, step)
-        self.channel.put_metrics.remote(dict(metrics), validated)
+        self.channel.send(RunMessages.put_metrics, dict(metrics), validated)
 
     def close(self) -> None:
         """Write what has not been written yet."""
@@ -155,8 +159,6 @@ class RankZero:
 
     def _poll(self) -> None:
         """Set ``stop`` once the driver asks for it."""
-        import ray
-
         while not self.closed.wait(POLL_SECONDS) and not self.stop.is_set():
-            if ray.get(self.channel.stop_requested.remote()):
+            if self.channel.ask(RunMessages.stop_requested):
                 self.stop.set()

@@ -114,4 +114,4 @@ def _train(task: TrialTask, trial: PendingTrial, seed: int, report: Reporter) ->
     tags = {SWEEP_TAG: plan.name, TRIAL_TAG: trial.number, SEED_TAG: seed}
     if task.parent:
         tags[PARENT_TAG] = task.parent
-    return dict(train_trial(config, plan.run_names(trial.number)[seed], tags, on_validation))
+    return dict(train_trial(config, plan.run_names(trial.number)[seed], tags, on_validation, report.messages))

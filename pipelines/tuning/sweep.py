@@ -4,10 +4,11 @@ One trial, from file to file: ``_tune`` here hands training/side_by_side.run_all
 the next trial from study.Study. A process, which runs one trial after another, calls ray_trials.run_trial and that
 training/trial.train_trial. Where a trial has one worker, this process is the worker: it calls the core's loop, reports
 each validation to Tune and waits until StudySearcher has recorded it in the study. If the study prunes the trial, the
-actor training/channel.PruneFlags says so then: training saves a checkpoint and returns. A trial of several workers is a
-Ray Train run (training/on_ray.fit), whose validations come through an actor of its own, training/channel.RunChannel.
+actor training/channel.MessagesActor says so then: training saves a checkpoint and returns. A trial of several workers
+is a Ray Train run (training/on_ray.fit), whose validations come through the same actor.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from denoise.errors import UserError
 from denoise.redaction import without_passwords
 from pipelines.cluster.connect import ray_cluster
+from pipelines.cluster.workers import fit_to_cluster
 from pipelines.console import say
 from pipelines.tracking import client as tracking
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
@@ -71,10 +73,11 @@ def run_sweep(plan: Plan, concurrency: int | None = None) -> SweepOutcome:
 
 def _tune(plan: Plan, study: Study, spec: RunSpec, concurrency: int | None) -> None:
     """Let Ray Tune run the remaining trials."""
-    with ray_cluster(plan.base, state_api=plan.base.ray.workers > 1):
+    with ray_cluster(plan.base, state_api=plan.base.ray.workers not in ("auto", 1)):
         from pipelines.training.side_by_side import run_all
         from pipelines.tuning.ray_trials import StudySearcher, TrialTask, run_trial
 
+        plan = dataclasses.replace(plan, base=fit_to_cluster(plan.base, side_by_side=True))
         live_table = LiveTable(study)
         work = partial(run_trial, task=TrialTask(plan, _run_id(spec)))
         searcher, count = StudySearcher(study, live_table), study.remaining()

@@ -33,6 +33,7 @@ train:
   eval_every: 6
   checkpoint_every: 6
   precision: fp32
+ray: {workers: 2}
 """
 
 

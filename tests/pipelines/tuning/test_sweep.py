@@ -152,6 +152,35 @@ def test_a_pruned_trial_is_pruned_in_optuna_and_mlflow_and_a_finished_sweep_is_n
     assert len(trials_of("pruned")) == 2
 
 
+ACTORS = """
+import ray
+from ray.util.state import list_actors
+ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+print(len(list_actors(filters=[("class_name", "=", "MessagesActor")], limit=1000)))
+"""
+
+
+def actors_of_messages(host):
+    """Return how many actors for messages a cluster has had."""
+    return int(host.run(sys.executable, "-c", ACTORS, **host.variables).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_trials_of_two_workers_each_are_pruned_alike_and_share_one_actor_for_messages(
+    project, denoise, sweep, one_host, monkeypatch
+):
+    for name, value in one_host.variables.items():
+        monkeypatch.setenv(name, value)
+    space = {"train.lr": {"choice": [GOOD, IDLE]}}
+    file = sweep(space=space, trials=2, sampler="grid", pruner="asha", reduction=2, images=800)
+    options = ["--name=pairs", "--concurrency=1", "--seed=1", "ray.workers=2", "ray.cpus_per_worker=0.5"]
+    before = actors_of_messages(one_host)
+    assert tuned(denoise, file, *options)["trials"] == {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0}
+    assert actors_of_messages(one_host) == before + 1
+    assert ends_of(runs_of("pairs")[1]) == {GOOD: ("FINISHED", "COMPLETE"), IDLE: ("KILLED", "PRUNED")}
+
+
 def test_a_sweep_with_a_value_that_cannot_be_trained_is_refused_before_it_starts(project, denoise_fork, sweep):
     space = {"train.crop": {"choice": [32, 40]}}
     done = subprocess.run(
