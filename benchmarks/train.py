@@ -2,6 +2,8 @@
 
 The bare loop is the limit: the same net, loss and optimizer on a batch that is already in memory and noisy, in two
 processes that do not know each other. torchrun adds reading, noise and the averaging of gradients; Ray adds itself.
+Beside a run on Ray MLflow is imported at the lowest priority, which takes half a minute where no processor is idle:
+--start 45 measures what comes after it.
 
 Run it in a folder where `denoise demo` has made the shards of `samples`:  python benchmarks/train.py n2n ssdn
 """
@@ -20,7 +22,7 @@ from pathlib import Path
 from denoise.config import Config, load_config
 
 WORLD, BATCH = 2, 4
-SPAN, START = 2, 10  # seconds: of a row, and until everything has started
+SPAN = 2  # seconds of a row
 COMMON = ["train.crop=64", f"train.batch_size={BATCH}", "train.eval_every=1000000", "train.checkpoint_every=1000000"]
 CLI = [sys.executable, "-m", "pipelines.cli", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
@@ -73,16 +75,16 @@ def two_bare_loops(overrides: list[str], seconds: float) -> float:
     return sum(float(process.communicate()[0]) for process in processes)
 
 
-def rate_of(rows: list[dict[str, float]], every: int) -> float:
-    """Return the rate over all steps but the first (MLflow is imported beside them) and those with a validation."""
+def rate_of(rows: list[dict[str, float]], every: int, start: float) -> float:
+    """Return the rate over all steps but those of the first seconds and those with a validation."""
     rates = [row["images_per_second"] for row in rows if "images_per_second" in row and "val_psnr" not in row]
     seconds = list(accumulate(every * BATCH / rate for rate in rates))
-    steady = [rate for rate, elapsed in zip(rates, seconds, strict=True) if elapsed > START]
+    steady = [rate for rate, elapsed in zip(rates, seconds, strict=True) if elapsed > start]
     return len(steady) / sum(1 / rate for rate in steady)
 
 
-def launched(kind: str, overrides: list[str], every: int, name: str, folder: Path) -> float:
-    """Return the images per second of a run that torchrun or Ray starts."""
+def launched(kind: str, overrides: list[str], name: str, folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run that torchrun or Ray starts."""
     if kind == "torchrun":
         command = [*TORCHRUN, "-m", "pipelines.cli", "train", "--name", name, *overrides]
         file = Path("runs") / name / "metrics.jsonl"
@@ -94,22 +96,22 @@ def launched(kind: str, overrides: list[str], every: int, name: str, folder: Pat
     subprocess.run([*command, f"--out={folder / name}"], check=True, capture_output=True)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     shutil.rmtree(Path("runs") / name, ignore_errors=True)
-    return rate_of([row.get("metrics", row) for row in rows], every)
+    return [row.get("metrics", row) for row in rows]
 
 
-def measure(method: str, seconds: float, rounds: int, folder: Path) -> dict[str, list[float]]:
+def measure(method: str, start: float, seconds: float, rounds: int, folder: Path) -> dict[str, list[float]]:
     """Return images per second by kind: one figure a round, the kinds taken in turn."""
     overrides = [f"method={method}", *COMMON]
     limit = two_bare_loops(overrides, 5)
     every = max(1, int(SPAN * limit / BATCH))
-    steps = every * (1 + int((START + seconds) / SPAN))
+    steps = every * (1 + int((start + seconds) / SPAN))
     overrides += [f"train.steps={steps}", f"train.log_every={every}"]
     rates: dict[str, list[float]] = {"bare": [], "torchrun": [], "ray": []}
     for turn in range(rounds):
         rates["bare"].append(two_bare_loops(overrides, seconds))
         for kind in ("torchrun", "ray"):
             name = f"bench-{folder.name}-{method}-{kind}-{turn}"
-            rates[kind].append(launched(kind, overrides, every, name, folder))
+            rates[kind].append(rate_of(launched(kind, overrides, name, folder), every, start))
     return rates
 
 
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", default=["n2n", "n2v", "r2r", "ssdn"])
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--start", type=float, default=10, help="seconds of a run that do not count")
     parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)  # in the processes that this script starts
     options = parser.parse_args()
     if options.bare:
@@ -133,7 +136,7 @@ def main() -> None:
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for method in options.methods:
-            rates = measure(method, options.seconds, options.rounds, Path(folder))
+            rates = measure(method, options.start, options.seconds, options.rounds, Path(folder))
             ratios = [median_ratio(rates["torchrun"], rates["bare"]), median_ratio(rates["ray"], rates["torchrun"])]
             print(f"| {method} | {statistics.median(rates['bare']):.1f} | {' | '.join(ratios)} |", flush=True)
     if "ssdn" in options.methods:
