@@ -21,15 +21,21 @@ import torch
 from denoise.denoiser import load_denoiser
 from denoise.images.io import DecodedImage, write_image
 
-SIZES = ("512x512", "1024x1024", "4000x3000", "8000x6000", "folder")  # width x height; folder: 100 of 256x256
+SIZES = ("512x512", "1024x1024", "4000x3000", "8000x6000", "100x256x256", "6x2000x1500")  # [count x] width x height
 LARGEST_PASS = 1024 * 1024  # pixels; a whole pass over more may not fit into memory
+
+
+def parse_size(size: str) -> tuple[int, int, int]:
+    """Return the number of images, their width and their height."""
+    *count, width, height = map(int, size.split("x"))
+    return count[0] if count else 1, width, height
 
 
 def make_images(folder: Path, size: str) -> Path:
     """Write noise on a gradient, which PNG compresses as badly as a noisy photograph, and return the input."""
-    width, height = (256, 256) if size == "folder" else map(int, size.split("x"))
+    count, width, height = parse_size(size)
     folder.mkdir()
-    for index in range(100 if size == "folder" else 1):
+    for index in range(count):
         noise = np.random.default_rng(index).normal(0, 25, (height, width, 3))
         pixels = (noise + np.linspace(40, 215, width)[None, :, None]).clip(0, 255).astype(np.uint8)
         write_image(folder / f"{index:03d}.png", DecodedImage(pixels))
@@ -63,11 +69,9 @@ def run(python: Path, images: Path, out: Path, model: Path, options: list[str]) 
 
 
 def whole_pass(model: Path, size: str) -> float | None:
-    """Return the least processor seconds of three passes over the whole image in bf16, None where it is too large."""
-    if size == "folder":
-        return None
-    width, height = map(int, size.split("x"))
-    if width * height > LARGEST_PASS:
+    """Return the least processor seconds of three passes in bf16, None where the image is too large or not one."""
+    count, width, height = parse_size(size)
+    if count > 1 or width * height > LARGEST_PASS:
         return None
     denoiser = replace(load_denoiser(model), precision="bf16")
     noisy, seconds = torch.rand(1, denoiser.channels, height, width), []
@@ -82,7 +86,7 @@ def main() -> None:
     """Print a line for each model and size; the start of a process, measured on an image of 64x64, is not counted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, nargs="+", required=True)
-    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WIDTHxHEIGHT|folder")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="[COUNTx]WIDTHxHEIGHT")
     parser.add_argument("--python", default=sys.executable, help="of the clone to measure, in its .venv/bin")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of denoise restore, at the end")
     arguments = parser.parse_args()

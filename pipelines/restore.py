@@ -1,8 +1,12 @@
-"""Restore image files and folders of them: choose the output files, show progress, report broken images."""
+"""Restore image files and folders of them: choose the output files, show progress, report broken images.
+
+While an image is computed, the next one is read and the one before is written, each in a thread of its own.
+"""
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +22,28 @@ if TYPE_CHECKING:
 
 FilePair = tuple[Path, Path]  # source, target
 
+# Of an image held beside the one that is computed. With Pillow's copy of it an 8-bit image takes 7 bytes a pixel, so
+# the one read ahead and the one being written add 230 MB at most. A larger image is read and written in its turn.
+PIXELS_BESIDE = 16_000_000
+
 
 @dataclass(frozen=True)
 class Restored:
-    """One restored image: where it came from, where it is, how long it took in seconds."""
+    """One restored image: where it came from, where it is, and the seconds from its turn until it was written."""
 
     source: Path
     target: Path
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image to restore: its files, its number of tiles, and whether it may be held beside the one computed."""
+
+    source: Path
+    target: Path
+    tiles: int
+    beside: bool
 
 
 def restore_files(
@@ -57,29 +75,75 @@ def restore_files(
 
     restore = partial(restore_image, denoiser, level=level, tile=tile, overlap=overlap, device=device)
     pairs = plan(inputs, output)
-    tiles, failures = _count_tiles(pairs, denoiser, tile, overlap, keep_going)
-    results: list[Restored] = []
-    written: dict[tuple[int, int], Path] = {}  # identity of each output -> its source
-    with progress("restore", sum(tiles.values()), "tiles") as advance:
-        for source, target in pairs:
-            if source not in tiles:
-                continue
+    images, failures = _inspect(pairs, denoiser, tile, overlap, keep_going)
+    total = sum(image.tiles for image in images)
+    with (
+        progress("restore", total, "tiles") as advance,
+        ThreadPoolExecutor(1, "read") as reading,
+        ThreadPoolExecutor(1, "write") as writing,  # both are waited for, also after an error or Ctrl-C
+    ):
+        writer = _Writer(writing)
+        for image, read in _read_ahead(images, reading):
             start = time.perf_counter()
             try:
-                image = _read_for(source, target)
+                decoded = read()
             except UserError as error:
+                writer.finish()
                 failures.append(_message(error, keep_going))
-                advance(tiles[source], note=f"{source.name} is broken")
+                advance(image.tiles, note=f"{image.source.name} is broken")
                 continue
-            advance(0, note=source.name)
-            _refuse_second(source, target, written)
-            _write(target, restore(image, advance=advance))
-            written[_identity(target)] = source
-            results.append(Restored(source, target, time.perf_counter() - start))
+            advance(0, note=image.source.name)
+            writer.write(image, restore(decoded, advance=advance), start)
+        writer.finish()
     if failures:
-        counts = f"{len(failures)} of {len(pairs)} images could not be restored, {len(results)} are in {output}"
+        counts = f"{len(failures)} of {len(pairs)} images could not be restored, {len(writer.results)} are in {output}"
         raise UserError(f"{counts}: {' '.join(failures)}")
-    return results
+    return writer.results
+
+
+def _read_ahead(images: list[_Image], thread: Executor) -> Iterator[tuple[_Image, Callable[[], "DecodedImage"]]]:
+    """Yield each image with the function that returns its pixels, while the thread reads the next one."""
+    ahead: list[tuple[_Image, Callable[[], DecodedImage]]] = []  # at most the image in turn and the next one
+    for image in images:
+        read = partial(_read_for, image.source, image.target)
+        ahead.append((image, thread.submit(read).result if image.beside else read))
+        if len(ahead) > 1:
+            yield ahead.pop(0)
+    yield from ahead
+
+
+class _Writer:
+    """Writes images in their order, each in the thread while the next one is computed."""
+
+    def __init__(self, thread: Executor) -> None:
+        self.results: list[Restored] = []
+        self._thread = thread
+        self._behind: Future[Restored] | None = None  # the image that is being written
+        self._written: dict[tuple[int, int], Path] = {}  # identity of each output -> its source
+
+    def write(self, image: _Image, restored: "DecodedImage", start: float) -> None:
+        """Write an image whose turn came at ``start``, once the one before is written.
+
+        Raises:
+            UserError: the one before, or this one, cannot be written.
+        """
+        self.finish()
+        if image.beside:
+            self._behind = self._thread.submit(self._write, image, restored, start)
+        else:
+            self.results.append(self._write(image, restored, start))
+
+    def finish(self) -> None:
+        """Wait until all is written, or raise the UserError of what cannot be."""
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            self.results.append(behind.result())
+
+    def _write(self, image: _Image, restored: "DecodedImage", start: float) -> Restored:
+        _refuse_second(image.source, image.target, self._written)
+        _write(image.target, restored)
+        self._written[_identity(image.target)] = image.source
+        return Restored(image.source, image.target, time.perf_counter() - start)
 
 
 def plan(inputs: Sequence[Path], output: Path) -> list[FilePair]:
@@ -204,23 +268,24 @@ def _write(target: Path, image: "DecodedImage") -> None:
     write_image(target, image)
 
 
-def _count_tiles(
+def _inspect(
     pairs: list[FilePair], denoiser: "Denoiser", tile: int | None, overlap: int, keep_going: bool
-) -> tuple[dict[Path, int], list[str]]:
-    """Return the number of tiles of each image, and an error message for each broken one."""
+) -> tuple[list[_Image], list[str]]:
+    """Return the images, as the heads of their files show them, and an error message for each broken one."""
     from denoise.images.io import image_size
     from denoise.tiling import count_tiles
 
-    tiles: dict[Path, int] = {}
+    images: list[_Image] = []
     failures = []
-    for source, _ in pairs:
+    for source, target in pairs:
         try:
             height, width = image_size(source)
         except UserError as error:
             failures.append(_message(error, keep_going))
             continue
-        tiles[source] = count_tiles(height, width, denoiser.multiple, denoiser.pixels_per_pass, tile, overlap)
-    return tiles, failures
+        tiles = count_tiles(height, width, denoiser.multiple, denoiser.pixels_per_pass, tile, overlap)
+        images.append(_Image(source, target, tiles, height * width <= PIXELS_BESIDE))
+    return images, failures
 
 
 def _message(error: UserError, keep_going: bool) -> str:

@@ -1,7 +1,11 @@
 """Files and folders in, restored files out."""
 
+import gc
 import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from denoise.errors import UserError
+from denoise.images import io
 from denoise.images.io import DecodedImage, read_image, write_image
+from pipelines import restore
 from pipelines.restore import plan, restore_files
 
 
@@ -25,6 +31,7 @@ class Darker:
     name: str = "n2n"
     needs_level: bool = False
     pixels_per_pass: int = 1 << 20
+    before: Callable[[], object] = bool  # called before each tile
 
     def __post_init__(self) -> None:
         self.net = nn.Conv2d(self.channels, self.channels, 1, bias=False)
@@ -33,6 +40,7 @@ class Darker:
             self.net.weight[range(self.channels), range(self.channels)] = 0.6
 
     def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        self.before()
         return self.net(noisy)
 
 
@@ -196,6 +204,121 @@ def test_alpha_is_not_lost_in_a_jpeg(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transparency"):
         restore_files([folder / "deep" / "c.tif"], tmp_path / "c.jpg", Darker())
     assert not (tmp_path / "c.jpg").exists()
+
+
+# Reading and writing beside computing
+
+
+IMAGES = 6
+
+
+@pytest.fixture
+def row(photographs: Path, tmp_path: Path) -> Path:
+    """A folder of six images that differ, each a single tile of ``Darker``."""
+    pixels = read_image(photographs / "chelsea.png").pixels
+    (tmp_path / "row").mkdir()
+    for index in range(IMAGES):
+        write_image(tmp_path / "row" / f"{index}.png", DecodedImage(pixels[index * 40 : index * 40 + 30 + index, :64]))
+    return tmp_path / "row"
+
+
+def around(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[int], object]) -> None:
+    """Call ``before`` with the index of an image of the row whenever ``read_image`` or ``write_image`` begins."""
+    function = getattr(io, name)
+
+    def wrapped(path: Path, *args: object) -> object:
+        before(int(path.stem))
+        return function(path, *args)
+
+    monkeypatch.setattr(io, name, wrapped)
+
+
+def decoded_images() -> int:
+    return sum(type(thing) is DecodedImage for thing in gc.get_objects())
+
+
+def assert_restored(row: Path, out: Path, indices: Iterable[int]) -> None:
+    """Check that just these images are in ``out``, whole, and nothing half-written beside them."""
+    names = [f"{index}.png" for index in indices]
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == names
+    for name in names:
+        np.testing.assert_array_equal(read_image(out / name).pixels, darker(read_image(row / name).pixels))
+
+
+def test_the_next_image_is_read_and_the_one_before_written_while_one_is_computed(
+    row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, computing = ([threading.Event() for _ in range(IMAGES + 1)] for _ in range(2))
+    reading[IMAGES].set()
+    computing[IMAGES].set()
+    turns = iter(range(IMAGES))
+    waited: list[bool] = []
+
+    def compute() -> None:
+        index = next(turns)
+        computing[index].set()
+        waited.append(reading[index + 1].wait(20))
+
+    around(monkeypatch, "read_image", lambda index: reading[index].set())
+    around(monkeypatch, "write_image", lambda index: waited.append(computing[index + 1].wait(20)))
+    restore_files([row], tmp_path / "out", Darker(before=compute))
+    assert waited == [True] * 2 * IMAGES
+    assert_restored(row, tmp_path / "out", range(IMAGES))
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(restore.PIXELS_BESIDE, 4), (0, 2)])
+@pytest.mark.parametrize("slow", ["read_image", "write_image"])
+def test_a_slow_disk_changes_neither_order_nor_memory(
+    row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, pixels: int, most: int
+) -> None:
+    """At most: one written, one computed and its result, one read ahead; of large images one and its result."""
+    monkeypatch.setattr(restore, "PIXELS_BESIDE", pixels)
+    gc.collect()  # images of earlier tests, which tracebacks hold in circles
+    earlier, counts = decoded_images(), []
+    around(monkeypatch, "write_image", lambda index: counts.append(decoded_images() - earlier))
+    around(monkeypatch, slow, lambda index: time.sleep(0.1 * (index % 2)))
+    results = restore_files([row], tmp_path / "out", Darker(before=lambda: counts.append(decoded_images() - earlier)))
+    assert [result.source.name for result in results] == [f"{index}.png" for index in range(IMAGES)]
+    assert [result.target for result in results] == [tmp_path / "out" / result.source.name for result in results]
+    assert 2 <= max(counts) <= most
+    assert_restored(row, tmp_path / "out", range(IMAGES))
+
+
+def test_a_broken_image_is_told_after_the_one_before_it_is_written(
+    row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truncate(row / "3.png")
+    around(monkeypatch, "write_image", lambda index: time.sleep(0.1))
+    with pytest.raises(UserError, match=r"3\.png does not decode"):
+        restore_files([row], tmp_path / "out", Darker())
+    assert_restored(row, tmp_path / "out", range(3))
+    with pytest.raises(UserError, match=r"1 of 6 images could not be restored, 5 are in .*3\.png does not decode"):
+        restore_files([row], tmp_path / "out", Darker(), keep_going=True)
+    assert_restored(row, tmp_path / "out", (0, 1, 2, 4, 5))
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_an_output_that_cannot_be_written_stops_there(row: Path, tmp_path: Path, keep_going: bool) -> None:
+    """It comes before the broken image behind it, which is read before it is written."""
+    truncate(row / "3.png")
+    (tmp_path / "out" / "2.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*2\.png: is a directory"):
+        restore_files([row], tmp_path / "out", Darker(), keep_going=keep_going)
+    assert_restored(row, tmp_path / "out", range(2))
+
+
+def test_ctrl_c_leaves_whole_files_and_no_thread(row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, turns = threading.active_count(), iter(range(IMAGES))
+    around(monkeypatch, "write_image", lambda index: time.sleep(0.2))
+
+    def interrupt_the_third() -> None:
+        if next(turns) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_files([row], tmp_path / "out", Darker(before=interrupt_the_third))
+    assert threading.active_count() == threads
+    assert_restored(row, tmp_path / "out", range(2))
 
 
 # What is refused before any work
