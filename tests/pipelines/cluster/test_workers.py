@@ -123,6 +123,7 @@ def test_a_process_computes_on_what_ray_has_assigned(with_gpus):
     assert sorted(device for device, _ in answers[10]) == ["cuda:0", "cuda:1"]
 
 
+@pytest.mark.slow
 def test_without_gpus_auto_takes_the_cores(ask):
     answers, said = ask(
         0,
