@@ -22,6 +22,13 @@ from denoise.denoiser import load_denoiser
 from denoise.images.io import DecodedImage, write_image
 
 SIZES = ("512x512", "1024x1024", "4000x3000", "8000x6000", "100x256x256", "6x2000x1500")  # [count x] width x height
+# The peak memory of a child counts that of the process that forks it: a small one does.
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
 LARGEST_PASS = 1024 * 1024  # pixels; a whole pass over more may not fit into memory
 
 
@@ -60,12 +67,10 @@ def run(python: Path, images: Path, out: Path, model: Path, options: list[str]) 
     clone = python.parents[2]  # whose code the process imports
     environment = os.environ | {"PYTHONPATH": str(clone), "PYTHONDONTWRITEBYTECODE": "1"}
     (out.parent / "params.yaml").write_bytes((clone / "params.yaml").read_bytes())
-    child = subprocess.Popen(command, cwd=out.parent, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    launch = [sys.executable, "-S", "-c", LAUNCHER, *command]
+    done = subprocess.run(launch, cwd=out.parent, stdout=subprocess.PIPE, env=environment, check=True, text=True)
+    cpu, peak = map(float, done.stdout.split())
+    return time.perf_counter() - start, cpu, peak / 1024
 
 
 def whole_pass(model: Path, size: str) -> float | None:
