@@ -11,7 +11,18 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from denoise.documents import build, check_keys, parse_yaml
 from denoise.errors import UsageError, UserError, nearest
-from denoise.fields import Augmentation, Count, Decay, Names, Positive, Seed, Share, not_empty, yes_or_no
+from denoise.fields import (
+    Augmentation,
+    Count,
+    Decay,
+    Names,
+    Positive,
+    Seed,
+    Share,
+    auto_or_count,
+    not_empty,
+    yes_or_no,
+)
 from denoise.redaction import redacted
 
 
@@ -106,7 +117,8 @@ class Ray:
     """Where training runs, and on how many workers."""
 
     address: str | None = None  # of a running cluster; None: RAY_ADDRESS, else a cluster on this machine
-    workers: Literal["auto"] | Positive = "auto"  # auto: one for each GPU, without GPUs for each core
+    # auto: one for each GPU, without GPUs for each core, at most one for each crop of a batch
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)] = "auto"
     min_workers: Positive | None = None  # run with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"  # auto: where all get one

@@ -34,6 +34,14 @@ def yes_or_no(value: object) -> object:
     return {"True": "yes", "False": "no"}[str(value)] if isinstance(value, bool) else value
 
 
+def auto_or_count(value: object) -> object:
+    """Return auto, or a number of at least 1."""
+    counts = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
+    if value != "auto" and not counts:
+        raise ValueError(f"it should be auto, or a whole number from 1 to {LARGEST}")
+    return value
+
+
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], BeforeValidator(_split)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]

@@ -93,3 +93,16 @@ def test_plain_data_goes_there_and_back():
 
 def test_the_digest_ignores_the_order_of_keys():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "1.5", "lots", "true", "null"])
+def test_a_number_of_workers_that_is_none_is_refused_in_one_sentence(workers):
+    with pytest.raises(UsageError, match=r"^invalid value .* for ray\.workers: it should be auto, or a whole number"):
+        load_config(None, [f"ray.workers={workers}"])
+
+
+def test_the_number_of_workers_is_auto_or_a_number():
+    assert load_config().ray.workers == load_config(None, ["ray.workers=auto"]).ray.workers == "auto"
+    assert load_config(None, ["ray.workers=3"]).ray.worker_count == 3
+    with pytest.raises(ValueError, match="no number before the cluster is known"):
+        load_config().ray.worker_count  # noqa: B018
