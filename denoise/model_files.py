@@ -13,7 +13,8 @@ from denoise.errors import UserError, first_line
 from denoise.fields import Augmentation
 from denoise.files import file_digest
 
-FORMAT = 1
+FORMAT = 2  # 1, of version 0.1.0: a cnn5 without net.features has CNN5_FEATURES
+CNN5_FEATURES = 64
 CARD, WEIGHTS = "model.json", "net.safetensors"
 MODEL_FILES = (CARD, WEIGHTS)
 TRAINING_IMAGES = "training_images.bin"  # which images it was trained on (``sharding.image_set``); not in 0.1.0
@@ -47,11 +48,13 @@ class _Provenance:
 @dataclass(frozen=True)
 class _Train:
     augment: Augmentation = ()
+    crop: int | str | None = None
 
 
 @dataclass(frozen=True)
 class _Data:
     fixed_noise: bool = False
+    noise_patch: Annotated[int, Field(ge=2, le=32)] = 8
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,10 @@ class _Card:
 def read_card(folder: Path) -> dict[str, Any]:
     """Return the card of a model or checkpoint folder, with entries of the types that this version reads.
 
+    A card of an older format is returned as one of this format.
+
     Raises:
-        UserError: there is no card, or it is one of another format, or it is none.
+        UserError: there is no card, or it is one of a later format, or it is none.
     """
     file = folder / CARD
     if not file.is_file():
@@ -91,9 +96,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         reason = first_line(error)
         raise UserError(f"{file} is not a model card ({reason}); give a folder that `denoise train` made.") from None
-    if card["format"] != FORMAT:
+    if card["format"] > FORMAT:
         raise UserError(
-            f"{folder} has format {card['format']}, this version of denoise reads format {FORMAT}; update it."
+            f"{folder} has format {card['format']}, this version of denoise reads formats up to {FORMAT}; update it."
         )
     try:
         TypeAdapter(_Card).validate_python(card)
@@ -103,7 +108,17 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} is damaged: {key[:200]}: {reason[:1].lower()}{reason[1:]}; fetch or train the model again."
         ) from None
-    return card
+    return card if card["format"] == FORMAT else _upgraded(card)
+
+
+def _upgraded(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card of format 1 as one of this format, which restores and trains on with the same net."""
+    net, config = card["net"], card["config"]
+    if net["name"] == "cnn5":
+        net = {**net, "fields": {"features": CNN5_FEATURES, **net["fields"]}}
+    if config.get("net") == card["net"]:
+        config = {**config, "net": net}
+    return {**card, "format": FORMAT, "net": net, "config": config}
 
 
 def model_files(folder: Path) -> list[Path]:

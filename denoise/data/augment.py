@@ -30,12 +30,16 @@ class Symmetry:
 
 
 def symmetry_group(kinds: Iterable[str]) -> list[Symmetry]:
-    """Return the symmetries that "flip" (left-right), "rotate" (quarter turns) or both generate, the identity first."""
+    """Return the group that "flip" (left-right), "flip_vertical" (up-down), "rotate" (quarter turns) generate.
+
+    The identity comes first. A member drawn uniformly is what independent flips, each with probability 1/2, and a
+    quarter turn drawn uniformly come to.
+    """
     names = set(kinds)
-    if names == {"flip"}:
-        return [Symmetry(), Symmetry(horizontal=True)]
     if names == {"rotate"}:
         return [Symmetry(), Symmetry(True, True), Symmetry(False, True, True), Symmetry(True, False, True)]
-    if not names:
-        return [Symmetry()]
-    return [Symmetry(t, v, h) for t in (False, True) for v in (False, True) for h in (False, True)]
+    no, either = (False,), (False, True)
+    transpose = either if "rotate" in names else no
+    vertical = either if "rotate" in names or "flip_vertical" in names else no
+    horizontal = either if "rotate" in names or "flip" in names else no
+    return [Symmetry(t, v, h) for t in transpose for v in vertical for h in horizontal]

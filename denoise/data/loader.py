@@ -41,7 +41,7 @@ class Batching:
     batch_size: int  # of all ranks together
     crop: int  # side of the crops, in pixels of the views
     channels: int
-    augment: tuple[str, ...] = ()  # of "flip" and "rotate"
+    augment: tuple[str, ...] = ()  # of the kinds of ``symmetry_group``
     crops_per_image: int = 1  # successive positions that show crops of one image
     threads: int = 1  # threads that decode
     pin: bool = False  # page-locked batches, which a GPU copies asynchronously
@@ -80,7 +80,7 @@ def read_batches(
     batching = Batching(
         seed=config.seed,
         batch_size=spec.batch_size,
-        crop=crop_side(source, spec.crop, noise),
+        crop=crop_side(source, spec.crop_pixels, noise),
         channels=data.channels,
         augment=spec.augment,
         crops_per_image=data.crops_per_image,

@@ -1,26 +1,35 @@
-"""A plain network of five convolutions, the smallest for trying a method."""
+"""The plain network of five convolutions of Kumar et al. (figure 1), the smallest for trying a method."""
+
+from itertools import pairwise
 
 from torch import Tensor, nn
 
 from denoise.nets.layers import Size, conv
 
-DEPTH = 5
+WIDTHS = (32, 64, 128, 32)  # feature maps between the convolutions
 
 
 class CNN5(nn.Module):
-    """Five 3x3 convolutions with ReLU between, 64 feature maps: 114,307 parameters for 3 channels in and out.
+    """Five 3x3 convolutions with ReLU between: 129,857 parameters for grey images, 131,011 for 3 channels.
 
-    The reproduction of R2R by Kumar et al. names a CNN of five layers and no details, so everything but the number of
-    layers is this project's choice.
+    The reproduction of R2R by Kumar et al. gives the widths and the number of parameters; weights are initialised by
+    ``layers.conv``.
+
+    Args:
+        channels: of the images.
+        outputs: channels to return.
+        features: feature maps between all convolutions; None: those of the report, 32, 64, 128 and 32. Version 0.1.0
+            had 64 everywhere.
     """
 
-    def __init__(self, channels: int, outputs: int, features: Size = 64) -> None:
+    def __init__(self, channels: int, outputs: int, features: Size | None = None) -> None:
         super().__init__()
+        widths = WIDTHS if features is None else (features,) * len(WIDTHS)
         layers: list[nn.Module] = []
-        for depth in range(DEPTH - 1):
-            layers += [conv(features if depth else channels, features), nn.ReLU(inplace=True)]
+        for inputs, width in pairwise((channels, *widths)):
+            layers += [conv(inputs, width), nn.ReLU(inplace=True)]
         self.hidden = nn.Sequential(*layers)
-        self.last = conv(features, outputs, gain=1.0)
+        self.last = conv(widths[-1], outputs, gain=1.0)
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, outputs, H, W)."""

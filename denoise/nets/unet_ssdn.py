@@ -62,6 +62,15 @@ class UNetSSDN(nn.Module):
         """The last layer."""
         return self.nin_c
 
+    @property
+    def smallest_crop(self) -> int:
+        """The least side of training crops from which every weight learns, in pixels.
+
+        With a blind spot the deepest convolution reaches two rows up: in a map of fewer than three rows, the upper row
+        of its weights never meets anything but padding.
+        """
+        return 3 * self.multiple if self.blind_spot else self.multiple
+
     def forward(self, noisy: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, outputs, H, W)."""
         square = noisy.shape[-2] == noisy.shape[-1]

@@ -1,4 +1,4 @@
-"""The interface of a noise model, which turns a clean image into a noisy one. Synthetic noise is never clipped."""
+"""The interface of a noise model, which turns a clean image into a noisy one; it clips only if its name says so."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from denoise.rng import Rng
 class Observation:
     """A noisy observation of a batch."""
 
-    noisy: Tensor  # (B, C, H, W), never clipped
+    noisy: Tensor  # (B, C, H, W), clipped only where the name of the noise says so
     level: Tensor  # (B, 1, 1, 1): the strength drawn for each sample, in the noise's own unit
     mask: Tensor | None = None  # (B, 1, H, W), 0 where a pixel is known to be lost; None: no pixel is
 
@@ -57,6 +57,11 @@ class Noise:
     def scale(self) -> int:
         """The side of an image divided by the side of its observation."""
         return 1
+
+    @property
+    def assumed_family(self) -> str:
+        """The family that a method treats this noise as."""
+        return self.family
 
     def reference(self, image: Tensor) -> Tensor:
         """Return the clean batch that observations of ``image`` (B, C, H, W) are compared with."""

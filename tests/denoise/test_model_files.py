@@ -114,7 +114,7 @@ def test_a_card_with_any_entry_of_another_kind_loads_or_is_refused_in_a_sentence
         ('{"format": 1, "method": ' + "[" * 900 + "]" * 900 + "}", "is not a model card"),
         ('{"format": 1' + "0" * 5000 + "}", "is not a model card"),
         ('{"format": true}', "is not a model card|is damaged"),
-        ('{"format": 2}', "has format 2"),
+        ('{"format": 3}', "has format 3"),
         (b"\xff\xfe\x00", "is not a model card"),
         (" " * (MAX_CARD + 1), "more than"),
         ('{"format": 1}', "is damaged: method: field required"),

@@ -9,7 +9,7 @@ from denoise.data.crops import as_floats
 from denoise.data.dataset import ShardedDataset
 from denoise.data.loader import Batching, batches
 from denoise.data.sampler import GlobalSampler
-from denoise.data.samples import CachedSamples, FreshNoise, evaluation_pair, make_views, open_samples
+from denoise.data.samples import CachedSamples, FreshNoise, RealNoise, evaluation_pair, make_views, open_samples
 from denoise.data.shards import Shards
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage, read_image, write_image
@@ -121,6 +121,10 @@ def test_the_level_of_real_noise_is_estimated_from_the_noisy_image(pairs):
     assert set(sample) == {"noisy", "level"}
     assert sample["level"].item() == pytest.approx(estimate_sigma(to_tensor(pairs.pixels(0, "noisy"))))
     assert sample["level"].item() == pytest.approx(12 / 255, rel=0.15)
+    smaller = RealNoise(pairs, {"level"}, 4)[0]["level"].item()
+    assert smaller == pytest.approx(estimate_sigma(to_tensor(pairs.pixels(0, "noisy")), 4)) != sample["level"].item()
+    pair = evaluation_pair(pairs, 0, parse_noise("none"), 3, KEY, patch=4)
+    assert pair.level.item() == pytest.approx(smaller)
 
 
 def test_real_pairs_are_evaluated_against_clean_or_mean(pairs):

@@ -86,6 +86,11 @@ def batch_of(method, clean=CLEAN, step=0):
     return method.make_batch(views_of(method, clean, step), keys_of(clean, step).stream("method"))
 
 
+@ALL
+def test_clipped_gaussian_noise_is_treated_as_gaussian_noise(name):
+    assert build_method(name, {}, parse_noise("clippedgauss25")) == build_method(name, {}, GAUSS)
+
+
 @TRAINED
 def test_only_a_supervised_method_is_ever_handed_clean_images(name):
     method = build_method(name, {}, GAUSS)

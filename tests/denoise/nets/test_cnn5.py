@@ -4,12 +4,20 @@ import torch
 from denoise.nets import NetMaker
 
 
-@pytest.mark.parametrize(("channels", "count"), [(3, 9 * 64 * (3 + 3 * 64 + 3) + 4 * 64 + 3), (1, 112_001)])
-def test_there_are_five_convolutions_and_nothing_else_that_learns(channels, count):
-    net = NetMaker("cnn5", channels, {})()
-    layers = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [(m.in_channels, m.out_channels) for m in layers] == [(channels, 64), *[(64, 64)] * 3, (64, channels)]
-    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for m in layers for p in m.parameters()) == count
+@pytest.mark.parametrize(
+    ("channels", "fields", "counts"),
+    [
+        (1, {}, [320, 18_496, 73_856, 36_896, 289]),  # Kumar et al., figure 1
+        (3, {}, [896, 18_496, 73_856, 36_896, 867]),
+        (1, {"features": 64}, [640, 36_928, 36_928, 36_928, 577]),
+    ],
+)
+def test_there_are_five_convolutions_of_the_stated_sizes_and_nothing_else_that_learns(channels, fields, counts):
+    net = NetMaker("cnn5", channels, fields)()
+    layers = [module for module in net.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [sum(p.numel() for p in layer.parameters()) for layer in layers] == counts
+    assert sum(p.numel() for p in net.parameters()) == sum(counts)
+    assert {layer.kernel_size for layer in layers} == {(3, 3)}
 
 
 def test_an_output_sees_eleven_by_eleven_pixels():

@@ -172,7 +172,8 @@ def test_a_form_with_a_blind_spot_is_refused_where_there_is_none(name):
     ("name", "fields", "message"),
     [
         ("unet", {}, "net=unet is not known.*unet_n2n"),
-        ("unet_n2n", {"depth": 3}, "net.depth is not a field of unet_n2n; it has no fields"),
+        ("unet_ssdn", {"depth": 3}, "net.depth is not a field of unet_ssdn; it has no fields"),
+        ("unet_n2n", {"activation": "gelu"}, "invalid value 'gelu' for net.activation: .*'leaky_relu' or 'relu'"),
         ("dncnn", {"dept": 3}, r"net.dept is not a field of dncnn \(did you mean depth"),
         ("unet_ssdn", {"blind_spot": True}, "net.blind_spot is not a field of unet_ssdn"),
         ("dncnn", {"depth": 1}, "invalid value 1 for net.depth: input should be greater than or equal to 2"),

@@ -49,6 +49,19 @@ def test_every_second_map_matters():
         torch.testing.assert_close(restored, noisy + net.last(summed))
 
 
+def test_rectifying_the_sums_as_ports_do_changes_nothing():
+    noisy, results = torch.rand(1, 3, 16, 16), []
+    for rectified in (False, True):
+        net = make(features=8)
+        if rectified:
+            for layer in net.up[1::2]:  # which read the sums
+                layer.register_forward_pre_hook(lambda _module, inputs: torch.relu(inputs[0]))
+        output = net(noisy)
+        output.square().mean().backward()
+        results.append([output.detach(), *(p.grad for p in net.parameters())])
+    assert all(torch.equal(plain, twice) for plain, twice in zip(*results, strict=True))
+
+
 def test_the_image_is_added_to_the_last_layer():
     net, noisy = make(features=4), torch.rand(1, 3, 5, 7)
     torch.nn.init.zeros_(net.last.weight)

@@ -57,6 +57,16 @@ def test_the_gradient_reaches_every_parameter_of_the_blind_form():
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
 
 
+@pytest.mark.parametrize("side", [64, 96])
+def test_crops_below_the_smallest_leave_weights_that_never_learn(side):
+    net = make(True, channels=1)
+    net(torch.rand(1, 1, side, side)).square().mean().backward()
+    moved = {name: p.grad.ne(0).any(1).any(0).tolist() for name, p in net.named_parameters() if p.shape[2:] == (3, 3)}
+    still = {name: taps for name, taps in moved.items() if taps != [[True] * 3] * 3}
+    assert (net.smallest_crop, make(False).smallest_crop) == (96, 32)
+    assert still == ({} if side == 96 else {"enc_conv6.weight": [[False] * 3, [True] * 3, [True] * 3]})
+
+
 def test_rotations_in_one_batch_and_in_two_give_the_same():
     net, square = make(True), torch.rand(2, 3, 64, 64)
     with torch.no_grad():

@@ -51,11 +51,14 @@ def test_upsampling_has_a_second_derivative():
 
 @CHANNELS
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("module", [unet, unet_ssdn], ids=["unet_n2n", "unet_ssdn"])
-def test_training_computes_the_bits_of_the_plain_form(monkeypatch, module, precision, channels):
+@pytest.mark.parametrize(
+    ("module", "name", "fields"),
+    [(unet, "unet_n2n", {}), (unet, "unet_n2n", {"activation": "relu"}), (unet_ssdn, "unet_ssdn", {})],
+    ids=["unet_n2n", "relu", "unet_ssdn"],
+)
+def test_training_computes_the_bits_of_the_plain_form(monkeypatch, module, name, fields, precision, channels):
     torch.manual_seed(0)
-    name = "unet_n2n" if module is unet else "unet_ssdn"
-    net = NetMaker(name, channels, {})().to(memory_format=torch.channels_last)
+    net = NetMaker(name, channels, fields)().to(memory_format=torch.channels_last)
     noisy = torch.rand(1, channels, 64, 64).contiguous(memory_format=torch.channels_last)
     ours = learn(net, noisy, precision)
     monkeypatch.setattr(module, "concat_upsampled", plain_concat)
@@ -109,10 +112,18 @@ def test_only_restoring_of_large_maps_goes_by_coarse_maps(monkeypatch, side, tra
     assert len(calls) == expected
 
 
-@pytest.mark.parametrize(("name", "form"), [("unet_n2n", {}), ("unet_ssdn", {}), ("unet_ssdn", {"blind_spot": True})])
-def test_restoring_differs_from_training_by_rounding(name, form):
+@pytest.mark.parametrize(
+    ("name", "fields", "form"),
+    [
+        ("unet_n2n", {}, {}),
+        ("unet_n2n", {"activation": "relu"}, {}),
+        ("unet_ssdn", {}, {}),
+        ("unet_ssdn", {}, {"blind_spot": True}),
+    ],
+)
+def test_restoring_differs_from_training_by_rounding(name, fields, form):
     torch.manual_seed(0)
-    net, noisy = NetMaker(name, 3, {})(**form).eval(), torch.rand(1, 3, 96, 128)
+    net, noisy = NetMaker(name, 3, fields)(**form).eval(), torch.rand(1, 3, 96, 128)
     with torch.no_grad():
         restored = net(noisy)
     expected = net(noisy).detach()

@@ -11,9 +11,9 @@ from denoise.rng import batch_rng
 
 pytestmark = pytest.mark.smoke
 
-NAMES = ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8", "none"]
+NAMES = ["gauss25", "clippedgauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8", "none"]
 RANDOM = NAMES[:-1]
-RANGES = ["gauss5_50", "poisson0.001_50", "bernoulli0_0.95", "impulse0_1", "text0_0.5"]
+RANGES = ["gauss5_50", "clippedgauss5_50", "poisson0.001_50", "bernoulli0_0.95", "impulse0_1", "text0_0.5"]
 
 
 def rng(samples, seed=0):
@@ -123,7 +123,7 @@ def test_a_range_draws_one_level_a_sample_uniformly(name):
     assert noise.level is None
 
 
-@pytest.mark.parametrize("name", ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_one_level_is_stated_before_any_image_is_seen(name, image):
     noise = parse_noise(name)
     assert torch.allclose(noise.corrupt(image, rng(2)).level, torch.tensor(noise.level), rtol=1e-6)
