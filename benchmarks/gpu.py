@@ -68,7 +68,7 @@ def make_step(config: Config, device: torch.device) -> Step:
     config, noise = with_net(config), parse_noise(config.noise)
     method = build_method(config.method.name, config.method.fields, noise)
     train_step = TrainStep(config, init_train_state(config, method, device), method, noise)
-    size, crop = config.train.batch_size, config.train.crop
+    size, crop = config.train.batch_size, config.train.crop_pixels
     image = torch.randint(256, (size, 3, crop, crop), dtype=torch.uint8)
     batch = CropBatch(torch.arange(size), {IMAGE: image.pin_memory() if device.type == "cuda" else image})
     numbers = iter(range(config.train.steps))

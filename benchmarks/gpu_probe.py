@@ -35,7 +35,7 @@ from denoise.training.setup import build_components, init_train_state
 from denoise.training.step import TrainStep
 
 CASES = ["n2n 256 4", "n2n 64 64", "ssdn 256 4", "n2v 64 64", "r2r 64 64"]  # method, crop, batch
-SMALL_CASES = ["n2n 32 2", "ssdn 32 2"]
+SMALL_CASES = ["n2n 32 2", "ssdn 96 2"]
 # Channels in and out: those of the nets' odd layers (99, 3), and the multiples of 8 beside them.
 CONVOLUTIONS = [(99, 64), (104, 64), (96, 64), (3, 48), (8, 48), (32, 3), (32, 8), (144, 96), (48, 48)]
 GROUP = 5  # calls between two waits

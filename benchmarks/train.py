@@ -50,7 +50,8 @@ def bare(config: Config, seconds: float) -> float:
     optimizer = make_optimizer(net.parameters(), config.train)
     share, objective = BATCH // WORLD, Objective(net, method)
     rng = batch_rng(0, 0, torch.arange(share))
-    clean = torch.rand(share, 3, config.train.crop, config.train.crop).contiguous(memory_format=torch.channels_last)
+    side = config.train.crop_pixels
+    clean = torch.rand(share, 3, side, side).contiguous(memory_format=torch.channels_last)
     batch = method.make_batch(make_views({IMAGE: clean}, method, noise, rng), rng.stream("method"))
 
     def steps(duration: float) -> float:

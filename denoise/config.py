@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from denoise.documents import build, check_keys, parse_yaml
-from denoise.errors import UsageError, UserError, nearest
+from denoise.documents import build, check_keys, read_mapping, value_of
+from denoise.errors import UsageError, nearest
 from denoise.fields import (
     Augmentation,
     Count,
@@ -18,7 +18,9 @@ from denoise.fields import (
     Names,
     Positive,
     Seed,
+    SetNames,
     Share,
+    at_most_32768,
     auto_or_count,
     not_empty,
     yes_or_no,
@@ -39,9 +41,10 @@ class Data:
     """Which images, and how they are read."""
 
     root: str = "data"  # folder of downloads/, raw/ and shards/
-    train: Annotated[Names, AfterValidator(not_empty)] = ("samples",)  # sets whose train split is trained on
-    val: Names = ("samples",)  # sets whose val split is validated on during training
-    test: Names = ("samples",)  # sets whose test split is evaluated on
+    # sets whose train, val and test split is trained on, validated on and evaluated on; SET/SPLIT for another split
+    train: Annotated[SetNames, AfterValidator(not_empty)] = ("samples",)
+    val: SetNames = ("samples",)
+    test: SetNames = ("samples",)
     colour: Literal["rgb", "grey"] = "rgb"
     mirror: str | None = None  # folder or address to fetch from instead of the official sites
     min_side: Positive | None = None  # imagenet only: keep images with both sides in min_side..max_side
@@ -56,6 +59,8 @@ class Data:
     small: Literal["pad", "leave_out"] = "pad"  # images smaller than a crop: pad by reflection, or leave out
     threads: Annotated[int, Field(ge=1, le=1024)] = 2  # threads that decode, in each worker
     quarantine: Count = 0  # damaged samples that may be left out; 0: the first one ends the run
+    # noise=none: side in pixels of the patches by which the sigma of an image is estimated
+    noise_patch: Annotated[int, Field(ge=2, le=32)] = 8
     fixed_noise: bool = False  # one noisy realisation of each image instead of fresh noise every step
     allow_overlap: Names = ()  # test sets that may share images with the training sets
 
@@ -71,18 +76,19 @@ class Train:
 
     steps: Positive = 500
     batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 4  # global: shared by all ranks
-    crop: Annotated[int, Field(ge=1, le=1 << 15)] = 64  # side of the square training crops, in pixels
+    # side of the square training crops, in pixels; auto: 128 for a net with a blind spot that pools, 64 for others
+    crop: Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count), AfterValidator(at_most_32768)] = "auto"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # eps 1e-8
     betas: tuple[Decay, Decay] = (0.9, 0.99)  # adam and adamw
-    momentum: Decay = 0.9  # sgd
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Decay = 0.0  # sgd
+    weight_decay: Annotated[float, Field(ge=0)] | None = None  # None: torch's default, 0.01 for adamw and 0 for others
     schedule: str = "ramp"
     rampup: Share = 0.1  # ramp: share of the steps
     rampdown: Share = 0.5
     milestones: tuple[Share, ...] = (0.5,)  # multistep: shares of the steps after which lr is multiplied by gamma
     gamma: Annotated[float, Field(gt=0)] = 0.5
-    augment: Augmentation = ()  # flip, rotate
+    augment: Augmentation = ()  # flip (left-right), flip_vertical (up-down), rotate (quarter turns)
     ema: Decay = 0.0  # decay of the average of the weights that the model is made of; 0: the weights themselves
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
     channels_last: bool = True
@@ -96,10 +102,25 @@ class Train:
     oom: Literal["stop", "halve"] = "stop"  # when a GPU's memory is full: stop, or halve the micro-batch
     skip_nonfinite: Count = 0  # steps without a finite loss that may be skipped; 0: the first one ends the run
     val_loss: bool = False  # also validate with the method's own loss, which needs no clean images
+    val_images: Positive = 8  # images that are validated on: the first ones of data.val
+    train_psnr: bool = False  # also log the PSNR of restored training crops, where there are clean ones
     model: Literal["last", "best"] = "last"  # the checkpoint that becomes the model: the last, or the best in val_psnr
     log_every: Positive = 50
     eval_every: Positive = 100
     checkpoint_every: Positive = 100
+
+    @property
+    def crop_pixels(self) -> int:
+        """The side of the crops, once ``auto`` has been settled for a net (``denoise.methods.with_net``)."""
+        if self.crop == "auto":
+            raise ValueError("train.crop=auto has no number before the net is known")
+        return self.crop
+
+    @property
+    def decay(self) -> float:
+        """The weight decay: what is given, else torch's default for the optimizer."""
+        default = 0.01 if self.optimizer == "adamw" else 0.0
+        return default if self.weight_decay is None else self.weight_decay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +131,11 @@ class Evaluate:
     passes: Positive | None = None  # passes averaged for each image; None: as many as the method's paper averages
     average: bool = False  # average over the flips and turns that training augmented with
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: that of training, as far as the hardware has it
+    noise: str | None = None  # added to clean images; None: the noise that the model was trained for
+    assumed_level: Annotated[float, Field(gt=0, le=100)] = 1.0  # the level that the model is told, over the true one
+    tile: Positive | None = None  # side of tiles to restore by; None: whole images, unless the net needs tiles
+    overlap: Count | None = None  # of the tiles; None: 64, at most half of a tile
+    images: Positive | None = None  # of each set, evenly spread over it; None: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +196,18 @@ class Config:
 
 
 def load_config(
-    params: Path | None = None, overrides: Iterable[str] = (), recipe: Mapping[str, Any] | None = None
+    params: Path | None = None, overrides: Iterable[str] = (), *recipes: Mapping[str, Any] | None
 ) -> Config:
-    """Return the configuration of params.yaml (the defaults without one), overlaid with a recipe and with overrides.
+    """Return the configuration of params.yaml (the defaults without one), overlaid with recipes and with overrides.
+
+    Of a key that several set, the last counts; a method or net is replaced as a whole.
 
     Raises:
         UsageError: an override that is not ``key=value``, an unknown key, or an invalid value.
     """
-    tree = _read_yaml(params) if params is not None and params.exists() else {}
-    tree = _overlaid(_normalise(tree), _normalise(dict(recipe or {})))
+    tree = _normalise(read_mapping(params) if params is not None and params.exists() else {})
+    for recipe in recipes:
+        tree = _overlaid(tree, _normalise(dict(recipe or {})))
     check_keys(Config, tree)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -223,16 +252,6 @@ def digest(tree: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}.") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} should hold keys and values, but it is a {type(tree).__name__}.")
-    return tree
-
-
 CHOICES = ("method", "net")
 RENAMED = {"data.crops_per_picture": "data.crops_per_image"}  # keys of older files, still accepted
 
@@ -264,7 +283,7 @@ def _overlaid(tree: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, A
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
-    value = _override_value(text.strip())
+    value = value_of(text.strip())
     key = RENAMED.get(key, key)
     head, _, rest = key.partition(".")
     if head in CHOICES:
@@ -279,17 +298,3 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
         raise UsageError(f"{key} is not a key{nearest(key, known)}; params.yaml shows all of them.")
     group, _, leaf = key.rpartition(".")
     (tree.setdefault(group, {}) if group else tree)[leaf] = value
-
-
-def _override_value(text: str) -> object:
-    """Return a value as YAML reads it; what is a text stays as it is written: folders may have `` #`` in a name."""
-    try:
-        value = parse_yaml(text) if text else ""
-    except ValueError:
-        return text
-    is_text = (
-        (isinstance(value, str) and text[0:1] not in ("'", '"'))
-        or (isinstance(value, Mapping) and not text.startswith("{"))
-        or (value is None and text.startswith("#"))
-    )
-    return text if is_text else value

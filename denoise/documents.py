@@ -9,12 +9,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from denoise.errors import UsageError, nearest
+from denoise.errors import UsageError, UserError, nearest
 
 T = TypeVar("T")
 DEEPEST = 50  # levels of lists and mappings
@@ -22,6 +23,7 @@ LONGEST_YAML = 1 << 16  # characters: PyYAML reads about a hundred thousand in a
 MOST_VALUES = 10_000  # of a YAML document, where every alias counts as what it stands for
 LARGEST_INT = (1 << 63) - 1
 LONGEST_QUOTE = 80  # characters of a value in a message
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes ten times as long as using it
 # What PyYAML raises for !!int x, !!bool x, !!timestamp x, 2020-13-45 and others like them.
 _YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -68,6 +70,35 @@ def parse_yaml(text: str) -> Any:
     return tree
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should hold keys and values, but it is a {type(tree).__name__}.")
+    return tree
+
+
+def value_of(text: str) -> object:
+    """Return a value as YAML reads it; what is a text stays as it is written: folders may have `` #`` in a name."""
+    try:
+        value = parse_yaml(text) if text else ""
+    except ValueError:
+        return text
+    is_text = (
+        (isinstance(value, str) and text[0:1] not in ("'", '"'))
+        or (isinstance(value, Mapping) and not text.startswith("{"))
+        or (value is None and text.startswith("#"))
+    )
+    return text if is_text else value
+
+
 def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
     """Return the dataclass ``cls`` of ``values``, converted to its types; ``where`` is the key above them.
 
@@ -76,7 +107,9 @@ def build(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
     """
     check_keys(cls, values, where)
     try:
-        built = TypeAdapter(cls).validate_python(dict(values))
+        if cls not in _ADAPTERS:
+            _ADAPTERS[cls] = TypeAdapter(cls)
+        built: T = _ADAPTERS[cls].validate_python(dict(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key, reason = _joined(where, *map(str, first["loc"])), first["msg"].removeprefix("Value error, ")

@@ -13,7 +13,7 @@ from torch import Tensor
 from denoise.config import Config
 from denoise.data.dataset import ShardedDataset
 from denoise.errors import UserError
-from denoise.images.noise_level import estimate_sigma
+from denoise.images.noise_level import PATCH, estimate_sigma
 from denoise.images.tensors import as_channels, to_tensor
 from denoise.methods import Method, Views, observe
 from denoise.noise import Noise
@@ -44,7 +44,7 @@ def open_samples(config: Config, images: ShardedDataset, method: Method, noise: 
     """Return the samples that ``method`` learns from; those that cost more than decoding are cached."""
     views, budget = method.views(), config.data.cache_mb << 20
     if noise.family == "none":
-        real = RealNoise(images, views)
+        real = RealNoise(images, views, config.data.noise_patch)
         return CachedSamples(real, budget) if "level" in views else real  # estimating a level is slow
     if config.data.fixed_noise:
         return CachedSamples(FixedNoise(images, views, noise, config.data.channels, config.seed), budget)
@@ -99,6 +99,7 @@ class RealNoise:
 
     images: ShardedDataset
     needs: Collection[str]
+    patch: int = PATCH  # side of the patches by which sigma is estimated
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -117,7 +118,7 @@ class RealNoise:
             if view == "noisy":
                 sample[view] = noisy
             elif view == "level":
-                sample[view] = ones * estimate_sigma(to_tensor(noisy))
+                sample[view] = ones * estimate_sigma(to_tensor(noisy), self.patch)
             elif view in ("mask", "mask2"):
                 sample[view] = ones
             else:
@@ -164,13 +165,22 @@ class EvaluationPair:
 
 
 def evaluation_pair(
-    images: ShardedDataset, index: int, noise: Noise, channels: int, rng: Rng, device: torch.device | str = "cpu"
+    images: ShardedDataset,
+    index: int,
+    noise: Noise,
+    channels: int,
+    rng: Rng,
+    device: torch.device | str = "cpu",
+    patch: int = PATCH,
 ) -> EvaluationPair:
-    """Return the noisy and the clean image of a sample: with synthetic noise, or as stored if the noise is real."""
+    """Return the noisy and the clean image of a sample: with synthetic noise, or as stored if the noise is real.
+
+    The sigma of real noise is estimated from patches of ``patch`` pixels a side.
+    """
     if noise.family == "none":
         pixels = real_noisy(images, index)
         noisy = as_channels(to_tensor(pixels), channels)[None].to(device)
-        level = torch.full((1, 1, 1, 1), estimate_sigma(to_tensor(pixels)), device=device)
+        level = torch.full((1, 1, 1, 1), estimate_sigma(to_tensor(pixels), patch), device=device)
         views = images.views(index)
         references = [view for view in REFERENCES if view in views]
         if len(views) == 1 or not references:

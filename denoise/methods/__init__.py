@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+import torch
+from torch import nn
+
 from denoise.config import Choice, Config
 from denoise.documents import build
 from denoise.errors import UserError, nearest
@@ -20,9 +23,24 @@ from denoise.methods.recorrupted2recorrupted import Recorrupted2Recorrupted
 from denoise.methods.ssdn import SSDN
 from denoise.methods.sure import SURE
 from denoise.methods.zero_shot_noise2noise import ZeroShotNoise2Noise
-from denoise.noise import Noise
+from denoise.nets import NetMaker
+from denoise.noise import Noise, parse_noise
 
-__all__ = ["METHODS", "Batch", "MakeNet", "Method", "View", "Views", "build_method", "observe", "with_net"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "MakeNet",
+    "Method",
+    "View",
+    "Views",
+    "build_method",
+    "meta_net",
+    "observe",
+    "smallest_crop",
+    "with_net",
+]
+
+CROP, LARGE_CROP = 64, 128  # what ``train.crop=auto`` takes, the second for nets that need more than the first
 
 METHODS: dict[str, type[Method]] = {
     "n2c": Noise2Clean,
@@ -44,25 +62,49 @@ METHODS: dict[str, type[Method]] = {
 def build_method(name: str, fields: Mapping[str, object], noise: Noise) -> Method:
     """Return the method of a name with its hyperparameters, for images with that noise.
 
-    A method whose field ``family`` is "auto" gets the family of the noise in its place.
+    A method whose field ``family`` is "auto" gets the family that the noise is treated as in its place.
 
     Raises:
         UserError: an unknown name or field (the nearest is suggested), or noise that the method is not defined for.
     """
     method = build(_method_class(name), fields, where="method")
-    if method.families is not None and noise.family not in method.families:
+    if method.families is not None and noise.assumed_family not in method.families:
         known = ", ".join(method.families)
         raise UserError(f"method={name} is not defined for noise={noise.name}; it knows noise of family {known}.")
     if getattr(method, "family", None) == "auto":
-        return dataclasses.replace(method, family=noise.family)  # type: ignore[call-arg]
+        return dataclasses.replace(method, family=noise.assumed_family)  # type: ignore[call-arg]
     return method
 
 
 def with_net(config: Config) -> Config:
-    """Return the configuration with ``net=auto`` replaced by the network of the method's paper."""
-    if config.net.name != "auto":
-        return config
-    return dataclasses.replace(config, net=Choice(_method_class(config.method.name).net, config.net.fields))
+    """Return the configuration with what is left to method, net and optimizer settled; settled ones stay as they are.
+
+    ``net=auto`` becomes the network of the method's paper, ``train.crop=auto`` a number that lets every weight of the
+    net learn, and ``train.weight_decay=null`` the optimizer's own.
+
+    Raises:
+        UserError: an unknown name or field, or a net that the method cannot use.
+    """
+    if config.net.name == "auto":
+        net = Choice(_method_class(config.method.name).net, config.net.fields)
+        config = dataclasses.replace(config, net=net)
+    train = dataclasses.replace(config.train, weight_decay=config.train.decay)
+    if train.crop == "auto":
+        method = build_method(config.method.name, config.method.fields, parse_noise(config.noise))
+        least = smallest_crop(meta_net(config, method))
+        train = dataclasses.replace(train, crop=CROP if least <= CROP else LARGE_CROP)
+    return dataclasses.replace(config, train=train)
+
+
+def meta_net(config: Config, method: Method) -> nn.Module:
+    """Return the module that a method trains with the configured net, without weights: it takes no memory."""
+    with torch.device("meta"):
+        return method.make_net(NetMaker(config.net.name, config.data.channels, config.net.fields))
+
+
+def smallest_crop(net: nn.Module) -> int:
+    """Return the least side of training crops, in pixels, from which every weight of a net learns."""
+    return max(int(getattr(part, "smallest_crop", 1)) for part in net.modules())
 
 
 def _method_class(name: str) -> type[Method]:

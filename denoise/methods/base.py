@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise.errors import UserError
+from denoise.methods.losses import VALIDATION_PROGRESS
 from denoise.noise import Noise
 from denoise.rng import Rng
 
@@ -80,6 +81,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def validation_progress(self) -> float:
+        """Return the progress at which validations take the loss: the end of training, unless the loss says another."""
+        return VALIDATION_PROGRESS[getattr(self, "loss_name", "l2")]
+
     def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
         """Return the restored images of a noisy batch (B, C, H, W), same shape; by default the net's output."""
         restored: Tensor = net(noisy)
@@ -88,6 +93,10 @@ class Method:
     def deviation(self, net: nn.Module, noisy: Tensor, level: Tensor | None) -> Tensor:
         """Return the standard deviation of the restored values (B, C, H, W) as the method itself estimates it."""
         raise UserError(f"{type(self).__name__} gives no standard deviation; of the methods only ssdn does.")
+
+    def estimated_level(self, net: nn.Module, noisy: Tensor) -> Tensor | None:
+        """Return the noise level that the net finds in each image, (B, 1, 1, 1), None where the method learns none."""
+        return None
 
 
 def observe(image: Tensor, noise: Noise, needs: Iterable[View], rng: Rng) -> Views:

@@ -36,13 +36,17 @@ class BlindSpotNet(nn.Module):
     def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the raw outputs (B, outputs, H, W), and the noise parameter (B, 1, 1, 1) or None where it is known."""
         raw: Tensor = self.blind(noisy)
+        return raw, self.noise_parameter(noisy)
+
+    def noise_parameter(self, noisy: Tensor) -> Tensor | None:
+        """Return the learnt noise parameter of each image, (B, 1, 1, 1), None where the noise is known."""
         if self.theta is not None:
             theta = self.theta.float().expand(len(noisy), 1, 1, 1)
         elif self.sigma_net is not None:
             theta = self.sigma_net(noisy).float().mean((1, 2, 3), keepdim=True)
         else:
-            return raw, None
-        return raw, F.softplus(theta - OFFSET) + MIN_VALUE
+            return None
+        return F.softplus(theta - OFFSET) + MIN_VALUE
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,11 @@ class SSDN(Method):
             covariance = posterior.posterior_covariance(prior, posterior.diagonal(variance))
         known = covariance.diagonal(dim1=1, dim2=2).movedim(-1, 1).clamp_min(0)  # rounding may leave -1e-18
         return known.sqrt().to(noisy.dtype)
+
+    def estimated_level(self, net: nn.Module, noisy: Tensor) -> Tensor | None:
+        """Return the learnt level: sigma, the peak of Poisson noise, or the fraction of lost pixels."""
+        theta: Tensor | None = net.noise_parameter(noisy)  # type: ignore[operator]
+        return 1 / theta if theta is not None and self._kind == "poisson" else theta
 
     @property
     def _kind(self) -> str:

@@ -14,6 +14,7 @@ from denoise.denoiser import Denoiser, ModelCard, make_card
 from denoise.methods import with_net
 from denoise.training.checkpoint import RunProgress, TrainState, snapshot
 from denoise.training.checkpoint_manager import CheckpointManager
+from denoise.training.crop_psnr import training_psnr
 from denoise.training.fault_injection import NO_FAULTS, FaultInjector
 from denoise.training.history import Metrics, Throughput, TrainingHistory
 from denoise.training.profiler import profiled
@@ -85,6 +86,7 @@ def train(
         if validating and validator:
             denoiser = Denoiser(train_state.model, method, card, passes=1, precision=train_step.precision)
             metrics |= validator.scores(denoiser, steps_done)  # each rank has its share of the images
+            metrics |= training_psnr(denoiser, batch, noise, config, step) if spec.train_psnr else {}
         history.add_row(metrics)  # without times, so that the same run always leaves the same files
         if saving:
             save(history.progress(steps_done))

@@ -17,10 +17,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: "Train") -> torch.o
     """Return the optimizer that ``train.optimizer`` names; weight decay is decoupled in adamw only."""
     if spec.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=spec.fused
+            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.decay, fused=spec.fused
         )
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=spec.lr, betas=spec.betas, eps=EPSILON, weight_decay=spec.weight_decay, fused=spec.fused)
+    return kind(parameters, lr=spec.lr, betas=spec.betas, eps=EPSILON, weight_decay=spec.decay, fused=spec.fused)
 
 
 class AveragedWeights:

@@ -11,7 +11,7 @@ from denoise.config import Config
 from denoise.data.dataset import ShardedDataset
 from denoise.data.samples import crop_side, open_samples
 from denoise.errors import UserError
-from denoise.methods import Method, build_method, with_net
+from denoise.methods import Method, build_method, meta_net, smallest_crop, with_net
 from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
 from denoise.training.checkpoint import RunProgress, TrainState, load_checkpoint
@@ -33,9 +33,8 @@ def build_components(config: Config) -> tuple[Method, Noise, Schedule]:
     if not method.trained:
         use = f"denoise restore noisy.png -o restored.png --model {config.method.name}"
         raise UserError(f"method={config.method.name} needs no training; use it as it is: {use}.")
-    with torch.device("meta"):
-        net = _make_net(with_net(config), method)
-    _check_crop(config.train.crop, net)
+    settled = with_net(config)
+    _check_crop(settled.train.crop_pixels, meta_net(settled, method))
     return method, noise, rate
 
 
@@ -76,8 +75,9 @@ def make_validator(
     if val_set is None:
         return None
     samples = open_samples(config, val_set, method, noise) if config.train.val_loss else None
-    crop = crop_side(samples, config.train.crop, noise) if samples is not None else config.train.crop
-    return Validator(val_set, samples, noise, crop, device, folder)
+    crop = config.train.crop_pixels
+    crop = crop_side(samples, crop, noise) if samples is not None else crop
+    return Validator(val_set, samples, noise, crop, config.train.val_images, device, folder)
 
 
 def _make_net(config: Config, method: Method) -> nn.Module:
@@ -85,7 +85,17 @@ def _make_net(config: Config, method: Method) -> nn.Module:
 
 
 def _check_crop(crop: int, net: nn.Module) -> None:
-    multiple = multiple_of(net)
+    """Check that the sides of crops suit a net.
+
+    Raises:
+        UserError: some of its weights would never learn, or its pooling does not divide them.
+    """
+    multiple, least = multiple_of(net), smallest_crop(net)
+    if crop < least and least > multiple:
+        raise UserError(
+            f"train.crop={crop} is too small for this net with a blind spot: below {least} pixels some of its weights "
+            f"meet nothing but padding and never learn; use {least} or more, or auto."
+        )
     if crop % multiple:
         nearest = max(multiple, round(crop / multiple) * multiple)
         raise UserError(

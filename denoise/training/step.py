@@ -179,8 +179,8 @@ class TrainStep:
     def _out_of_memory(self, size: int) -> UserError:
         lower = f"train.micro_batch={-(-size // 2)}, which leaves the batch what it is" if size > 1 else "train.crop"
         return UserError(
-            f"the GPU's memory is too small for {size} crops of {self.spec.crop} pixels at once; lower {lower}, or let "
-            "train.oom=halve find what fits."
+            f"the GPU's memory is too small for {size} crops of {self.spec.crop_pixels} pixels at once; lower {lower}, "
+            "or let train.oom=halve find what fits."
         )
 
 

@@ -1,12 +1,13 @@
 """Validation during training: scores and the loss on the centres of a few images, and an image to look at.
 
-The images are dealt to the ranks, and kept: they and their noise are the same at every step.
+The images are dealt to the ranks, and the first ones kept: they and their noise are the same at every step.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,18 @@ from denoise.data.samples import EvaluationPair, SampleSource, evaluation_pair, 
 from denoise.denoiser import Denoiser
 from denoise.images.io import DecodedImage, write_image
 from denoise.images.metrics import psnr, ssim
-from denoise.images.tensors import pad, to_pixels, unpad
+from denoise.images.tensors import to_pixels
 from denoise.methods import Batch
 from denoise.noise import Noise
 from denoise.precision import autocast
 from denoise.rng import Rng, batch_rng
+from denoise.tiling import restore_batch
 
-VALIDATION_IMAGES, VALIDATION_SIDE = 8, 256  # the centres of the first images
+Item = TypeVar("Item")
+
+VALIDATION_SIDE = 256  # of the centres of the images, in pixels
+KEPT = 64  # images that a rank keeps in memory, each in 1.6 MB and its batch in as much; it reads others every time
+SCORES = ("val_psnr", "val_ssim", "val_mse")
 CENTRE = (0.5, 0.5)
 VALIDATION_STEP = -1  # keys the validation noise: the same at every step, and never that of a training step
 
@@ -38,6 +44,7 @@ class Validator:
         samples: the same as training would read them, for the method's loss; None if that is not wanted.
         noise: what clean images are corrupted with.
         crop: side of a training crop, in pixels of the samples; the sides of the centres are multiples of it.
+        count: images that are validated on, the first ones; all, if there are fewer.
         device: that computes.
         folder: where rank 0 writes an image of each validation.
     """
@@ -46,6 +53,7 @@ class Validator:
     samples: SampleSource | None
     noise: Noise
     crop: int
+    count: int
     device: torch.device
     folder: Path
     _pairs: dict[int, EvaluationPair] = field(default_factory=dict, compare=False, repr=False)
@@ -55,51 +63,56 @@ class Validator:
         """Return the scores after ``step`` steps; every rank must call this, and each restores its share of the images.
 
         Returns:
-            ``val_psnr`` and ``val_ssim``, the means over unrounded images restored in one pass in the denoiser's
-            precision, unless there are no clean images to compare with; ``val_loss``, the method's own loss, if that is
-            wanted: it needs clean images only where the method does. They do not depend on the number of ranks.
+            ``val_psnr``, ``val_ssim`` and ``val_mse``, the mean squared error: means over unrounded images restored in
+            one pass in the denoiser's precision, unless there are no clean images to compare with; ``val_loss``, the
+            method's own loss, if that is wanted: it needs clean images only where the method does. They do not depend
+            on the number of ranks.
         """
         distributed.copy_buffers(denoiser.net)
-        count = min(len(self.images), VALIDATION_IMAGES)
-        # A row for each image: whether it has a clean one, PSNR, SSIM, loss. Those of other ranks stay 0.
-        rows = torch.zeros(count, 4, dtype=torch.float64)
-        with _evaluating(denoiser.net):
+        count = min(len(self.images), self.count)
+        # A row for each image: whether it has a clean one, its scores, its loss. Those of other ranks stay 0.
+        rows = torch.zeros(count, 2 + len(SCORES), dtype=torch.float64)
+        with evaluating(denoiser.net):
             for index in range(distributed.rank(), count, distributed.world_size()):
-                rows[index, :3] = self._score(denoiser, index, step)
+                rows[index, :-1] = self._score(denoiser, index, step)
                 if self.samples is not None:
-                    rows[index, 3] = self._loss(denoiser, self.samples, index)
+                    rows[index, -1] = self._loss(denoiser, self.samples, index)
         rows = distributed.total(rows.to(self.device)).cpu()
-        scored = rows[rows[:, 0] > 0]
-        scores = (
-            dict(zip(("val_psnr", "val_ssim"), scored[:, 1:3].mean(0).tolist(), strict=True)) if len(scored) else {}
-        )
-        return scores | ({"val_loss": float(rows[:, 3].mean())} if self.samples is not None else {})
+        scored = rows[rows[:, 0] > 0, 1:-1]
+        scores = dict(zip(SCORES, scored.mean(0).tolist(), strict=True)) if len(scored) else {}
+        return scores | ({"val_loss": float(rows[:, -1].mean())} if self.samples is not None else {})
 
     def _score(self, denoiser: Denoiser, index: int, step: int) -> Tensor:
-        """Return (1, PSNR, SSIM) of an image, zeros if it has no clean one; write the panels of the first."""
-        rng = self._rng(index)
-        if index not in self._pairs:
-            self._pairs[index] = _centres(
-                evaluation_pair(self.images, index, self.noise, denoiser.channels, rng, self.device)
-            )
-        pair = self._pairs[index]
-        restored = unpad(denoiser(pad(pair.noisy, denoiser.multiple), pair.level, rng), *pair.noisy.shape[-2:])
+        """Return 1 and the ``SCORES`` of an image, zeros if it has no clean one; write the panels of the first."""
+        rng, pair = self._rng(index), self._pair(denoiser, index)
+        restored = restore_batch(denoiser, pair.noisy, pair.level, rng)
         panels = [pair.noisy, restored] if pair.clean is None else [pair.noisy, restored, pair.clean]
         if index == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             strip = to_pixels(torch.cat(panels, dim=-1)[0])
             write_image(self.folder / f"step-{step:06d}.png", DecodedImage(strip))
         if pair.clean is None:
-            return torch.zeros(3, dtype=torch.float64)
+            return torch.zeros(1 + len(SCORES), dtype=torch.float64)
         restored, clean = restored[0], pair.clean[0]
-        return torch.tensor([1.0, psnr(restored, clean), ssim(restored, clean)], dtype=torch.float64)
+        error = (restored.double() - clean.double()).square().mean().item()
+        return torch.tensor([1.0, psnr(restored, clean), ssim(restored, clean), error], dtype=torch.float64)
+
+    def _pair(self, denoiser: Denoiser, index: int) -> EvaluationPair:
+        """Return the centres of a noisy image and its clean one."""
+        if index in self._pairs:
+            return self._pairs[index]
+        pair = evaluation_pair(
+            self.images, index, self.noise, denoiser.channels, self._rng(index), self.device, denoiser.noise_patch
+        )
+        return _keep(self._pairs, index, _centres(pair))
 
     def _loss(self, denoiser: Denoiser, samples: SampleSource, index: int) -> float:
         """Return the method's own loss on an image, with the same noise and masks at every step."""
-        if index not in self._batches:
-            self._batches[index] = self._make_batch(denoiser, samples, index)
+        method, batch = denoiser.method, self._batches.get(index)
+        if batch is None:
+            batch = _keep(self._batches, index, self._make_batch(denoiser, samples, index))
         with torch.no_grad(), autocast(denoiser.precision, self.device):
-            return float(denoiser.method.loss(denoiser.net, self._batches[index], 1.0)["loss"])
+            return float(method.loss(denoiser.net, batch, method.validation_progress())["loss"])
 
     def _make_batch(self, denoiser: Denoiser, samples: SampleSource, index: int) -> Batch:
         method, rng = denoiser.method, self._rng(index)
@@ -114,12 +127,19 @@ class Validator:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Put a net into evaluation mode while the block runs."""
     training = net.training
     net.eval()
     yield
     net.train(training)
+
+
+def _keep(kept: dict[int, Item], index: int, item: Item) -> Item:
+    """Keep what belongs to an image, unless there is enough already, and return it."""
+    if len(kept) < KEPT:
+        kept[index] = item
+    return item
 
 
 def _centres(pair: EvaluationPair) -> EvaluationPair:

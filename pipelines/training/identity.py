@@ -9,15 +9,17 @@ from typing import Any
 from denoise.config import Config, digest, flatten, from_dict, to_dict
 from denoise.files import file_digest
 
-DECISIVE_DATA = ("colour", "fixed_noise", "streams", "window", "crops_per_image", "small")
+DECISIVE_DATA = ("colour", "noise_patch", "fixed_noise", "streams", "window", "crops_per_image", "small")
 # How a batch is computed, and what is done about trouble: the same run may go on with another answer.
 NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
 # A run with a name of its own (--name) may also go on with other values of these: when it reports and saves, which
 # checkpoint becomes the model, and kernels that differ by rounding. Its train.steps may grow.
 NOT_DECISIVE_OF_A_NAMED_RUN = (
-    *("log_every", "eval_every", "checkpoint_every", "val_loss", "model"),
+    *("log_every", "eval_every", "checkpoint_every", "val_loss", "val_images", "train_psnr", "model"),
     *("channels_last", "fused", "compile", "cuda_graphs", "static_graph", "deterministic"),
 )
+
+UNUSED = {"adam": ("momentum",), "adamw": ("momentum",), "sgd": ("betas",)}  # what an optimizer does not have
 
 # The part of the core that every training step runs. Of methods, nets and noise only what is chosen is added.
 PACKAGES = ("images", "data", "training")
@@ -35,6 +37,7 @@ MODULES = (
     "printable",
     "redaction",
     "rng",
+    "tiling",
 )
 # In the package training, and without influence on the weights: where memory comes from, faults on purpose, timings.
 NOT_DECISIVE_MODULES = ("training/malloc.py", "training/fault_injection.py", "training/profiler.py")
@@ -46,7 +49,7 @@ def run_name(config: Config, data_digest: str) -> str:
     Where it runs and how it is recorded (workers, storage, tracking, caches) is no part of the hash: the same run may
     continue on another cluster.
     """
-    identity = {**_decisive(to_dict(config)), "data": data_digest, "code": code_digest(config)}
+    identity = {**_decisive(config), "data": data_digest, "code": code_digest(config)}
     return f"{config.method.name}-{config.noise}-{digest(identity)[:10]}"
 
 
@@ -67,7 +70,7 @@ def changed_settings(stored: Mapping[str, Any], config: Config) -> list[str]:
 
 def named_settings(config: Config) -> dict[str, Any]:
     """Return the settings that a run with a name of its own must keep, by their keys; its steps may grow."""
-    decisive = _decisive(to_dict(config))
+    decisive = _decisive(config)
     train = {
         key: value
         for key, value in decisive["train"].items()
@@ -77,10 +80,15 @@ def named_settings(config: Config) -> dict[str, Any]:
     return flatten({**decisive, "train": train, "data": data})
 
 
-def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a configuration that decide the weights."""
+def _decisive(config: Config) -> dict[str, Any]:
+    """Return the keys of a configuration that decide the weights, with the same values for auto as for its number."""
+    from denoise.methods import with_net
+
+    tree, unused = to_dict(with_net(config)), UNUSED[config.train.optimizer]
     decisive = {key: tree[key] for key in ("seed", "noise", "method", "net")}
-    decisive["train"] = {key: value for key, value in tree["train"].items() if key not in NOT_DECISIVE}
+    decisive["train"] = {
+        key: value for key, value in tree["train"].items() if key not in NOT_DECISIVE and key not in unused
+    }
     return {**decisive, **{key: tree["data"][key] for key in DECISIVE_DATA}}
 
 

@@ -66,12 +66,20 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
     ray = dataclasses.replace(config.ray, storage=absolute(config.ray.storage))
     where = dataclasses.replace(config.tracking, uri=tracking.resolve_uri(config.tracking.uri, Path.cwd()))
     base = from_dict(to_dict(dataclasses.replace(config, train=train, data=data, ray=ray, tracking=where)))
+    base = _settled(base, sweep)
     for params in boundary_configs(sweep):
         trial = trial_config(sweep, base, params, sweep.seeds[0])
         build_components(trial)
     data_digest = training_inputs(trial, kind).versions["data_digest"]
     name = name or sweep_name(sweep, base, data_digest, re.sub(r"[^A-Za-z0-9._+=,-]+", "-", kind))
     return Plan(name, sweep, base, data_digest)
+
+
+def _settled(base: Config, sweep: Sweep) -> Config:
+    """Return the base with its net and crop settled, unless every trial has to settle them for itself."""
+    from denoise.methods import with_net
+
+    return base if sweep.space.keys() & {"method", "net", "train.optimizer"} else with_net(base)
 
 
 def _dimension_text(dimension: Dimension) -> str:

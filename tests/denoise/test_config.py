@@ -4,6 +4,7 @@ import pytest
 
 from denoise.config import Choice, Config, digest, flatten, from_dict, load_config, to_dict
 from denoise.errors import UsageError, UserError
+from denoise.methods import with_net
 
 pytestmark = pytest.mark.smoke
 
@@ -26,7 +27,7 @@ def test_overrides_are_converted():
     config = load_config(None, ["train.lr=3e-4", "data.train=bsds300,imagenet", "train.steps=20", "data.mirror=/mnt"])
     assert (config.train.lr, config.data.train, config.train.steps) == (3e-4, ("bsds300", "imagenet"), 20)
     assert config.data.mirror == "/mnt"
-    assert load_config(None, ["data.test=[kodak, bsd68]"]).data.test == ("kodak", "bsd68")
+    assert load_config(None, ["data.test=[kodak, bsd68/train]"]).data.test == ("kodak", "bsd68/train")
 
 
 def test_a_method_is_a_name_with_fields():
@@ -52,6 +53,11 @@ def test_fields_do_not_outlive_their_method(tmp_path):
         ("train.lr=-1", "greater than 0"),
         ("steps", "KEY=VALUE"),
         ("data=3", "data is not a key"),
+        ("data.val=bsds300/tests", "'tests' is no split: write bsds300/train, bsds300/val or bsds300/test"),
+        ("data.test=../x/test", "cannot be a name"),
+        ("data.train=a/b/test", "is no split"),
+        ("data.allow_overlap=kodak/test", "cannot be a name"),
+        ("data.noise_patch=33", "less than or equal to 32"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_sentence(override, message):
@@ -106,3 +112,29 @@ def test_the_number_of_workers_is_auto_or_a_number():
     assert load_config(None, ["ray.workers=3"]).ray.worker_count == 3
     with pytest.raises(ValueError, match="no number before the cluster is known"):
         load_config().ray.worker_count  # noqa: B018
+
+
+@pytest.mark.parametrize("crop", ["0", "32769", "1.5", "large", "true"])
+def test_a_crop_that_is_none_is_refused_in_one_sentence(crop):
+    with pytest.raises(UsageError, match=r"^invalid value .* for train\.crop: it should be "):
+        load_config(None, [f"train.crop={crop}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "crop"),
+    [
+        ([], 64),
+        (["method=ssdn"], 128),
+        (["method=ssdn", "method.mu_only=true"], 128),
+        (["method=ssdn", "train.crop=96"], 96),
+        (["method=n2c", "net=unet_ssdn"], 64),  # without its blind spot
+        (["method=bm3d"], 64),
+    ],
+)
+def test_a_crop_is_settled_by_method_and_net(overrides, crop):
+    config = with_net(load_config(None, overrides))
+    assert config.train.crop_pixels == crop
+    assert with_net(config) == config
+    if len(overrides) < 2:
+        with pytest.raises(ValueError, match="no number before the net is known"):
+            load_config(None, overrides).train.crop_pixels  # noqa: B018

@@ -44,32 +44,35 @@ def equal(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+LEAST = ("train.crop=96", "train.batch_size=1", "train.val_images=1")  # for ssdn, which costs much
 AVERAGED = ("train.ema=0.9", "train.optimizer=adamw", "train.augment=[flip, rotate]", "data.fixed_noise=true")
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "steps"),
     [
-        ("train.precision=fp32",),
-        ("train.precision=bf16",),
-        ("method=ssdn", "method.sigma=variable", "train.optimizer=sgd"),
-        ("method=n2v", "net=dncnn", "net.depth=4", *AVERAGED),  # batch normalisation has buffers
+        (("train.precision=fp32",), 6),
+        (("train.precision=bf16",), 6),
+        (("method=ssdn", "method.sigma=variable", "train.optimizer=sgd", "train.momentum=0.9", *LEAST), 2),
+        (("method=n2v", "net=dncnn", "net.depth=4", *AVERAGED), 6),  # batch normalisation has buffers
     ],
     ids=str,
 )
-def test_a_resumed_run_ends_exactly_like_an_uninterrupted_one(small_shards, tmp_path, overrides):
+def test_a_resumed_run_ends_exactly_like_an_uninterrupted_one(small_shards, tmp_path, overrides, steps):
+    half, first, last = steps // 2, f"step-{steps // 2:08d}", f"step-{steps:08d}"
+    overrides = (*overrides, f"train.steps={steps}", f"train.eval_every={steps}", f"train.checkpoint_every={half}")
     rows, weights, messages = run(small_shards, tmp_path / "whole", *overrides)
     assert messages == []
     saved = tmp_path / "whole" / "checkpoints"
-    assert sorted(path.name for path in saved.iterdir()) == ["step-00000003", "step-00000006"]
-    shutil.copytree(saved / "step-00000003", tmp_path / "resumed" / "checkpoints" / "step-00000003")
+    assert sorted(path.name for path in saved.iterdir()) == [first, last]
+    shutil.copytree(saved / first, tmp_path / "resumed" / "checkpoints" / first)
     rest, resumed, messages = run(small_shards, tmp_path / "resumed", *overrides)
-    assert messages == ["resuming from step-00000003"]
-    assert [row["step"] for row in rest] == [4, 5, 6]
-    assert [row["loss"] for row in rest] == [row["loss"] for row in rows[3:]]
+    assert messages == [f"resuming from {first}"]
+    assert [row["step"] for row in rest] == list(range(half + 1, steps + 1))
+    assert [row["loss"] for row in rest] == [row["loss"] for row in rows[half:]]
     assert equal(weights, resumed)
     history = (newest(tmp_path / "resumed") / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in history] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["step"] for line in history] == list(range(1, steps + 1))
 
 
 def test_a_finished_run_does_no_more_steps(small_shards, tmp_path):
@@ -84,16 +87,10 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(small_shards, tmp_path):
     assert saved == {5, 6, best}
 
 
-@pytest.mark.parametrize("method", [("n2n",), ("n2v",), ("ssdn", "method.sigma=known")], ids=str)
+@pytest.mark.parametrize("method", ["n2n", "n2v", "nb2nb"])
 def test_micro_batches_learn_what_the_whole_batch_does(small_shards, tmp_path, method):
-    overrides = [
-        f"method={method[0]}",
-        *method[1:],
-        "train.optimizer=sgd",
-        "train.lr=0.002",
-        "train.precision=fp32",
-        "train.steps=2",
-    ]
+    sgd = ["train.optimizer=sgd", "train.momentum=0.9", "train.lr=0.002", "train.precision=fp32"]
+    overrides = [f"method={method}", *sgd, "train.steps=2"]
     rows, _, _ = run(small_shards, tmp_path / "whole", *overrides, validate=False)
     parts, _, _ = run(small_shards, tmp_path / "parts", *overrides, "train.micro_batch=3", validate=False)
     assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
@@ -189,7 +186,18 @@ def test_validation_scores_and_images_come_every_eval_every_steps(small_shards, 
     assert [row["step"] for row in rows if "val_psnr" in row] == [4, 6]
     strip = read_image(tmp_path / "images" / "step-000006.png").pixels
     assert strip.shape == (96, 3 * 128, 3)
-    assert {"step", "loss", "lr", "images_per_second", "val_psnr", "val_ssim"} == set(rows[-1])
+    assert {"step", "loss", "lr", "images_per_second", "val_psnr", "val_ssim", "val_mse"} == set(rows[-1])
+
+
+def test_the_psnr_of_training_crops_changes_nothing_else(small_shards, tmp_path):
+    shape = ("method=n2v", "net=dncnn", "net.depth=3", "train.ema=0.9", "train.micro_batch=3", "train.eval_every=3")
+    rows, weights, _ = run(small_shards, tmp_path / "without", *shape)
+    others, same, _ = run(small_shards, tmp_path / "with", *shape, "train.train_psnr=true")
+    assert [row["step"] for row in others if row.pop("train_psnr", None)] == [3, 6]
+    for row in (*rows, *others):
+        del row["images_per_second"]
+    assert others == rows
+    assert equal(weights, same)
 
 
 @pytest.mark.smoke
@@ -231,9 +239,17 @@ def test_a_method_that_needs_no_training_says_so(small_shards, tmp_path):
         run(small_shards, tmp_path, "method=zs_n2n")
 
 
-def test_a_crop_that_does_not_suit_the_net_is_refused(small_shards, tmp_path):
-    with pytest.raises(UserError, match="train.crop=40 .* use 32"):
-        run(small_shards, tmp_path, "train.crop=40")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("train.crop=40",), r"train\.crop=40 .* multiples of 32; use 32\."),
+        (("train.crop=64", "method=ssdn"), r"train\.crop=64 is too small .* below 96 pixels .* never learn; use 96 or"),
+        (("train.crop=100", "method=ssdn", "method.mu_only=true"), r"train\.crop=100 .* multiples of 32; use 96\."),
+    ],
+)
+def test_a_crop_that_does_not_suit_the_net_is_refused(small_shards, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        run(small_shards, tmp_path, *overrides)
 
 
 def test_a_profile_is_a_page_and_a_timeline(small_shards, tmp_path):

@@ -20,6 +20,20 @@ def test_optimizers_by_name(name, kind):
     assert group["momentum"] == 0.7 if name == "sgd" else tuple(group["betas"]) == (0.8, 0.95)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_weight_decay_and_momentum_are_torchs_own_unless_given(name, kind):
+    ours, torchs = (
+        make_optimizer(nn.Linear(2, 2).parameters(), Train(optimizer=name)),
+        kind(nn.Linear(2, 2).parameters()),
+    )
+    for key in ("weight_decay", "momentum"):
+        assert ours.defaults.get(key) == torchs.defaults.get(key)
+    decayed = make_optimizer(nn.Linear(2, 2).parameters(), Train(optimizer=name, weight_decay=0))
+    assert decayed.defaults["weight_decay"] == 0
+
+
 def test_the_average_written_out():
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 1.0)

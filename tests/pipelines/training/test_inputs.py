@@ -1,5 +1,6 @@
 """What a training run reads: looked at once by the driver, and not found out twice."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,23 @@ def test_a_second_run_on_the_same_sets_reads_no_fingerprint(config, reads):
     assert again == inputs
     assert again.training_images(config) == images
     assert reads == set()
+
+
+def test_another_split_is_read_for_what_it_is_named_for(config):
+    chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, val=("own/test", "small")))
+    inputs = training_inputs(chosen)
+    assert [(part.name, part.split) for part in inputs.parts] == [
+        ("small", "train"),
+        ("own/test", "val"),
+        ("small", "val"),
+    ]
+    sets = open_datasets(chosen, inputs.parts)
+    assert [Path(shards.name).parts[-2:] for shards in sets["val"].parts] == [("test", "own"), ("val", "small")]
+    learnt = dataclasses.replace(config, data=dataclasses.replace(config.data, train=("own/test",)))
+    with pytest.raises(UserError, match=r"in the training set own/test .* with data\.allow_overlap=own"):
+        training_inputs(learnt)
+    allowed = dataclasses.replace(learnt.data, allow_overlap=("own",), test=("own/test",))
+    assert training_inputs(dataclasses.replace(learnt, data=allowed)).parts[0].name == "own/test"
 
 
 def test_a_user_without_a_home_trains_without_what_is_remembered(config, reads, monkeypatch):

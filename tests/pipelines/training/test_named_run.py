@@ -171,7 +171,9 @@ def test_what_may_change_under_a_name():
 def test_a_card_of_another_version_is_compared_by_what_it_has():
     tree = to_dict(load_config(None, []))
     tree["data"]["crops_per_picture"] = tree["data"].pop("crops_per_image")  # as in 0.1.0
-    del tree["train"]["model"]
+    tree["train"] |= {"crop": 64, "momentum": 0.9, "weight_decay": 0.0}  # 0.1.0 had neither auto nor null
+    for key in ("model", "val_images", "train_psnr"):
+        del tree["train"][key]
     assert changed_settings(tree, load_config(None, [])) == []
     assert changed_settings(tree, load_config(None, ["data.crops_per_image=4"])) == ["data.crops_per_image: 1, now 4"]
 

@@ -36,10 +36,12 @@ BUDGETS = {
     r"lehtinen2018-.*": (2_000_000 / 4, 500_000),
     r"n2v2?-bsd68": (200 * 400, 80_000),
     r"noise2same-bsd68": (50_000, 50_000),
-    r"(r2r-bsd68|kumar-r2r)-.*": (238_400 * 50 / 128, 93_125),
+    r"r2r-bsd68-.*": (238_400 * 50 / 128, 93_125),
+    r"kumar-r2r-gauss.*": (50 * 63, 3_150),
+    r"kumar-r2r-polyu": (30 * 18, 540),
     r"(nb2nb|b2u)-gauss25": (100 * 44_328 / 4, 1_108_200),
-    r"ee559-seed0": (15 * 44_328 / 4, 166_230),
-    r"ee559-seed1": (5 * 44_328 / 4, 55_410),
+    r"ee559-seed0": (30 * 50_000 / 4, 375_000),
+    r"ee559-seed1": (5 * 50_000 / 4, 62_500),
     r"comp6248-gauss25-.*": (200_000 / 4, 50_000),
     r"comp6248-gauss25_50-.*": (844_000 / 4, 211_000),
     r"restoration-no-clean": (50_000, 50_000),
@@ -80,17 +82,20 @@ def test_a_recipe_is_complete_and_has_only_keys_of_params_yaml(recipe):
 
 def test_a_recipe_names_noise_method_schedule_protocol_and_sets_that_exist(recipe):
     from denoise.evaluate import PROTOCOLS
+    from denoise.fields import set_and_split
     from denoise.methods import build_method
     from denoise.noise import parse_noise
     from denoise.training.schedules import schedule
     from pipelines.datasets.catalog import data_set
+    from pipelines.datasets.hints import COURSE_SETS
 
     config = config_of(recipe)
     build_method(config.method.name, config.method.fields, parse_noise(config.noise))
     schedule(config.train.schedule)
     assert config.evaluate.protocol in PROTOCOLS
     for split in ("train", "val", "test"):
-        assert all(split in data_set(name).splits for name in getattr(config.data, split))
+        for name, named in (set_and_split(reference, split) for reference in getattr(config.data, split)):
+            assert name in COURSE_SETS or named in data_set(name).splits
 
 
 def test_the_network_of_a_recipe_is_built_and_takes_its_crops(recipe):

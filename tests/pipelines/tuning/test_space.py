@@ -4,9 +4,10 @@ import pytest
 
 from denoise.config import Config, load_config
 from denoise.errors import UsageError
-from denoise.methods import METHODS, build_method
+from denoise.methods import METHODS, build_method, with_net
 from denoise.noise import parse_noise
 from pipelines.tuning.overrides import refuse_changes, refuse_ineffective, to_repeat
+from pipelines.tuning.plan import _settled
 from pipelines.tuning.space import (
     Dimension,
     Sweep,
@@ -134,6 +135,18 @@ def test_a_sweep_is_restored_from_its_identity():
     assert (sweep.space, sweep.images, base.method.fields) == (SWEEP.space, 640, {"mask_ratio": 0.01})
     assert base.ray.workers == 1
     assert identity(sweep, base, "digest") == known
+
+
+def test_a_sweep_is_the_same_with_auto_and_with_what_that_becomes():
+    auto, given = (_settled(load_config(None, keys), SWEEP) for keys in ([], ["net=unet_n2n", "train.crop=64"]))
+    assert identity(SWEEP, auto, "digest") == identity(SWEEP, given, "digest")
+
+
+def test_every_trial_has_the_net_and_the_crop_of_its_own_method():
+    sweep = Sweep("t", {"method": Dimension(choice=("n2n", "ssdn"))})
+    base = _settled(load_config(None, []), sweep)
+    configs = [with_net(trial_config(sweep, base, params, 0)) for params in boundary_configs(sweep)]
+    assert [(config.net.name, config.train.crop_pixels) for config in configs] == [("unet_n2n", 64), ("unet_ssdn", 128)]
 
 
 def test_a_command_that_resumes_repeats_what_the_study_does_not_keep():
