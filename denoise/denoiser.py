@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from denoise.data.augment import Symmetry, symmetry_group
 from denoise.errors import UserError, first_line
 from denoise.files import write_folder, write_json
-from denoise.images.noise_level import estimate_sigma
+from denoise.images.noise_level import PATCH, estimate_sigma
+from denoise.images.tensors import pad
+from denoise.images.tiles import Tiles
 from denoise.methods import METHODS, Method, build_method
 from denoise.model_files import CARD, FORMAT, WEIGHTS, ModelCard, model_digest, read_card
 from denoise.nets import NetMaker, multiple_of
@@ -43,6 +45,7 @@ __all__ = [
 # Of a net that names no number of its own: a U-Net takes 0.4 kB of memory a pixel in bf16 (0.7 in fp32), drunet 0.8.
 PIXELS_PER_PASS = 1280 * 1024
 PIXELS_UNTRAINED = 512 * 512
+ENOUGH_CONTEXT = 256  # side of the crops from which a blind-spot net learns enough to restore whole images
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of the nets' tensors, and their names in safetensors
 # What building a net from a card that lies, or reading a damaged file, raises.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
@@ -59,6 +62,8 @@ class Denoiser:
     symmetries: tuple[Symmetry, ...] = (Symmetry(),)  # flips and turns averaged over
     deviation: float = 0.0  # if not 0: return the standard deviation of the restored values, times this, instead
     precision: str = "fp32"  # that the net computes in: fp32, bf16, or auto: bf16 if the hardware has it
+    tile: int | None = None  # side of the tiles that images are restored by; None: whole, unless the net needs tiles
+    overlap: int | None = None  # of these tiles, at least; None: 64, at most half of a tile
     digest: str | None = None  # sha256 of the model folder; None where there is none
     folder: Path | None = None  # the model folder
 
@@ -88,6 +93,24 @@ class Denoiser:
         if not self.method.trained:
             return PIXELS_UNTRAINED
         return min(int(getattr(part, "pixels_per_pass", PIXELS_PER_PASS)) for part in self.net.modules())
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How images are restored by tiles; None where whole images are.
+
+        A blind-spot net that pools restores what it sees more of than in training with an error of brightness. So its
+        tiles are as large as its training crops, unless these have at least 256 pixels or ``tile`` is given.
+
+        Raises:
+            UserError: ``tile`` and ``overlap`` do not fit together.
+        """
+        side = _side_of_context(self.net, self.card) if self.tile is None else self.tile
+        return None if side is None else Tiles(self.multiple, self.pixels_per_pass, side, self.overlap, exact=True)
+
+    @property
+    def noise_patch(self) -> int:
+        """The side of the patches by which the sigma of real noise is estimated: as in training."""
+        return int(self.card["config"].get("data", {}).get("noise_patch", PATCH))
 
     @property
     def needs_level(self) -> bool:
@@ -125,7 +148,14 @@ class Denoiser:
     def level_of(self, noisy: Tensor) -> float:
         """Return the noise level to assume for an image (C, H, W): that of the training noise, else an estimate."""
         trained_for = parse_noise(self.noise).level
-        return estimate_sigma(noisy) if trained_for is None else trained_for
+        return estimate_sigma(noisy, self.noise_patch) if trained_for is None else trained_for
+
+    def estimated_level(self, noisy: Tensor) -> float | None:
+        """Return the noise level that the net itself finds in an image (1, C, H, W), None where it finds none."""
+        noisy = pad(noisy, self.multiple).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), autocast(self.precision, noisy.device):
+            level = self.method.estimated_level(self.net, noisy)
+        return None if level is None else float(level)
 
     def averaging(self) -> "Denoiser":
         """Return a denoiser that also averages over the flips and turns that training augmented with."""
@@ -215,6 +245,15 @@ def untrained_denoiser(
     }
     card = make_card(config, channels)
     return Denoiser(_ready(net, device), method, card)
+
+
+def _side_of_context(net: nn.Module, card: ModelCard) -> int | None:
+    """Return the side of the tiles that a net needs: its training crop's, at least two of what its pooling needs."""
+    crop, multiple = card["config"].get("train", {}).get("crop"), multiple_of(net)
+    blind = any(getattr(part, "blind_spot", False) for part in net.modules())
+    if not blind or multiple == 1 or not isinstance(crop, int) or crop >= ENOUGH_CONTEXT:
+        return None
+    return max(crop // multiple, 2) * multiple  # a tile of one multiple has no room for an overlap
 
 
 def _ready(net: nn.Module, device: torch.device | str) -> nn.Module:

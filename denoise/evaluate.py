@@ -15,11 +15,12 @@ from denoise.data.samples import evaluation_pair
 from denoise.data.shards import Shards
 from denoise.denoiser import Denoiser, ModelCard
 from denoise.errors import UserError, nearest
-from denoise.images.metrics import psnr, ssim
-from denoise.images.tensors import pad, unpad
+from denoise.fields import set_and_split
+from denoise.images.metrics import bias, psnr, ssim, ssim_uniform
 from denoise.noise import Noise
 from denoise.precision import resolve_precision
 from denoise.rng import batch_rng
+from denoise.tiling import restore_batch
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Protocol:
     quantise: Callable[[Tensor], Tensor]  # applied to noisy, restored and clean images before they are compared
     seed: int = 0
     repeats: Mapping[str, int] = field(default_factory=dict)  # data set -> repeats with fresh noise, 1 where not listed
+
+    def repeats_of(self, data: str) -> int:
+        """Return how often an image of a set, SET or SET/SPLIT, is restored, each time with fresh noise."""
+        return self.repeats.get(set_and_split(data, "test")[0], 1)
 
 
 def to_8_bits(images: Tensor) -> Tensor:
@@ -52,6 +57,7 @@ def identity(images: Tensor) -> Tensor:
     return images
 
 
+REPEATS = {"kodak": 10, "bsds300": 3, "set14": 20}  # of Laine et al. 2019
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -62,7 +68,13 @@ PROTOCOLS = {
             "laine2019",
             "clipped and rounded to 8 bits, mean over images; Kodak x10, BSD300 x3, Set14 x20 (Laine et al. 2019)",
             to_8_bits,
-            repeats={"kodak": 10, "bsds300": 3, "set14": 20},
+            repeats=REPEATS,
+        ),
+        Protocol(
+            "float_repeats",
+            "unclipped, unrounded images, mean over images; Kodak x10, BSD300 x3, Set14 x20 (as a COMP6248 report)",
+            identity,
+            repeats=REPEATS,
         ),
     )
 }
@@ -89,9 +101,15 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def count_restorations(protocol: Protocol, data: str, shards: Shards) -> int:
-    """Return how many images an evaluation restores: the repeats of the set times its size."""
-    return protocol.repeats.get(data, 1) * len(shards)
+def count_restorations(protocol: Protocol, data: str, shards: Shards, images: int | None = None) -> int:
+    """Return how many images an evaluation restores: the repeats of the set times the number of its images used."""
+    return protocol.repeats_of(data) * len(spread(len(shards), images))
+
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """Return the indices of ``wanted`` of ``count`` images, evenly spread over them; of all where it is None."""
+    used = count if wanted is None else min(wanted, count)
+    return [index * count // used for index in range(used)]
 
 
 def evaluate(
@@ -102,30 +120,40 @@ def evaluate(
     protocol: Protocol,
     device: torch.device | str = "cpu",
     on_image: Callable[[ScoredImage], None] = lambda image: None,
+    *,
+    assumed_level: float = 1.0,
+    images: int | None = None,
 ) -> dict[str, Any]:
     """Score a denoiser on a data set.
 
     Args:
-        denoiser: on ``device``.
+        denoiser: on ``device``; it restores whole images, or by its ``tiles``.
         shards: the clean images.
         data: the name of the set, which decides the repeats.
         noise: added to the clean images.
         protocol: how noise is drawn and images are compared.
         device: where to compute.
         on_image: called with every restored image, for progress and to save some.
+        assumed_level: the noise level that the denoiser is told, as a multiple of the true one.
+        images: how many images to score, evenly spread over the set; each has the noise that it has among all.
 
     Returns:
         method, sha256 of the model (None where nothing was trained), noise, channels, data, protocol, what was
-        averaged, the precision, how the training noise was drawn, the means noisy_psnr, psnr, noisy_ssim and ssim, and
-        the same four for each image.
+        averaged, the side and the least overlap of tiles in pixels (None for whole images), ``assumed_level``,
+        ``images_used`` of ``images_of``, the precision, how the training noise was drawn, the means of the scores, and
+        the scores of each image: noisy_psnr, psnr, noisy_ssim, ssim, noisy_ssim_uniform, ssim_uniform, ``bias`` (mean
+        of restored - clean, images in [0, 1]), and where the net finds the noise level itself ``sigma``, the true level
+        in the noise's own unit, and ``estimated_sigma``.
     """
+    scorer = _Scorer(denoiser, ShardedDataset([shards]), noise, protocol, assumed_level, device)
+    indices = spread(len(shards), images)
     scores: dict[str, list[Mapping[str, float]]] = {}  # image -> scores of its repeats
-    for repeat in range(protocol.repeats.get(data, 1)):
-        for index in range(len(shards)):
-            scored = _score(denoiser, shards, index, repeat, noise, protocol, device)
+    for repeat in range(protocol.repeats_of(data)):
+        for index in indices:
+            scored = scorer.score(index, repeat)
             scores.setdefault(scored.name, []).append(scored.scores)
             on_image(scored)
-    images = [{"name": name, **_means(repeats)} for name, repeats in scores.items()]
+    tiles = denoiser.tiles
     return {
         "method": denoiser.name,
         "model_sha256": denoiser.digest,
@@ -136,10 +164,15 @@ def evaluate(
         "protocol": protocol.name,
         "passes": denoiser.passes or denoiser.method.test_time_passes(),
         "averaged_over": len(denoiser.symmetries),
+        "tile": tiles.largest if tiles else None,
+        "overlap": tiles.least_overlap if tiles else None,
+        "assumed_level": assumed_level,
+        "images_used": len(indices),
+        "images_of": len(shards),
         "precision": resolve_precision(denoiser.precision, torch.device(device)) if denoiser.method.trained else "fp32",
         "training_noise": training_noise(denoiser.card),
         **_means([image_scores for repeats in scores.values() for image_scores in repeats]),
-        "images": images,
+        "images": [{"name": name, **_means(repeats)} for name, repeats in scores.items()],
     }
 
 
@@ -159,37 +192,53 @@ def training_noise(card: ModelCard) -> str:
     return "fixed" if config["data"].get("fixed_noise") else "fresh"
 
 
-def _score(
-    denoiser: Denoiser,
-    shards: Shards,
-    index: int,
-    repeat: int,
-    noise: Noise,
-    protocol: Protocol,
-    device: torch.device | str,
-) -> ScoredImage:
-    rng = batch_rng(protocol.seed, repeat, torch.tensor([index]), device)
-    images = ShardedDataset([shards])
-    pair = evaluation_pair(images, index, noise, denoiser.channels, rng, device)
-    if pair.clean is None:
-        raise UserError(
-            f"{images.name(index)} has no clean image to compare with; evaluate on a set of pairs, such as polyu, "
-            "or look at restored images instead (denoise restore)."
+@dataclass(frozen=True)
+class _Scorer:
+    """Restores the images of a set one by one, and compares them with the clean ones."""
+
+    denoiser: Denoiser
+    images: ShardedDataset
+    noise: Noise
+    protocol: Protocol
+    assumed_level: float
+    device: torch.device | str
+
+    def score(self, index: int, repeat: int) -> ScoredImage:
+        """Return an image as restored, with its scores."""
+        denoiser, name = self.denoiser, self.images.name(index)
+        rng = batch_rng(self.protocol.seed, repeat, torch.tensor([index]), self.device)
+        pair = evaluation_pair(
+            self.images, index, self.noise, denoiser.channels, rng, self.device, denoiser.noise_patch
         )
-    restored = unpad(denoiser(pad(pair.noisy, denoiser.multiple), pair.level, rng), *pair.noisy.shape[-2:])
-    if not torch.isfinite(restored).all():  # NaN would be written as null, as an infinite PSNR is
-        raise UserError(
-            f"{images.name(index)} as {denoiser.name} restores it holds values that are not finite: the model is "
-            "damaged, or was trained with too high a train.lr; train it again."
-        )
-    noisy, restored, clean = (protocol.quantise(image) for image in (pair.noisy, restored, pair.clean))
-    scores = {
-        "noisy_psnr": psnr(noisy[0], clean[0]),
-        "psnr": psnr(restored[0], clean[0]),
-        "noisy_ssim": ssim(noisy[0], clean[0]),
-        "ssim": ssim(restored[0], clean[0]),
+        if pair.clean is None:
+            raise UserError(
+                f"{name} has no clean image to compare with; evaluate on a set of pairs, such as polyu, "
+                "or look at restored images instead (denoise restore)."
+            )
+        restored = restore_batch(denoiser, pair.noisy, pair.level * self.assumed_level, rng)
+        if not torch.isfinite(restored).all():  # NaN would be written as null, as an infinite PSNR is
+            raise UserError(
+                f"{name} as {denoiser.name} restores it holds values that are not finite: the model is "
+                "damaged, or was trained with too high a train.lr; train it again."
+            )
+        noisy, restored, clean = (self.protocol.quantise(image)[0] for image in (pair.noisy, restored, pair.clean))
+        scores = _compare(noisy, restored, clean)
+        estimated = denoiser.estimated_level(pair.noisy)
+        if estimated is not None:
+            scores |= {"sigma": float(pair.level), "estimated_sigma": estimated}
+        return ScoredImage(name, repeat, noisy, restored, clean, scores)
+
+
+def _compare(noisy: Tensor, restored: Tensor, clean: Tensor) -> dict[str, float]:
+    return {
+        "noisy_psnr": psnr(noisy, clean),
+        "psnr": psnr(restored, clean),
+        "noisy_ssim": ssim(noisy, clean),
+        "ssim": ssim(restored, clean),
+        "noisy_ssim_uniform": ssim_uniform(noisy, clean),
+        "ssim_uniform": ssim_uniform(restored, clean),
+        "bias": bias(restored, clean),
     }
-    return ScoredImage(images.name(index), repeat, noisy[0], restored[0], clean[0], scores)
 
 
 def _means(scores: list[Mapping[str, float]]) -> dict[str, float]:

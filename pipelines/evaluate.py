@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from denoise.evaluate import ScoredImage
 
 SCORES, IMAGES = "scores.json", "images"
-MAX_IMAGES = 24  # written of each set: enough for a report, and no folder of gigabytes
+MAX_IMAGES = 24  # written of each set, with the best and the worst: enough for a report, and no folder of gigabytes
 
 
 def evaluate_model(
@@ -32,11 +32,12 @@ def evaluate_model(
     """Score a model on the test split of data sets and return one result a set.
 
     Args:
-        config: where the data is, which overlaps are allowed, and the precision to compute in.
-        denoiser: the model.
+        config: where the data is, which overlaps are allowed, the precision to compute in, and of ``evaluate`` the
+            noise, the level that the model is told, and how many images of each set.
+        denoiser: the model, with the tiles that it restores by.
         names: the data sets.
         protocol_name: how to draw noise and compare images.
-        noise_name: the noise to add; by default what the model was trained for.
+        noise_name: the noise to add; by default ``evaluate.noise``, and without that what the model was trained for.
         out: scores.json and images/ are written to OUT/NAME/PROTOCOL for each set; those of other protocols stay.
 
     Raises:
@@ -48,7 +49,8 @@ def evaluate_model(
 
     denoiser = replace(denoiser, precision=evaluation_precision(config.evaluate.precision, denoiser.card))
     protocol, device = get_protocol(protocol_name), distributed.device()
-    noise = parse_noise(noise_name or denoiser.noise)
+    noise = parse_noise(noise_name or config.evaluate.noise or denoiser.noise)
+    assumed_level, wanted = config.evaluate.assumed_level, config.evaluate.images
     sets = open_sets(config, "test", names)
     _refuse_training_images(config, denoiser, sets)
     if out is not None:
@@ -58,14 +60,17 @@ def evaluate_model(
     for name, shards in sets:
         images: list[ScoredImage] = []
         started = time.perf_counter()
-        with progress(f"evaluate {denoiser.name} {name}", count_restorations(protocol, name, shards)) as advance:
+        total = count_restorations(protocol, name, shards, wanted)
+        with progress(f"evaluate {denoiser.name} {name}", total) as advance:
 
             def on_image(scored: "ScoredImage", images: "list[ScoredImage]" = images) -> None:
-                if scored.repeat == 0 and len(images) < MAX_IMAGES:
-                    images.append(scored)
+                if scored.repeat == 0:
+                    _keep_some(images, scored)
                 advance(1, f"{scored.scores['psnr']:.2f} dB")
 
-            result = evaluate(denoiser, shards, name, noise, protocol, device, on_image)
+            result = evaluate(
+                denoiser, shards, name, noise, protocol, device, on_image, assumed_level=assumed_level, images=wanted
+            )
         if out is not None:
             _write(out / name / protocol.name, result, images)
         results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
@@ -100,19 +105,26 @@ def _refuse_training_images(config: Config, denoiser: "Denoiser", sets: "Sequenc
     """
     from denoise.model_files import TRAINING_IMAGES
     from denoise.sharding.image_set import read_image_set
-    from denoise.sharding.leakage import refuse_trained_on
+    from denoise.sharding.leakage import is_allowed, plain_name, refuse_trained_on
 
     parts = denoiser.card.get("provenance", {}).get("data", [])
     trained_on = {part["digest"]: part["name"] for part in parts if part["split"] == "train"}
     for name, shards in sets:
-        if shards.digest in trained_on and name not in config.data.allow_overlap:
+        if shards.digest in trained_on and not is_allowed(name, config.data.allow_overlap):
             raise UserError(
                 f"this model was trained on the test set {name}: scores on it would mean nothing; evaluate on another "
-                f"set, or allow it by name with data.allow_overlap={name}."
+                f"set, or allow it by name with data.allow_overlap={plain_name(name)}."
             )
     file = denoiser.folder / TRAINING_IMAGES if denoiser.folder else None
     if file is not None and file.is_file():
         refuse_trained_on(read_image_set(file), sets, config.data.allow_overlap)
+
+
+def _keep_some(images: "list[ScoredImage]", scored: "ScoredImage") -> None:
+    """Add an image to the first ones of a set; behind them stand the worst and the best of the others."""
+    images.append(scored)
+    others = sorted(images[MAX_IMAGES:], key=lambda image: image.scores["psnr"])
+    images[MAX_IMAGES:] = [*others[:1], *others[1:][-1:]]
 
 
 def _write(folder: Path, result: dict[str, Any], images: "Sequence[ScoredImage]") -> None:

@@ -53,7 +53,7 @@ def restore_files(
     level: float | None = None,
     *,
     tile: int | None = None,
-    overlap: int = 64,
+    overlap: int | None = None,
     device: str = "cpu",
     keep_going: bool = False,
 ) -> list[Restored]:
@@ -64,7 +64,7 @@ def restore_files(
         output: a file or a folder.
         denoiser: from ``load_denoiser``, on ``device``.
         level: of the noise in its own unit; None: what the denoiser was trained for, or an estimate.
-        tile, overlap: largest side of a tile (None: chosen for each image), and overlap of neighbours, in pixels.
+        tile, overlap: largest side of a tile and least overlap of neighbours, in pixels, as for ``choose_tiles``.
         device: torch device of the denoiser.
         keep_going: restore the other images where one is broken, and name the broken ones at the end.
 
@@ -269,12 +269,13 @@ def _write(target: Path, image: "DecodedImage") -> None:
 
 
 def _inspect(
-    pairs: list[FilePair], denoiser: "Denoiser", tile: int | None, overlap: int, keep_going: bool
+    pairs: list[FilePair], denoiser: "Denoiser", tile: int | None, overlap: int | None, keep_going: bool
 ) -> tuple[list[_Image], list[str]]:
     """Return the images, as the heads of their files show them, and an error message for each broken one."""
     from denoise.images.io import image_size
-    from denoise.tiling import count_tiles
+    from denoise.tiling import choose_tiles
 
+    tiles = choose_tiles(denoiser, tile, overlap)
     images: list[_Image] = []
     failures = []
     for source, target in pairs:
@@ -283,8 +284,7 @@ def _inspect(
         except UserError as error:
             failures.append(_message(error, keep_going))
             continue
-        tiles = count_tiles(height, width, denoiser.multiple, denoiser.pixels_per_pass, tile, overlap)
-        images.append(_Image(source, target, tiles, height * width <= PIXELS_BESIDE))
+        images.append(_Image(source, target, tiles.count(height, width), height * width <= PIXELS_BESIDE))
     return images, failures
 
 

@@ -20,7 +20,7 @@ MAX_PATCHES = 100_000  # of a large image
 ROWS = 16  # of patches that are held in memory at once
 
 
-def estimate_sigma(noisy: Tensor) -> float:
+def estimate_sigma(noisy: Tensor, side: int = PATCH) -> float:
     """Return the standard deviation of the noise of one image (C, H, W) in [0, 1], in the same unit.
 
     One sigma stands for all channels, as if the noise were Gaussian and white. Texture that resembles noise counts as
@@ -28,22 +28,27 @@ def estimate_sigma(noisy: Tensor) -> float:
     average, 2.6 % at worst); in grey the estimate is too high at low noise (by 13 % at sigma 10, 2.5 % at 25, 1 % at
     50).
 
+    Args:
+        noisy: the image.
+        side: of the patches, in pixels; they are smaller where the image has too few of them.
+
     Raises:
         UserError: the image is too small: 21x21 pixels are enough in colour, 13x13 in grey.
     """
-    patch, stride = _layout(*noisy.shape)
+    channels, height, width = noisy.shape
+    patch, stride = _layout(channels, height, width, side)
     eigenvalues = torch.linalg.eigvalsh(_covariance(noisy.double(), patch, stride))
     return _noise_variance(eigenvalues).clamp_min(0).sqrt().item()
 
 
-def _layout(channels: int, height: int, width: int) -> tuple[int, int]:
-    """Return side and stride of the patches: the published ones if the image is large enough."""
+def _layout(channels: int, height: int, width: int, side: int = PATCH) -> tuple[int, int]:
+    """Return side and stride of the patches: the wanted side and the published stride if the image is large enough."""
     sparse = int((height * width / MAX_PATCHES) ** 0.5) + 1
     if sparse > STRIDES[0]:
-        return PATCH, sparse
-    for patch in range(PATCH, MIN_PATCH - 1, -1):
+        return side, sparse
+    for patch in range(side, MIN_PATCH - 1, -1):
         for stride, minimum in [(stride, ENOUGH) for stride in STRIDES] + [(1, REQUIRED)]:
-            rows, columns = ((side - patch) // stride + 1 for side in (height, width))
+            rows, columns = ((pixels - patch) // stride + 1 for pixels in (height, width))
             if min(rows, columns) > 0 and rows * columns >= minimum * channels * patch**2:
                 return patch, stride
     raise UserError(

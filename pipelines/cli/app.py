@@ -12,7 +12,7 @@ import typer
 
 from denoise.errors import UsageError, UserError
 from denoise.printable import printable
-from pipelines.cli import cluster, data, models, runs, train, tune
+from pipelines.cli import cluster, data, models, prepare, runs, study, train, tune
 from pipelines.cli.common import AsJson, Settings, answer, configuration, explained, open_model, tracking_uri
 from pipelines.console import StreamWithoutPasswords, say
 from pipelines.dvc_guard import dependencies_unchanged
@@ -25,8 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-app.command()(data.fetch)
-app.command()(data.shard)
+app.command()(prepare.fetch)
+app.command()(prepare.shard)
 app.command()(train.train)
 app.command()(tune.tune)
 app.command()(train.presets)
@@ -34,6 +34,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.add_typer(tune.app, name="sweeps")
+app.add_typer(study.app, name="study")
 app.add_typer(cluster.app, name="cluster")
 app.command(context_settings={"allow_interspersed_args": False})(cluster.submit)
 
@@ -92,9 +93,12 @@ def evaluate(
     ],
     data: Annotated[list[str] | None, typer.Option(help="Data set; repeat for several. Default: data.test.")] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="float, clamped, uint8 or laine2019. Default: evaluate.protocol.")
+        str | None,
+        typer.Option(help="float, clamped, uint8, laine2019 or float_repeats. Default: evaluate.protocol."),
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Noise to add. Default: what the model was trained for.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Noise to add. Default: evaluate.noise, else what the model was trained for.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and images.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -109,6 +113,7 @@ def evaluate(
 
     config = configuration(settings)
     protocol = get_protocol(protocol or config.evaluate.protocol).name  # before a model is loaded
+    noise = noise or config.evaluate.noise
     denoiser = open_model(config, model, noise)
     sets = data or config.data.test
     if not sets:
@@ -136,12 +141,14 @@ def restore(
     tile: Annotated[
         int | None,
         typer.Option(
-            min=64, help="Largest side of a tile in pixels. Default: as large as 1 to 2 GB of memory allow in bf16."
+            min=1,
+            help="Largest side of a tile in pixels. Default: as large as 1 to 2 GB of memory allow in bf16; for ssdn "
+            "its training crop, if smaller than 256.",
         ),
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(min=0, help="Least overlap of tiles in pixels. Default: 64, at most half of --tile."),
+        typer.Option(min=0, help="Least overlap of tiles in pixels. Default: 64, at most half of a tile."),
     ] = None,
     precision: Annotated[
         Precision,
@@ -159,14 +166,11 @@ def restore(
 
     from denoise import distributed
     from denoise.noise import parse_noise
-    from denoise.tiling import OVERLAP
     from pipelines.restore import restore_files
 
     denoiser = open_model(configuration(settings), model, noise)
     denoiser = replace(denoiser, deviation=DEVIATION_SCALE * deviation, precision=precision.value)
     level = parse_noise(noise).level if noise else None
-    if overlap is None:
-        overlap = OVERLAP if tile is None else min(OVERLAP, tile // 2)
     device = str(distributed.device())
     results = restore_files(
         inputs, out, denoiser, level, tile=tile, overlap=overlap, device=device, keep_going=keep_going

@@ -79,7 +79,8 @@ def open_model(config: "Config", reference: str, noise_name: str | None = None) 
     """Return the denoiser of a folder, of models:/NAME@ALIAS, or of a method that needs no training, by its name.
 
     An untrained method gets the given noise (by default the configuration's) and the configuration's colours; a trained
-    model knows its own. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged.
+    model knows its own. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged, ``evaluate.tile`` and
+    ``evaluate.overlap`` by which tiles images are restored.
     """
     from dataclasses import replace
 
@@ -95,8 +96,9 @@ def open_model(config: "Config", reference: str, noise_name: str | None = None) 
         denoiser = untrained_denoiser(reference, fields, config.data.channels, noise, device)
     else:
         denoiser = load_denoiser(_model_folder(config, reference), device)
-    denoiser = replace(denoiser, passes=config.evaluate.passes)
-    return denoiser.averaging() if config.evaluate.average else denoiser
+    spec = config.evaluate
+    denoiser = replace(denoiser, passes=spec.passes, tile=spec.tile, overlap=spec.overlap)
+    return denoiser.averaging() if spec.average else denoiser
 
 
 def _model_folder(config: "Config", reference: str) -> Path:

@@ -18,7 +18,8 @@ MODEL_ID = re.compile(r"m-[0-9a-f]{32}")  # other sources (folders, runs:/, mode
 CHAMPION, CHALLENGER = "champion", "challenger"
 SCORE_KEYS = ("noisy_psnr", "psnr", "noisy_ssim", "ssim")
 # Scores can be compared only where these are equal.
-SETTING_KEYS = ("protocol", "data", "data_digest", "scored_noise", "channels", "passes", "averaged_over")
+SETTING_KEYS = ("protocol", "data", "data_digest", "scored_noise", "channels", "passes", "averaged_over", "tiles")
+OWN_TILES = "own"  # images restored as the model by itself restores them: whole, or by the tiles that its net needs
 
 Row = dict[str, Any]  # a version, as --json shows it
 

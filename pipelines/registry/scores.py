@@ -1,4 +1,7 @@
-"""Scores of an evaluation, as they are registered with a model: complete, consistent, and of this model."""
+"""Scores of an evaluation, as they are registered with a model: complete, consistent, and of this model.
+
+They decide which model is promoted, so they are of whole sets, and of a model that was told the true noise level.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from denoise.errors import UserError
-from pipelines.registry.rows import SCORE_KEYS
+from pipelines.registry.rows import OWN_TILES, SCORE_KEYS
 
 if TYPE_CHECKING:
     from denoise.denoiser import Denoiser
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 AGAIN = "evaluate the model with `denoise evaluate MODEL --out FOLDER` and register that"
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Overlap = Annotated[int, Field(ge=0, strict=True)]
+Level = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 Decibels = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Similarity = Annotated[float, Field(ge=-1, le=1, strict=True)]
 
@@ -51,19 +56,32 @@ class Scores(Figures):
     passes: Count
     averaged_over: Count
     images: Annotated[tuple[ImageScores, ...], Field(min_length=1)]
+    # Files of version 0.1 lack these: all images, whole, and the true level.
+    tile: Count | None = None
+    overlap: Overlap | None = None
+    assumed_level: Level = 1.0
+    images_used: Count | None = None
+    images_of: Count | None = None
 
-    def tags(self) -> dict[str, str]:
-        """Return the tags of a registered version that hold these scores."""
+    def tags(self, denoiser: "Denoiser") -> dict[str, str]:
+        """Return the tags of a registered version of this model that hold these scores."""
         setting = ("protocol", "data", "data_digest", "channels", "passes", "averaged_over")
         tags = {key: str(getattr(self, key)) for key in (*setting, *SCORE_KEYS)}
-        return tags | {"scored_noise": self.noise}
+        return tags | {"scored_noise": self.noise, "tiles": self._tiles(denoiser)}
+
+    def _tiles(self, denoiser: "Denoiser") -> str:
+        own = denoiser.tiles
+        if (self.tile, self.overlap) == ((own.largest, own.least_overlap) if own else (None, None)):
+            return OWN_TILES
+        return "whole images" if self.tile is None else f"{self.tile}, overlap {self.overlap}"
 
 
 def check_scores(tree: Mapping[str, Any], denoiser: "Denoiser") -> Scores:
     """Return the scores of an evaluation of this model, for the noise that it was trained for.
 
     Raises:
-        UserError: they lack something, contradict themselves, or are of another model or noise.
+        UserError: they lack something, contradict themselves, are of another model or noise, of some images of a set
+            only, or of a level that is not the true one.
     """
     try:
         scores: Scores = TypeAdapter(Scores).validate_python(tree)
@@ -73,6 +91,7 @@ def check_scores(tree: Mapping[str, Any], denoiser: "Denoiser") -> Scores:
         raise UserError(f"these are no scores of an evaluation ({key}: {reason.lower()}); {AGAIN}.") from None
     _check_means(scores)
     _check_model(scores, denoiser)
+    _check_complete(scores)
     return scores
 
 
@@ -106,4 +125,17 @@ def _check_model(scores: Scores, denoiser: "Denoiser") -> None:
         raise UserError(
             f"these scores are for the noise {scores.noise}, and the model was trained for {denoiser.noise}: "
             f"{AGAIN}, without --noise."
+        )
+
+
+def _check_complete(scores: Scores) -> None:
+    if scores.images_used != scores.images_of:
+        raise UserError(
+            f"these are scores of {scores.images_used} of {scores.images_of} images, and a model is registered with "
+            f"those of all: {AGAIN}, without evaluate.images."
+        )
+    if scores.assumed_level != 1:
+        raise UserError(
+            f"these are scores of a model that was told {scores.assumed_level:g} times the true noise level: {AGAIN}, "
+            "without evaluate.assumed_level."
         )

@@ -66,7 +66,7 @@ def register(uri: str, model_folder: Path, scores: Mapping[str, Any] | None, run
     from denoise.denoiser import load_denoiser
 
     denoiser = load_denoiser(model_folder)
-    scored = check_scores(scores, denoiser).tags() if scores is not None else {}
+    scored = check_scores(scores, denoiser).tags(denoiser) if scores is not None else {}
     name, digest = NAME_PREFIX + denoiser.noise, str(denoiser.digest)
     tags = {"method": denoiser.name, "noise": denoiser.noise, DIGEST_TAG: digest, "run": run_id}
     api = client(uri)

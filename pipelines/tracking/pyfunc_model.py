@@ -32,12 +32,10 @@ class PyfuncDenoiser(PythonModel):
         """Map noisy images (B, C, H, W), float32 in [0, 1], to restored ones of the same shape, not clipped."""
         import torch
 
-        from denoise.images.tensors import pad, unpad
+        from denoise.tiling import restore_batch
 
         noisy = torch.tensor(model_input, dtype=torch.float32, device=self.device)
-        height, width = noisy.shape[-2:]
-        restored = unpad(self.denoiser(pad(noisy, self.denoiser.multiple)), height, width)
-        return restored.cpu().numpy()
+        return restore_batch(self.denoiser, noisy).cpu().numpy()
 
 
 mlflow.models.set_model(PyfuncDenoiser())

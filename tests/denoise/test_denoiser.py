@@ -10,6 +10,7 @@ from denoise.config import load_config, to_dict
 from denoise.data.augment import symmetry_group
 from denoise.denoiser import Denoiser, make_card, untrained_denoiser
 from denoise.errors import UserError
+from denoise.images.noise_level import estimate_sigma
 from denoise.methods import build_method, with_net
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
@@ -69,6 +70,8 @@ def test_the_level_is_that_of_the_training_noise_or_estimated():
     assert denoiser(nn.Identity(), "r2r").level_of(flat) == pytest.approx(SIGMA)
     for noise in ("gauss5_50", "none"):
         assert denoiser(nn.Identity(), "r2r", noise).level_of(flat) == pytest.approx(SIGMA, rel=0.1)
+    smaller = denoiser(nn.Identity(), "r2r", "none", "data.noise_patch=4").level_of(flat)
+    assert smaller == estimate_sigma(flat, 4) != estimate_sigma(flat)
     assert denoiser(nn.Identity(), "r2r").needs_level
     assert not denoiser(nn.Identity()).needs_level
 
@@ -95,6 +98,33 @@ def test_a_trained_method_cannot_be_used_without_training():
 def test_a_method_without_a_deviation_says_so():
     with pytest.raises(UserError, match="no standard deviation"):
         replace(denoiser(nn.Identity()), deviation=1.0)(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("net", "crop", "given", "tiles"),
+    [
+        ("unet_ssdn", 128, {}, (128, 64)),
+        ("unet_ssdn", 224, {}, (224, 64)),
+        ("unet_ssdn", 256, {}, None),
+        ("unet_ssdn", 64, {}, (64, 32)),
+        ("unet_ssdn", 32, {}, (64, 32)),  # a tile of 32 has no room for an overlap of 32
+        ("unet_ssdn", None, {}, None),  # a card that does not say it
+        ("unet_ssdn", 64, {"tile": 100, "overlap": 20}, (128, 20)),
+        ("unet_n2n", 64, {}, None),
+        ("unet_n2n", 64, {"tile": 96}, (96, 48)),
+        ("dncnn", 40, {"tile": 40}, (40, 20)),
+    ],
+)
+def test_a_blind_spot_net_restores_by_tiles_of_its_crop(net, crop, given, tiles):
+    card = make_card(to_dict(with_net(load_config(None, ["method=ssdn"]))), channels=1)
+    card["config"]["train"] = {} if crop is None else {"crop": crop}
+    form = {"blind_spot": True} if net == "unet_ssdn" else {}
+    found = Denoiser(NetMaker(net, 1, {})(**form), build_method("n2n", {}, parse_noise("gauss25")), card, **given).tiles
+    assert tiles == (found and (found.largest, found.least_overlap))
+
+
+def test_a_plain_net_of_ssdns_kind_needs_no_tiles():
+    assert denoiser(NetMaker("unet_ssdn", 3, {})(), "n2n", "gauss25", "net=unet_ssdn", "train.crop=64").tiles is None
 
 
 @pytest.mark.parametrize("at", [(40, 40), (31, 64), (63, 63), (5, 90)])  # in the middle, and where tiles meet

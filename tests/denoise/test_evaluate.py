@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,11 @@ from denoise.evaluate import (
     evaluate,
     evaluation_precision,
     get_protocol,
+    spread,
     to_8_bits,
 )
 from denoise.methods import build_method
+from denoise.methods.ssdn import BlindSpotNet
 from denoise.noise import parse_noise
 
 pytestmark = pytest.mark.smoke
@@ -36,10 +39,9 @@ class Smooth(nn.AvgPool2d):
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
 
-def run(shards, data="mine", protocol="float", net=None, noise="gauss25", **kwargs):
-    return evaluate(
-        denoiser(net or Smooth()), Shards.open(shards), data, parse_noise(noise), PROTOCOLS[protocol], **kwargs
-    )
+def run(shards, data="mine", protocol="float", net=None, noise="gauss25", denoiser_fields=None, **kwargs):
+    model = replace(denoiser(net or Smooth()), **(denoiser_fields or {}))
+    return evaluate(model, Shards.open(shards), data, parse_noise(noise), PROTOCOLS[protocol], **kwargs)
 
 
 def test_an_identity_restores_nothing(small_shards):
@@ -61,6 +63,9 @@ def test_smoothing_helps_and_everything_is_named(small_shards):
     assert len(result["images"]) == 5
     assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["images"]) / 5)
     assert result["data_digest"] == Shards.open(small_shards).digest
+    assert (result["tile"], result["overlap"], result["assumed_level"]) == (None, None, 1)
+    assert result["ssim_uniform"] > result["ssim"] > result["noisy_ssim"]
+    assert abs(result["bias"]) < 1e-3
 
 
 def test_the_noise_is_fixed(small_shards):
@@ -71,11 +76,73 @@ def test_laine2019_repeats_its_sets_with_fresh_noise(small_shards):
     scored = []
     result = run(small_shards, data="bsds300", protocol="laine2019", on_image=scored.append)
     assert len(scored) == 3 * 5 == count_restorations(PROTOCOLS["laine2019"], "bsds300", Shards.open(small_shards))
+    assert PROTOCOLS["laine2019"].repeats_of("bsds300/train") == 3
     repeats = [image.noisy for image in scored if image.name == scored[0].name]
     assert len(repeats) == 3
     assert not torch.equal(repeats[0], repeats[1])
     assert len(result["images"]) == 5
     assert PROTOCOLS["laine2019"].repeats == {"kodak": 10, "bsds300": 3, "set14": 20}
+
+
+def test_float_repeats_repeats_without_clipping(small_shards):
+    scored = []
+    result = run(small_shards, "set14", "float_repeats", on_image=scored.append, images=1)
+    assert len(scored) == 20 == count_restorations(PROTOCOLS["float_repeats"], "set14", Shards.open(small_shards), 1)
+    assert min(image.noisy.min() for image in scored) < 0
+    assert result["images"][0]["psnr"] == pytest.approx(sum(image.scores["psnr"] for image in scored) / 20)
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "indices"),
+    [(5, None, [0, 1, 2, 3, 4]), (5, 2, [0, 2]), (5, 9, [0, 1, 2, 3, 4]), (24, 4, [0, 6, 12, 18])],
+)
+def test_some_images_are_spread_over_the_set(count, wanted, indices):
+    assert spread(count, wanted) == indices
+
+
+def test_some_images_have_the_noise_and_scores_that_they_have_among_all(small_shards):
+    whole, some = run(small_shards), run(small_shards, images=2)
+    assert some["images"] == [whole["images"][0], whole["images"][2]]
+    assert (some["images_used"], some["images_of"], whole["images_used"]) == (2, 5, 5)
+
+
+def test_tiles_change_scores_where_the_net_sees_further_than_its_overlap(small_shards):
+    net = nn.AvgPool2d(33, stride=1, padding=16, count_include_pad=True)  # dark along every border
+    whole = run(small_shards, net=net)
+    tiled, dark = (run(small_shards, net=net, denoiser_fields={"tile": tile, "overlap": 8}) for tile in (512, 40))
+    assert tiled["psnr"] == pytest.approx(whole["psnr"], abs=1e-9)  # one tile holds the whole image
+    assert dark["bias"] < whole["bias"] < 0
+    assert (dark["tile"], dark["overlap"]) == (40, 8)
+
+
+def test_a_level_that_is_not_the_true_one_reaches_the_method(small_shards):
+    """The identity returns what r2r recorrupts: with half the level it adds half the noise."""
+    method = build_method("r2r", {"alpha": 1.0, "passes": 1}, parse_noise("gauss25"))
+    net = replace(denoiser(nn.Identity()), method=method)
+    found = {
+        level: evaluate(
+            net, Shards.open(small_shards), "mine", parse_noise("gauss25"), PROTOCOLS["float"], assumed_level=level
+        )
+        for level in (0.5, 1.0)
+    }
+    assert found[1.0]["psnr"] == pytest.approx(20.17 - 3.01, abs=0.1)
+    assert found[0.5]["psnr"] == pytest.approx(20.17 - 0.97, abs=0.1)
+    assert found[0.5]["assumed_level"] == 0.5
+
+
+@pytest.mark.parametrize(("sigma", "found"), [("known", False), ("constant", True)])
+def test_a_learnt_sigma_is_recorded_beside_the_true_one(small_shards, sigma, found):
+    method = build_method("ssdn", {"sigma": sigma}, parse_noise("gauss5_50"))
+    net = BlindSpotNet(nn.Conv2d(3, 9, 1), sigma)
+    shards, noise = Shards.open(small_shards), parse_noise("gauss5_50")
+    scored = evaluate(replace(denoiser(net), method=method), shards, "mine", noise, PROTOCOLS["float"])
+    for row in (scored, *scored["images"]):
+        assert ("sigma" in row) == ("estimated_sigma" in row) == found
+    if found:
+        assert scored["estimated_sigma"] == pytest.approx(0.01915, abs=1e-5)  # what it starts from
+        assert [row["noisy_psnr"] for row in scored["images"]] == pytest.approx(
+            [-20 * math.log10(row["sigma"]) for row in scored["images"]], abs=0.2
+        )
 
 
 def test_laine2019_compares_8_bit_images(small_shards):

@@ -17,10 +17,12 @@ from denoise.denoiser import untrained_denoiser
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage, read_image
 from denoise.images.tensors import pad, to_tensor
+from denoise.images.tiles import Tiles
 from denoise.methods import build_method
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
-from denoise.tiling import _side, _windows, count_tiles, restore_image, restore_tensor
+from denoise.rng import Rng, batch_rng
+from denoise.tiling import choose_tiles, restore_batch, restore_image, restore_tensor
 
 
 @dataclass
@@ -36,14 +38,15 @@ class NetDenoiser:
     sigmas: list[Tensor | None] = field(default_factory=list)
     needs_level: bool = False
     pixels_per_pass: int = 1 << 20
+    tiles: Tiles | None = None
 
     def level_of(self, noisy: Tensor) -> float:
         return float(noisy.mean())
 
-    def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor | None = None, rng: Rng | None = None) -> Tensor:
         assert noisy.shape[1] == self.channels
         assert noisy.shape[2] % self.multiple == noisy.shape[3] % self.multiple == 0
-        assert torch.is_inference_mode_enabled()
+        assert rng is None or len(set(rng.keys)) == len(noisy)
         self.shapes.append(tuple(noisy.shape))
         self.sigmas.append(sigma)
         return self.net(noisy)
@@ -90,7 +93,7 @@ def test_tiles_give_the_whole_image_where_the_net_sees_less_than_the_overlap(noi
         tiled = restore_tensor(denoiser, noisy, tile=tile, overlap=overlap)
         assert len(set(denoiser.shapes)) == 1
         assert max(denoiser.shapes[0]) == tile or (tile, overlap) == (224, 17)
-        assert len(denoiser.shapes) == count_tiles(211, 333, 32, 1 << 20, tile, overlap)
+        assert len(denoiser.shapes) == choose_tiles(denoiser, tile, overlap).count(211, 333)
         torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
@@ -140,7 +143,8 @@ def test_the_identity_comes_back_whatever_the_tiles(height: int, width: int, til
     done: list[float] = []
     restored = restore_tensor(denoiser, image, tile=tile, overlap=overlap, advance=done.append)
     torch.testing.assert_close(restored, image, rtol=0, atol=1e-6)
-    assert sum(done) == len(done) == len(denoiser.shapes) == count_tiles(height, width, 8, 1 << 20, tile, overlap)
+    count = choose_tiles(denoiser, tile, overlap).count(height, width)
+    assert sum(done) == len(done) == len(denoiser.shapes) == count
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_tiles_fit_the_image_and_the_bound(size: tuple[int, int], pixels: int, t
     overlap = 64 if pixels > 512 else 8
     restored = restore_tensor(denoiser, image, overlap=overlap)
     torch.testing.assert_close(restored, image, rtol=0, atol=1e-6)
-    assert len(denoiser.shapes) == count_tiles(*size, multiple, pixels, None, overlap)
+    assert len(denoiser.shapes) == choose_tiles(denoiser, None, overlap).count(*size)
     assert len(denoiser.shapes) <= tiles
     areas = [shape[2] * shape[3] for shape in denoiser.shapes]
     assert max(areas) <= pixels
@@ -176,36 +180,39 @@ def test_a_pass_is_smaller_for_nets_that_need_more_memory() -> None:
     assert small.pixels_per_pass == 512**2 < wide < 1024**2 <= unet
 
 
-@settings(deadline=None)
-@given(
-    size=st.integers(1, 3000), multiple=st.sampled_from([1, 2, 8, 32]), tile=st.integers(32, 600), share=st.floats(0, 1)
-)
-def test_windows_cover_and_sum_to_one(size: int, multiple: int, tile: int, share: float) -> None:
-    tile = tile // multiple * multiple
-    overlap = int(share * (tile - multiple))
-    windows = _windows(size, multiple, _side(size, multiple, tile, overlap), overlap)
-    assert len(windows[0][1]) <= tile
-    total = torch.zeros(-(-size // multiple) * multiple)
-    for start, weight in windows:
-        assert start % multiple == len(weight) % multiple == 0
-        assert (weight >= 0).all()
-        total[start : start + len(weight)] += weight
-    torch.testing.assert_close(total, torch.ones_like(total))
+# The tiles of the denoiser itself
 
 
-def test_weights_are_smooth_and_drop_the_borders_of_tiles() -> None:
-    (_, first), (start, _), *_ = _windows(2000, 32, 512, 64)
-    overlap = 512 - start
-    assert overlap >= 64
-    assert (first[-(overlap // 4) :] == 0).all()
-    assert first.diff().abs().max() < 0.06
-    assert (first[:start] == 1).all()
+def test_tiles_of_the_denoiser_are_restored_together_and_give_the_whole_image(noisy: Tensor) -> None:
+    whole = restore_batch(NetDenoiser(convolutions(3)), noisy[None])
+    denoiser = NetDenoiser(convolutions(3), tiles=Tiles(32, 4 * 96**2, 96, 32, exact=True))
+    restored = restore_batch(denoiser, torch.stack([noisy, noisy]))
+    torch.testing.assert_close(restored, torch.cat([whole, whole]), rtol=0, atol=1e-5)
+    assert set(denoiser.shapes) == {(4, 3, 96, 96), (1, 3, 96, 96)}  # five tiles in a band, four of them at once
+    torch.testing.assert_close(restore_tensor(denoiser, noisy), whole[0], rtol=0, atol=1e-5)
+    assert sum(shape[0] for shape in denoiser.shapes) == 3 * denoiser.tiles.count(211, 333)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(64, 64), (64, 40), (32, 1), (128, -1), (0, 0)])
-def test_tile_and_overlap_that_do_not_go_together(tile: int, overlap: int) -> None:
-    with pytest.raises(UserError, match="overlap"):
-        count_tiles(100, 100, 32, 1 << 20, tile, overlap)
+def test_every_tile_has_randomness_of_its_own_and_a_whole_image_that_of_one_pass() -> None:
+    class Random(NetDenoiser):
+        def __call__(self, noisy: Tensor, sigma: Tensor | None = None, rng: Rng | None = None) -> Tensor:
+            return rng.normal(*noisy.shape[1:])
+
+    noisy, rng = torch.zeros(2, 1, 64, 96), batch_rng(0, 0, torch.arange(2))
+    tiled = Random(convolutions(1), 1, tiles=Tiles(32, 1 << 20, 32, 0, exact=True))
+    tiles = restore_batch(tiled, noisy, None, rng).unfold(2, 32, 32).unfold(3, 32, 32).reshape(12, -1)
+    assert (torch.corrcoef(tiles) - torch.eye(12)).abs().max() < 0.2
+    whole = Random(convolutions(1), 1, tiles=Tiles(32, 1 << 20, 96, 0, exact=True))
+    assert torch.equal(restore_batch(whole, noisy, None, rng), rng.normal(1, 64, 96))
+
+
+def test_every_image_of_a_batch_has_its_level_in_all_its_tiles() -> None:
+    denoiser = NetDenoiser(lambda batch: batch, needs_level=True, tiles=Tiles(32, 1, 64, 32, exact=True))
+    levels = torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)
+    images = torch.stack([torch.full((3, 96, 64), 0.25), torch.full((3, 96, 64), 0.75)])
+    restore_batch(denoiser, images, levels)
+    restore_batch(denoiser, images)  # a level that is not given is estimated once an image
+    assert torch.cat(denoiser.sigmas).flatten().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.25, 0.25, 0.75, 0.75])
 
 
 # Grey and colour, sigma

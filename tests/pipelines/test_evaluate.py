@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from denoise.config import Config, to_dict
+from denoise.config import Config, load_config, to_dict
 from denoise.denoiser import Denoiser, make_card
 from denoise.errors import UserError
 from denoise.files import write_json
 from denoise.images.io import DecodedImage, read_image, write_image
 from denoise.methods import build_method
 from denoise.noise import parse_noise
-from pipelines.cli.common import answer
+from pipelines.cli.common import answer, open_model
 from pipelines.datasets.shard import shard
 from pipelines.evaluate import evaluate_model, find_scores
 from pipelines.report.inputs import read_evaluations
@@ -117,6 +117,22 @@ def test_every_image_has_files_of_its_own(photographs: Path, tmp_path: Path) -> 
         assert files is not None
         np.testing.assert_array_equal(read_image(files["clean"]).pixels, read_image(own / scores.name).pixels)
     assert (file.parent / "images" / "plain-restored.png").is_file()
+
+
+def test_params_yaml_says_how_to_score(own: Path, tmp_path: Path) -> None:
+    """The noise, of which the command line has the last word, the level told, the images, and the tiles."""
+    shard("own", "test", tmp_path / "data", own)
+    (tmp_path / "params.yaml").write_text(
+        "evaluate: {noise: gauss50, assumed_level: 0.9, images: 1, tile: 20, overlap: 5}\n"
+    )
+    config = load_config(tmp_path / "params.yaml", [f"data.root={tmp_path / 'data'}", "data.colour=grey"])
+    denoiser = open_model(config, "zs_n2n")
+    denoiser = replace(denoiser, method=replace(denoiser.method, steps=1))
+    for noise, used in ((None, "gauss50"), ("gauss25", "gauss25")):
+        (result,) = evaluate_model(config, denoiser, ["own"], "float", noise, None)
+        assert (result["noise"], result["assumed_level"]) == (used, 0.9)
+        assert (result["tile"], result["overlap"]) == (20, 5)
+        assert (result["images_used"], result["images_of"], len(result["images"])) == (1, 2, 1)
 
 
 def test_scores_under_each_protocol_are_kept_and_found(tmp_path):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from denoise.errors import UserError
 from denoise.images import io
 from denoise.images.io import DecodedImage, read_image, write_image
+from denoise.images.tiles import Tiles
+from denoise.rng import Rng
 from pipelines import restore
 from pipelines.restore import plan, restore_files
 
@@ -31,6 +33,7 @@ class Darker:
     name: str = "n2n"
     needs_level: bool = False
     pixels_per_pass: int = 1 << 20
+    tiles: Tiles | None = None
     before: Callable[[], object] = bool  # called before each tile
 
     def __post_init__(self) -> None:
@@ -39,7 +42,7 @@ class Darker:
         with torch.no_grad():
             self.net.weight[range(self.channels), range(self.channels)] = 0.6
 
-    def __call__(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor | None = None, rng: Rng | None = None) -> Tensor:
         self.before()
         return self.net(noisy)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from denoise.images.io import read_image
-from denoise.images.metrics import WINDOW, psnr, ssim
+from denoise.images.metrics import UNIFORM, WANG, bias, psnr, ssim, ssim_uniform
 from denoise.images.tensors import to_tensor
 
 pytestmark = pytest.mark.smoke
@@ -33,7 +33,7 @@ def test_ssim_falls_with_noise(photographs):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 40), (3, 2, 2), (1, 5, 7)])
 def test_tiny_images_have_an_ssim(shape):
     clean = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    assert ssim(clean, clean) == pytest.approx(1)
+    assert ssim(clean, clean) == ssim_uniform(clean, clean) == pytest.approx(1)
 
 
 def pair(shape, kind):
@@ -66,11 +66,12 @@ def test_scores_equal_those_of_scikit_image(shape, kind):
     restored, clean = pair(shape, kind)
     arrays = [image.double().numpy() for image in (clean, restored)]
     assert psnr(restored, clean) == pytest.approx(peak_signal_noise_ratio(*arrays, data_range=1.0), abs=1e-9)
-    missing = [(0, 0)] + [(0, max(0, WINDOW - side)) for side in shape[1:]]
-    arrays = [np.pad(array, missing, mode="symmetric") for array in arrays]
-    wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    expected = structural_similarity(*arrays, data_range=1.0, channel_axis=0, **wang)
-    assert ssim(restored, clean) == pytest.approx(expected, abs=1e-9)
+    wang = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for score, window, settings in ((ssim, WANG, wang), (ssim_uniform, UNIFORM, {"data_range": 2.0})):
+        missing = [(0, 0)] + [(0, max(0, window.side - side)) for side in shape[1:]]
+        extended = [np.pad(array, missing, mode="symmetric") for array in arrays]
+        expected = structural_similarity(*extended, channel_axis=0, **settings)
+        assert score(restored, clean) == pytest.approx(expected, abs=1e-9)
 
 
 def test_scores_change_no_image():
@@ -79,6 +80,12 @@ def test_scores_change_no_image():
     psnr(*copies), ssim(*copies)
     assert torch.equal(copies[0], restored.double())
     assert torch.equal(copies[1], clean.double())
+
+
+def test_the_bias_is_the_mean_difference():
+    restored, clean = pair((3, 20, 20), "restored")
+    assert bias(clean + 0.25, clean) == pytest.approx(0.25)
+    assert bias(restored, clean) == pytest.approx((restored.double() - clean.double()).mean().item())
 
 
 def test_an_image_that_is_not_finite_has_no_finite_psnr():

@@ -56,11 +56,18 @@ def test_level_and_brightness_scale_as_the_image_does(photographs):
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout"),
-    [((3, 512, 768), (8, 3)), ((1, 321, 481), (8, 3)), ((3, 256, 256), (8, 2)), ((3, 64, 64), (6, 1))],
+    ("shape", "side", "layout"),
+    [
+        ((3, 512, 768), 8, (8, 3)),
+        ((1, 321, 481), 8, (8, 3)),
+        ((3, 256, 256), 8, (8, 2)),
+        ((3, 64, 64), 8, (6, 1)),
+        ((3, 512, 512), 16, (16, 2)),
+        ((1, 64, 64), 4, (4, 2)),
+    ],
 )
-def test_patches_are_as_published_where_the_image_allows(shape, layout):
-    assert _layout(*shape) == layout
+def test_patches_are_as_published_or_wanted_where_the_image_allows(shape, side, layout):
+    assert _layout(*shape, side) == layout
 
 
 def test_the_covariance_is_that_of_all_patches():

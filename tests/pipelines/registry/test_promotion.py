@@ -64,6 +64,10 @@ def test_the_best_version_is_promoted_and_stays(uri, tmp_path):
         ),
         ({"psnr": 40.0, "passes": 50}, ["passes is 50, that of champion version 1 is 1"]),
         ({"psnr": 40.0, "averaged_over": 8}, ["averaged_over is 8, that of champion version 1 is 1"]),
+        (
+            {"psnr": 40.0, "tile": 64, "overlap": 32},
+            ["tiles is 64, overlap 32, that of champion version 1 is own"],
+        ),
         ({"psnr": 40.0, "channels": 1}, ["channels is 1, that of champion version 1 is 3"]),
     ],
 )
@@ -168,7 +172,7 @@ def test_weights_that_are_not_finite_are_refused_whatever_the_tags_say(uri, tmp_
 def test_a_version_of_an_older_release_says_what_to_do(uri, tmp_path):
     name = register_versions(uri, tmp_path, {"psnr": 30.0}, {"psnr": 31.0})
     api = tracking.client(uri)
-    for key in ("scored_noise", "channels", "passes", "averaged_over"):
+    for key in ("scored_noise", "channels", "passes", "averaged_over", "tiles"):
         api.delete_model_version_tag(name, "1", key)
     api.delete_model_version_tag(name, "2", "folder_sha256")
     with pytest.raises(UserError, match=r"has scores without scored_noise, .*evaluate it and register it again"):

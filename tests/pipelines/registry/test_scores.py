@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from denoise.config import load_config
-from denoise.denoiser import load_denoiser
+from denoise.denoiser import load_denoiser, make_card, save_model
 from denoise.errors import UserError
+from denoise.methods import build_method
+from denoise.nets import NetMaker
+from denoise.noise import parse_noise
 from pipelines.evaluate import evaluate_model
 from pipelines.registry.scores import check_scores
 from tests.pipelines.mlflow_helpers import make_model, scores
@@ -37,7 +40,7 @@ def written(evaluation: Path, folder: str) -> dict[str, object]:
 
 def test_an_evaluation_writes_what_is_registered(evaluation, model):
     tree = written(evaluation, "own")
-    tags = check_scores(tree, load_denoiser(model)).tags()
+    tags = check_scores(tree, load_denoiser(model)).tags(load_denoiser(model))
     assert tags == {
         "protocol": "float",
         "data": "small",
@@ -46,6 +49,7 @@ def test_an_evaluation_writes_what_is_registered(evaluation, model):
         "channels": "3",
         "passes": "1",
         "averaged_over": "1",
+        "tiles": "own",
         **{key: str(tree[key]) for key in ("noisy_psnr", "psnr", "noisy_ssim", "ssim")},
     }
 
@@ -100,6 +104,9 @@ def test_the_noise_of_scores_lies_in_what_the_model_was_trained_for(tmp_path, tr
         ("passes", 0, "passes"),
         ("passes", True, "passes"),
         ("averaged_over", 1.5, "averaged_over"),
+        ("images_used", 4, r"scores of 4 of None images, .* without evaluate\.images"),
+        ("assumed_level", 0.9, r"told 0\.9 times the true noise level: .* without evaluate\.assumed_level"),
+        ("tile", 0, "tile"),
         ("images", [], "images"),
         ("images", {"a": 1}, "images"),
         ("images", [{"name": "a"}], "images.0"),
@@ -115,6 +122,29 @@ def test_scores_that_lack_anything_are_refused(model):
     for key in tree:
         with pytest.raises(UserError, match=rf"\({key}: field required\); evaluate the model with"):
             check_scores({name: value for name, value in tree.items() if name != key}, load_denoiser(model))
+
+
+def test_tiles_of_the_models_own_are_no_setting_and_others_are(tmp_path, model):
+    config = {"method": {"name": "ssdn", "fields": {}}, "net": {"name": "unet_ssdn", "fields": {}}, "noise": "gauss25"}
+    method = build_method("ssdn", {}, parse_noise("gauss25"))
+    save_model(
+        tmp_path / "ssdn",
+        method.make_net(NetMaker("unet_ssdn", 3, {})),
+        make_card({**config, "train": {"crop": 128}}, 3),
+    )
+    tags = {
+        (folder.name, tile): check_scores(
+            scores(folder, 30.0, tile=tile, overlap=tile and 64), load_denoiser(folder)
+        ).tags(load_denoiser(folder))["tiles"]
+        for folder in (model, tmp_path / "ssdn")
+        for tile in (None, 128)
+    }
+    assert tags == {
+        ("model", None): "own",
+        ("model", 128): "128, overlap 64",
+        ("ssdn", None): "whole images",
+        ("ssdn", 128): "own",
+    }
 
 
 def test_an_image_counts_once(model):
