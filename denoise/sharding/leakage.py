@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from denoise.data.shards import Shards
 from denoise.documents import parse_json
 from denoise.errors import UserError
+from denoise.fields import set_and_split
 from denoise.files import json_line
 from denoise.printable import printable
 from denoise.sharding.fingerprints import MAX_DISTANCE, FingerprintIndex
@@ -34,14 +35,14 @@ def refuse_overlap(
     Args:
         train: the training sets, by name.
         test: the test sets, by name.
-        allowed: names of test sets that are not compared.
+        allowed: names of test sets that are not compared (``is_allowed``).
         cache: remembers which sets share no image. That two share one is found anew every time.
 
     Raises:
         UserError: a shared image, unless its test set is ``allowed`` by name.
     """
     for name, shards in test:
-        if name in allowed:
+        if is_allowed(name, allowed):
             continue
         index: FingerprintIndex | None = None
         for train_name, images in train:
@@ -78,7 +79,7 @@ def refuse_trained_on(trained_on: ImageSet, test: Sequence[tuple[str, Shards]], 
         UserError: such an image, unless its test set is ``allowed`` by name.
     """
     for name, shards in test:
-        if name in allowed:
+        if is_allowed(name, allowed):
             continue
         rows = list(shards.fingerprints())
         known = trained_on.contains([grey for _, grey, _ in rows])
@@ -86,8 +87,18 @@ def refuse_trained_on(trained_on: ImageSet, test: Sequence[tuple[str, Shards]], 
             raise UserError(
                 f"{known.sum()} images of the test set {name} are among the images that this model was trained on "
                 f"(for example {rows[known.argmax()][0]}): scores on it would mean nothing; evaluate on another set, "
-                f"or allow it by name with data.allow_overlap={name}."
+                f"or allow it by name with data.allow_overlap={plain_name(name)}."
             )
+
+
+def is_allowed(name: str, allowed: Sequence[str]) -> bool:
+    """Return whether a test set, SET or SET/SPLIT, may share images with the training sets: SET is ``allowed``."""
+    return plain_name(name) in allowed
+
+
+def plain_name(name: str) -> str:
+    """Return SET of a test set's name, SET or SET/SPLIT: what ``data.allow_overlap`` names."""
+    return set_and_split(name, "test")[0]
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ def _compare(name: str, index: FingerprintIndex, train_name: str, images: Shards
         raise UserError(
             f"{len(identical)} images of the test set {name} are in the training set {train_name} "
             f"(for example {other} = {image}): scores on it would mean nothing; train on another set, "
-            f"or allow it by name with data.allow_overlap={name}."
+            f"or allow it by name with data.allow_overlap={plain_name(name)}."
         )
     return _Similar(len(similar), similar[:MAX_NAMED])
 

@@ -1,15 +1,14 @@
-"""``denoise fetch``, ``denoise shard`` and ``denoise data``: data sets become image files, and those become shards."""
+"""``denoise data``: look at data sets, verify them, and move their shards."""
 
 import shlex
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from denoise.errors import UsageError, UserError, nearest
+from denoise.errors import UserError
 from pipelines.cli.common import AsJson, Settings, answer, configuration
+from pipelines.cli.prepare import Split, checked, set_and_wanted_split
 from pipelines.console import say
 
 if TYPE_CHECKING:
@@ -22,77 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; without, those of params.yaml.")
-]
-Name = Annotated[str, typer.Argument(help="A data set.")]
-Split = Annotated[str | None, typer.Option(help="train, val or test; without, every split of the set.")]
-
-
-def fetch(
-    names: Names = None,
-    split: Split = None,
-    mirror: Annotated[
-        str | None, typer.Option(help="Folder or address to fetch from instead of the official site.")
-    ] = None,
-    settings: Settings = None,
-) -> None:
-    """Bring data sets to data/raw.
-
-    Example: denoise fetch kodak --mirror /srv/images
-    """
-    from pipelines.datasets.fetch import fetch as fetch_set
-    from pipelines.datasets.imagenet import IMAGENETS
-
-    config = configuration(settings)
-    for name, splits in _sets_and_splits(config, names, split):
-        folders = fetch_set(
-            name,
-            Path(config.data.root),
-            splits=splits,
-            mirror=mirror or config.data.mirror,
-            min_side=config.data.min_side if name in IMAGENETS else None,
-            max_side=config.data.max_side if name in IMAGENETS else None,
-        )
-        for folder in folders:
-            print(folder, file=sys.stderr)
-
-
-def shard(
-    names: Names = None,
-    split: Split = None,
-    source: Annotated[Path | None, typer.Option("--from", help="A folder of images of your own.")] = None,
-    skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode, and name them.")] = False,
-    min_side: Annotated[int | None, typer.Option(help="Leave out images with a shorter side.", min=1)] = None,
-    max_side: Annotated[int | None, typer.Option(help="Leave out images with a longer side.", min=1)] = None,
-    only: Annotated[str | None, typer.Option(help="grey or colour: leave out the others.")] = None,
-    jobs: Annotated[int, typer.Option(help="Parallel processes; their number changes no byte.", min=1)] = 1,
-    settings: Settings = None,
-) -> None:
-    """Write data sets as WebDataset shards to data/shards. The same command resumes an interrupted one.
-
-    Example: denoise shard holiday --from ~/images/holiday --split train
-
-    Example: denoise shard imagenet --split train --jobs 16
-    """
-    from denoise.sharding.plan import SampleFilter
-    from pipelines.datasets.shard import shard as shard_split
-
-    if only not in (None, "grey", "colour"):
-        raise UsageError(f"--only {only} is not known; use grey or colour.")
-    sample_filter = SampleFilter(min_side, max_side, only, skip_broken)
-
-    config = configuration(settings)
-    root = Path(config.data.root)
-    if source is not None and (not names or len(names) != 1):
-        raise UsageError(
-            "--from needs exactly one NAME for the images in that folder, e.g. denoise shard mine --from DIR."
-        )
-    for name, splits in _sets_and_splits(config, names, split or ("train" if source else None)):
-        for split_name in splits or _fetched_splits(root, name):
-            print(
-                shard_split(name, split_name, root, source, config.data.shard_mb, sample_filter, jobs), file=sys.stderr
-            )
+Name = Annotated[str, typer.Argument(help="A data set, SET or SET/SPLIT.")]
 
 
 @app.command()
@@ -110,6 +39,7 @@ def show(
     from pipelines.datasets.preview import contact_sheet, describe, table
 
     config = configuration(settings)
+    name, split = set_and_wanted_split(name, split)
     splits = _splits(config, name, split)
     rows = [describe(config, name, split_name) for split_name in splits]
     sheet = contact_sheet(config, name, splits, out or Path(f"{name}-contact-sheet.png"))
@@ -125,6 +55,7 @@ def verify(name: Name, split: Split = None, as_json: AsJson = False, settings: S
     from pipelines.datasets.sync import verify as verify_split
 
     config = configuration(settings)
+    name, split = set_and_wanted_split(name, split)
     splits = _splits(config, name, split)
     problems = [problem for split_name in splits for problem in verify_split(config, name, split_name)]
     text = "\n".join(problems) or f"{name} is sound ({', '.join(splits)})"
@@ -142,6 +73,7 @@ def push(name: Name, split: Split = None, settings: Settings = None) -> None:
     from pipelines.datasets.sync import push as push_split
 
     config = configuration(settings)
+    name, split = set_and_wanted_split(name, split)
     for split_name in _local_splits(config, name, split):
         say(push_split(config, name, split_name))
 
@@ -155,6 +87,7 @@ def pull(name: Name, split: Split = None, settings: Settings = None) -> None:
     from pipelines.datasets.sync import pull as pull_split
 
     config = configuration(settings)
+    name, split = set_and_wanted_split(name, split)
     for split_name in _splits(config, name, split):
         say(str(pull_split(config, name, split_name)))
 
@@ -172,7 +105,7 @@ def make(
     from denoise.files import write_json
     from pipelines.datasets.prepare import make_sets
 
-    write_json(out, make_sets(configuration(settings), _checked(split), out))
+    write_json(out, make_sets(configuration(settings), checked(split), out))
 
 
 @app.command()
@@ -196,37 +129,12 @@ def versions(
             print(f"{split}  {name}  {digest}")
 
 
-def _sets_and_splits(
-    config: "Config", names: Iterable[str] | None, split: str | None
-) -> list[tuple[str, list[str] | None]]:
-    """Return the named sets, or those that params.yaml names for the split (or for all), each with its splits.
-
-    None stands for all splits that the set has.
-    """
-    from pipelines.datasets.layout import SPLITS, set_names
-
-    splits = [_checked(split)] if split is not None else None
-    if names:
-        return [(name, splits) for name in names]
-    return [(name, [split_name]) for split_name in splits or SPLITS for name in set_names(config, split_name)]
-
-
-def _fetched_splits(root: Path, name: str) -> list[str]:
-    from pipelines.datasets.hints import how_to_make
-    from pipelines.datasets.layout import SPLITS, raw_folder
-
-    splits = [split for split in SPLITS if raw_folder(root, split, name).is_dir()]
-    if not splits:
-        raise UserError(f"{name} is not in {root / 'raw'}; {how_to_make(name, None)}.")
-    return splits
-
-
 def _splits(config: "Config", name: str, split: str | None) -> list[str]:
     """Return the split, or those that a set has where the configuration reads it from."""
     if config.data.url is None:
         return _local_splits(config, name, split)
     if split is not None:
-        return [_checked(split)]
+        return [checked(split)]
     return _remote_splits(config, name)
 
 
@@ -235,7 +143,7 @@ def _local_splits(config: "Config", name: str, split: str | None) -> list[str]:
     from pipelines.datasets.layout import SPLITS, local_names, shard_folder
 
     if split is not None:
-        return [_checked(split)]
+        return [checked(split)]
     root = Path(config.data.root)
     splits = [split_name for split_name in SPLITS if shard_folder(root, split_name, name).is_dir()]
     if not splits:
@@ -260,11 +168,3 @@ def _remote_splits(config: "Config", name: str) -> list[str]:
             f"{name} is not at {config.data.url}; put it there with `denoise data push {shlex.quote(name)}`."
         )
     return splits
-
-
-def _checked(split: str) -> str:
-    from pipelines.datasets.layout import SPLITS
-
-    if split not in SPLITS:
-        raise UsageError(f"--split {split} is not known{nearest(split, SPLITS)}; use train, val or test.")
-    return split

@@ -6,10 +6,15 @@ from collections.abc import Iterable
 from denoise.errors import nearest
 from pipelines.datasets.catalog import SETS, checksums
 
+COURSE_SETS = {  # made of files that a course hands out
+    "ee559": "its files train_data.pkl and val_data.pkl are those of EPFL's course EE-559 (deep learning): with them, "
+    "`denoise shard ee559 --from FOLDER`"
+}
+
 
 def similar_set(name: str, present: Iterable[str] = ()) -> str:
     """Return " (did you mean NAME?)" where a name is a slip of a known set's, or of one that is ``present``."""
-    return "" if name in SETS else nearest(name, {*SETS, *present} - {name})
+    return "" if name in SETS else nearest(name, {*SETS, *COURSE_SETS, *present} - {name})
 
 
 def how_to_make(name: str, split: str | None, present: Iterable[str] = ()) -> str:
@@ -20,6 +25,8 @@ def how_to_make(name: str, split: str | None, present: Iterable[str] = ()) -> st
         split: the one that is missing, None for all of them.
         present: sets that are there, besides those that can be fetched: the name may be a slip of one.
     """
+    if name in COURSE_SETS:
+        return COURSE_SETS[name]
     own = f"denoise shard {shlex.quote(name)} --from FOLDER" + (f" --split {split}" if split else "")
     if name not in SETS:
         hint = similar_set(name, present)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from denoise import fields
 from denoise.config import Config
 from denoise.errors import UserError
+from denoise.fields import set_and_split
 from denoise.files import require_name
 from pipelines.datasets.hints import how_to_make, similar_set
 
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
     from denoise.data.shards import Shards
     from denoise.sharding.result_cache import ResultCache
 
-SPLITS = ("train", "val", "test")
+SPLITS = fields.SPLITS
 SET = "the name of the data set"
 
 
 def set_path(split: str, name: str) -> str:
-    """Return SPLIT/NAME, the path of a set below any of its places; UserError for what cannot be a name."""
+    """Return SPLIT/NAME, the path of a set below any of its places; UserError for what cannot be a name.
+
+    Here and below ``split`` is that of a set that is named without one: the name SET/SPLIT says another.
+    """
+    name, split = set_and_split(name, split)
     return f"{require_name(split, 'the split')}/{require_name(name, SET)}"
 
 
@@ -119,13 +125,13 @@ def with_place(config: Config, place: str) -> Config:
 
 
 def set_names(config: Config, split: str) -> tuple[str, ...]:
-    """Return the sets that the configuration names for a split."""
+    """Return the sets, SET or SET/SPLIT, that the configuration names for training, validation or test."""
     names: tuple[str, ...] = getattr(config.data, split)
     return names
 
 
 def open_sets(config: Config, split: str, names: Iterable[str] | None = None) -> "list[tuple[str, Shards]]":
-    """Open the shards of the configured (or the given) sets of a split.
+    """Open the shards of the configured (or the given) sets of a split, each by its name as it is given.
 
     Raises:
         UserError: a set does not exist yet; the message names the commands that make it.
@@ -140,8 +146,8 @@ def open_set(config: Config, split: str, name: str, check: bool = True) -> "Shar
 
     Args:
         config: where they are.
-        split: of the set.
-        name: of the set.
+        split: of a set that is named without one.
+        name: SET or SET/SPLIT.
         check: look at every local file at once (``Shards.open``).
 
     Raises:
@@ -149,6 +155,7 @@ def open_set(config: Config, split: str, name: str, check: bool = True) -> "Shar
     """
     from denoise.data.shards import Shards
 
+    name, split = set_and_split(name, split)
     if config.data.url is not None:
         return open_remote(config, split, name)
     folder = shard_folder(Path(config.data.root), split, name)
@@ -173,6 +180,7 @@ def open_remote(config: Config, split: str, name: str) -> "Shards":
     from pipelines.storage.remote import fetch_bytes, remote
     from pipelines.storage.shard_cache import ShardCache
 
+    name, split = set_and_split(name, split)
     source, prefix = remote(str(config.data.url)), set_path(split, name)
     try:
         index = fetch_bytes(source, f"{prefix}/{INDEX}", LARGEST_INDEX)

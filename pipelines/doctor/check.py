@@ -12,7 +12,7 @@ from denoise.redaction import without_passwords
 from pipelines.cluster import auth
 from pipelines.cluster.connect import ray_address, ray_cluster
 from pipelines.cluster.workers import fit_to_cluster, worker_capacity
-from pipelines.datasets.layout import data_place
+from pipelines.datasets.layout import data_place, set_path
 from pipelines.doctor.findings import (
     Finding,
     by_host,
@@ -164,7 +164,7 @@ def _index_paths(config: Config) -> tuple[str, list[str]]:
     from denoise.data.shards import INDEX
 
     root = Path() if config.data.url is not None else Path("shards")
-    return data_place(config), [str(root / "train" / name / INDEX) for name in config.data.train]
+    return data_place(config), [str(root / set_path("train", name) / INDEX) for name in config.data.train]
 
 
 def _check_mlflow(uri: str, answers: Mapping[str, object] | None, hosts: int) -> list[Finding]:

@@ -28,8 +28,8 @@ PROFILE = "profile"  # folder of a run, below runs/NAME
 class Part:
     """One set of shards that a run reads."""
 
-    name: str
-    split: str
+    name: str  # SET or SET/SPLIT
+    split: str  # what it is read for: train or val; its split, too, where the name says no other
     digest: str
     place: str  # the absolute data.url that the shards are read from, or the absolute data.root
 
@@ -92,7 +92,7 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
 
 
 def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDataset]":
-    """Open the parts of a run, joined by split, and check that they are those the driver opened.
+    """Open the parts of a run, joined by what they are read for, and check that they are those the driver opened.
 
     The driver has looked at their files, so not every worker does: each is checked when it is first used.
 

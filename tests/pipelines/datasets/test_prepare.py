@@ -38,6 +38,18 @@ def test_a_set_is_made_and_made_anew_by_the_pipeline(tmp_path, record):
     assert (folder / "index.json").stat().st_ino != before
 
 
+def test_another_split_is_made_once_and_known_to_both_that_use_it(tmp_path, capsys):
+    data = Data(root=str(tmp_path), train=(), val=("samples/test",), test=("samples",))
+    config = Config(data=data)
+    for split in ("val", "test", "val"):
+        versions = make_sets(config, split, tmp_path / f"{split}.json")
+        (tmp_path / f"{split}.json").write_text(json.dumps(versions))
+        assert versions == set_versions(config, split)
+    assert "was not made by the pipeline" not in capsys.readouterr().err
+    assert versions == {"samples/test": open_set(config, "test", "samples").digest}
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["test"]
+
+
 def test_what_was_made_by_hand_stays(tmp_path, record, small_images, capsys):
     """Also under the name of a set that could be fetched, and also where the pipeline has made that set before."""
     config = configuration(tmp_path, "samples")
