@@ -3,18 +3,22 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.report.inputs import Training
 
+T = TypeVar("T")
 Points = list[tuple[float, float]]
+Band = list[tuple[float, float, float]]  # x, low, high
 
 WIDTH, HEIGHT = 480, 300  # of a chart, in the units of its viewBox
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 10, 40  # margins
 MAX_POINTS = 400  # of a drawn line
+LEAST = 1e-30  # on a logarithmic axis
 LOG_FROM = 8.0  # a loss that spans this factor is drawn on a logarithmic axis
+WHOLE = 0.0, 1.0  # shares of the ranked values between which the y axis runs
 COLOURS = ("#1f5a96", "#b4531a", "#2c7a4b", "#7a4a9c", "#806600", "#a02c5a", "#22707f", "#55595f")
 
 
@@ -26,6 +30,8 @@ class Curve:
     colour: int  # index into the palette
     logged: Points
     smooth: Points
+    band: Band = field(default_factory=list)  # around the line, e.g. from the least to the largest of several trainings
+    dash: int = 0  # pattern of the line, for more lines than colours
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     table: list[tuple[str, list[str]]]  # step, one figure a method
+    axis: str = "step"  # what x is
+    cut: bool = False  # whether lines leave the y axis
 
 
 def make_curves(trainings: Sequence[Training], key: str) -> list[Curve]:
@@ -47,49 +55,82 @@ def make_curves(trainings: Sequence[Training], key: str) -> list[Curve]:
     for colour, training in enumerate(trainings):
         if series := training.series(key):
             window = max(1, len(series) // 15) if key == "loss" else 1
-            smooth = _thin(_running_mean(series, window))
-            curves.append(Curve(training.name, colour % len(COLOURS), _thin(series) if window > 1 else [], smooth))
+            smooth = thin(running_mean(series, window))
+            curves.append(Curve(training.name, colour % len(COLOURS), thin(series) if window > 1 else [], smooth))
     return curves
 
 
-def draw_chart(curves: Sequence[Curve], title: str, unit: str) -> Chart | None:
-    """Return the drawing of the curves, or None where there are none."""
+def draw_chart(
+    curves: Sequence[Curve], title: str, unit: str, axis: str = "step", shown: tuple[float, float] = WHOLE
+) -> Chart | None:
+    """Return the drawing of the curves, or None where there are none.
+
+    Args:
+        curves: one line each.
+        title: of the chart.
+        unit: of y.
+        axis: what x is; a step is a whole number.
+        shown: the shares of the ranked values between which the y axis runs, e.g. (0.05, 1) for the 5th to the 100th
+            percentile.
+    """
     if not curves:
         return None
-    values = _values(curves)
+    values = _between(_values(curves), *shown)
     log = use_log(values)
     steps = [step for curve in curves for step, _ in curve.smooth]
     x_low, x_high = min(steps), max(steps)
     x_low = 0 if x_low < 0.2 * x_high else x_low
     y_low, y_high, y_values = _axis(values, log)
+    scale = _Scale((x_low, x_high), (y_low, y_high), log)
+    lines = [_line(curve, scale, axis, unit) for curve in curves]
+    x_ticks = [
+        (scale.x(step), f"{step:,.0f}" if step == int(step) else f"{step:g}")
+        for step in _round_values(x_low, x_high, 6)
+        if step == int(step) or axis != "step"
+    ]
+    y_ticks = [(scale.y(value), f"{value:g}") for value in y_values]
+    return Chart(title, unit, log, lines, x_ticks, y_ticks, _table(curves), axis, shown != WHOLE)
 
-    def x(step: float) -> float:
-        share = (step - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+
+@dataclass(frozen=True)
+class _Scale:
+    """From what the axes show to the units of the viewBox."""
+
+    across: tuple[float, float]
+    up: tuple[float, float]
+    log: bool
+
+    def x(self, step: float) -> float:
+        low, high = self.across
+        share = (step - low) / (high - low) if high > low else 0.5
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
-    def y(value: float) -> float:
-        low, high, at = (math.log(number) for number in (y_low, y_high, value)) if log else (y_low, y_high, value)
-        return round(HEIGHT - BOTTOM - (at - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+    def y(self, value: float) -> float:
+        low, high = self.up
+        if self.log:  # a value that is cut off may not be positive
+            low, high, value = (math.log(max(number, LEAST)) for number in (low, high, value))
+        return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    def draw(points: Points) -> str:
-        return " ".join(f"{x(step):g},{y(value):g}" for step, value in points)
+    def draw(self, points: Points) -> str:
+        return " ".join(f"{self.x(step):g},{self.y(value):g}" for step, value in points)
 
-    lines = [
-        {
-            "name": curve.name,
-            "colour": curve.colour,
-            "logged": draw(curve.logged),
-            "smooth": draw(curve.smooth),
-            "dots": [
-                (x(step), y(value), f"{curve.name}, step {step:g}: {value:.4g} {unit}".strip())
-                for step, value in curve.smooth
-                if len(curve.smooth) <= 40
-            ],
-        }
-        for curve in curves
-    ]
-    x_ticks = [(x(step), f"{step:,.0f}") for step in _round_values(x_low, x_high, 6) if step == int(step)]
-    return Chart(title, unit, log, lines, x_ticks, [(y(value), f"{value:g}") for value in y_values], _table(curves))
+
+def _line(curve: Curve, scale: _Scale, axis: str, unit: str) -> dict[str, object]:
+    """Return a curve as the page's template draws it."""
+    around = [(at, low) for at, low, _ in curve.band] + [(at, high) for at, _, high in curve.band[::-1]]
+    return {
+        "name": curve.name,
+        "colour": curve.colour,
+        "dash": curve.dash,
+        "band": scale.draw(around),
+        "logged": scale.draw(curve.logged),
+        "smooth": scale.draw(curve.smooth),
+        "dots": [
+            (scale.x(step), scale.y(value), f"{curve.name}, {axis} {step:g}: {value:.4g} {unit}".strip())
+            for step, value in curve.smooth
+            if len(curve.smooth) <= 40
+        ],
+    }
 
 
 def use_log(values: Sequence[float]) -> bool:
@@ -132,7 +173,14 @@ def _plot(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _values(curves: Sequence[Curve]) -> list[float]:
-    return [value for curve in curves for _, value in (*curve.logged, *curve.smooth)]
+    lines = [value for curve in curves for _, value in (*curve.logged, *curve.smooth)]
+    return lines + [value for curve in curves for _, *ends in curve.band for value in ends]
+
+
+def _between(values: Sequence[float], low: float, high: float) -> list[float]:
+    """Return the values between two shares of all, ranked; at least one."""
+    ranked = sorted(values)
+    return ranked[int(low * (len(ranked) - 1)) : math.ceil(high * (len(ranked) - 1)) + 1]
 
 
 def _table(curves: Sequence[Curve]) -> list[tuple[str, list[str]]]:
@@ -144,7 +192,7 @@ def _table(curves: Sequence[Curve]) -> list[tuple[str, list[str]]]:
     return [(f"{step:,.0f}", [f"{line[step]:.4g}" if step in line else "–" for line in lines]) for step in chosen]
 
 
-def _running_mean(series: Points, window: int) -> Points:
+def running_mean(series: Points, window: int) -> Points:
     """Return the mean over ``window`` logged values around each step (fewer at both ends)."""
     if window == 1:
         return series
@@ -156,7 +204,7 @@ def _running_mean(series: Points, window: int) -> Points:
     return means
 
 
-def _thin(series: Points) -> Points:
+def thin(series: list[T]) -> list[T]:
     """Return at most ``MAX_POINTS`` of the points, the first and the last among them."""
     if len(series) <= MAX_POINTS:
         return series

@@ -133,7 +133,7 @@ def _panels(result: MethodResult, width: int) -> tuple[list[_Panel], list[_Panel
     scale = float(int(scale)) if scale > 1 else scale  # a whole factor enlarges every pixel alike
     size = max(1, round(clean.width * scale)), max(1, round(clean.height * scale))
     enlargement = max(ENLARGEMENT, 2 * int(scale))
-    box = _detail(clean, max(1, size[0] // enlargement), max(1, size[1] // enlargement))
+    box = strongest_detail(clean, max(1, size[0] // enlargement), max(1, size[1] // enlargement))
     titles = {"noisy": "noisy", "restored": f"restored by {result.method}", "clean": "clean"}
     psnr = {"noisy": f"{result.scores.noisy_psnr:.2f} dB", "restored": f"{result.scores.psnr:.2f} dB", "clean": ""}
     full, crops = [], []
@@ -151,7 +151,7 @@ def _panels(result: MethodResult, width: int) -> tuple[list[_Panel], list[_Panel
     return full, crops
 
 
-def _detail(clean: "Image", width: int, height: int) -> tuple[int, int, int, int]:
+def strongest_detail(clean: "Image", width: int, height: int) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of the window with the strongest edges: shapes, rather than grass or water.
 
     The image is reduced first, so that fine texture counts little, and windows near the middle are preferred.

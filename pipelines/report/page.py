@@ -110,10 +110,10 @@ def _summarise(group: Sequence[Evaluation]) -> str:
 
 
 def _describe_noise(name: str) -> str:
-    """Return what ``gauss25`` or ``gauss5_50`` means; another name stays as it is."""
-    if match := re.fullmatch(r"gauss([\d.]+)(?:_([\d.]+))?", name):
-        sigma = f"sigma {match[1]}/255" if match[2] is None else f"sigma uniform in {match[1]}/255 to {match[2]}/255"
-        return f"additive Gaussian noise of {sigma}"
+    """Return what ``gauss25``, ``gauss5_50`` or ``clippedgauss25`` means; another name stays as it is."""
+    if match := re.fullmatch(r"(clipped)?gauss([\d.]+)(?:_([\d.]+))?", name):
+        sigma = f"sigma {match[2]}/255" if match[3] is None else f"sigma uniform in {match[2]}/255 to {match[3]}/255"
+        return f"additive Gaussian noise of {sigma}{', clipped' if match[1] else ''}"
     return f"{name} noise"
 
 
