@@ -14,8 +14,8 @@ from denoise.redaction import has_password, without_passwords
 
 # In the syntax of .gitignore; Ray also excludes what .gitignore and .rayignore name.
 MADE = (
-    *(".git/", ".venv/", "/data/", "/runs/", "/models/", "/mlartifacts/", "/sweeps/", "*.db", "*.db-*"),
-    *("/.dvc/cache/", "/.dvc/tmp/"),
+    *(".git/", ".venv/", "/data/", "/runs/", "/models/", "/mlartifacts/", "/sweeps/", "/studies/", "*.db"),
+    *("*.db-*", "/.dvc/cache/", "/.dvc/tmp/"),
 )
 SECRETS = (
     *(".env*", "*.env", ".secrets*", "secrets.y*ml", "secrets.toml", "secrets.json"),

@@ -1,92 +1,83 @@
-"""A list of small trainings, side by side on the connected cluster."""
+"""A list of small tasks, each with a training of one worker at most, side by side on the connected cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
 from denoise.config import Config
-from pipelines.cluster.workers import fit_to_cluster
 from pipelines.training.side_by_side import End, PlainSearcher, Reporter, run_all
-from pipelines.training.trial import train_trial
+
+RESULT = "result"  # key of what a task that has not failed returns
+
+
+class Listener(Protocol):
+    """What the driver does with what tasks report, by their number in the list."""
+
+    def reported(self, number: int, report: Mapping[str, Any]) -> None:
+        """Take what a task reports on its way."""
+
+    def ended(self, number: int, result: Mapping[str, Any], failure: str) -> None:
+        """Take what a task has returned, or why it failed."""
 
 
 @dataclass(frozen=True, repr=False)  # Ray may show the text of its arguments, and an address may hold a password
-class SmallRun:
-    """A training of one worker, with checkpoints and an MLflow run of its own name."""
+class TaskList:
+    """The tasks and what does one of them; Ray serialises it."""
 
-    config: Config
-    name: str
-    tags: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run has ended: with the metrics of its last step, or with the reason why it failed."""
-
-    metrics: Mapping[str, float]
-    failure: str = ""
+    tasks: Sequence[Any]
+    work: Callable[[Any, Reporter], Mapping[str, Any]]  # returns plain data
 
 
-def train_all(
-    runs: Sequence[SmallRun],
-    name: str,
-    concurrency: int | None = None,
-    show: Callable[[str, Outcome], None] | None = None,
-) -> dict[str, Outcome]:
-    """Train all runs on the connected cluster, side by side; a finished one is not trained again.
+def run_each(tasks: TaskList, listener: Listener, config: Config, *, name: str, concurrency: int | None = None) -> None:
+    """Do all tasks on the connected cluster, side by side.
 
     Args:
-        runs: what to train; the first one says what a run needs, and how many deaths it survives.
+        tasks: what to do.
+        listener: of what they report and how they end.
+        config: from ``fit_to_cluster``: says what each task needs, and how many deaths it survives.
         name: of all of them together.
-        concurrency: runs side by side at most; by default as many as the cluster has room for.
-        show: called with the name and the outcome of every run as it ends.
-
-    Returns:
-        The outcomes by name, in the order of the runs.
+        concurrency: tasks side by side at most; by default as many as the cluster has room for.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM came; the next call goes on from the runs' checkpoints.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came before all had ended.
     """
-    runs = [replace(run, config=fit_to_cluster(run.config, side_by_side=True)) for run in runs]
-    searcher = _ListSearcher(runs, show or (lambda name, outcome: None))
-    run_all(
-        partial(_train_one, runs=runs), searcher, runs[0].config, name=name, count=len(runs), concurrency=concurrency
-    )
-    if len(searcher.outcomes) < len(runs):
+    searcher = _ListSearcher(tasks, listener)
+    run_all(partial(_do, tasks=tasks), searcher, config, name=name, count=len(tasks.tasks), concurrency=concurrency)
+    if len(searcher.done) < len(tasks.tasks):
         raise KeyboardInterrupt
-    return {run.name: searcher.outcomes[run.name] for run in runs}
 
 
-def _train_one(suggestion: Mapping[str, Any], report: Reporter, runs: Sequence[SmallRun]) -> End:
-    run = runs[suggestion["number"]]
-    metrics = train_trial(run.config, run.name, run.tags, lambda row: report({"step": row["step"]}), report.messages)
-    return {"metrics": dict(metrics)}
+def _do(suggestion: Mapping[str, Any], report: Reporter, tasks: TaskList) -> End:
+    return {RESULT: dict(tasks.work(tasks.tasks[suggestion["number"]], report))}
 
 
 class _ListSearcher(PlainSearcher):
-    """Gives out the runs of a list, and keeps how they ended."""
+    """Gives out the tasks of a list, and passes on what they report and how they end."""
 
-    def __init__(self, runs: Sequence[SmallRun], show: Callable[[str, Outcome], None]) -> None:
+    def __init__(self, tasks: TaskList, listener: Listener) -> None:
         super().__init__()
-        self.runs, self.show = runs, show
-        self.names: dict[str, str] = {}  # by Tune's trial
-        self.outcomes: dict[str, Outcome] = {}  # by name
+        self.tasks, self.listener = tasks, listener
+        self.numbers: dict[str, int] = {}  # by Tune's trial
+        self.done: set[int] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the number of the next run; FINISHED when all have begun."""
-        number = len(self.names)
-        if number == len(self.runs):
+        """Return the number of the next task; FINISHED when all have begun."""
+        number = len(self.numbers)
+        if number == len(self.tasks.tasks):
             return str(Searcher.FINISHED)
-        self.names[trial_id] = self.runs[number].name
+        self.numbers[trial_id] = number
         return {"number": number}
 
+    def on_report(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Pass on what a task reports."""
+        self.listener.reported(self.numbers[trial_id], result)
+
     def on_end(self, trial_id: str, end: End) -> None:
-        """Keep how a run ended."""
-        name = self.names[trial_id]
-        if name in self.outcomes or not end.keys() & {"metrics", "failed"}:
-            return
-        self.outcomes[name] = Outcome(end.get("metrics", {}), end.get("failed", ""))
-        self.show(name, self.outcomes[name])
+        """Pass on how a task ended, once."""
+        number = self.numbers[trial_id]
+        if number not in self.done and end.keys() & {RESULT, "failed"}:
+            self.done.add(number)
+            self.listener.ended(number, end.get(RESULT, {}), end.get("failed", ""))

@@ -179,9 +179,8 @@ def test_real_noisy_images_from_training_to_a_map_of_the_deviation(project, deno
         run(denoise_fork, "shard", "own", "--from", "own", "--split", split)
     settings = ["noise=none", "data.train=own", "data.allow_overlap=own", "data.val=own"]
     shutil.copytree(project / "data/shards/train/own", project / "data/shards/val/own")
-    model = json.loads(run(denoise_fork, "train", "--local", "--json", *settings, "method=ssdn", "train.steps=2"))[
-        "model"
-    ]
+    settings += ["method=ssdn", "train.steps=2", "train.crop=96", "train.batch_size=1"]
+    model = json.loads(run(denoise_fork, "train", "--local", "--json", *settings))["model"]
     (result,) = json.loads(
         run(denoise_fork, "evaluate", model, "--data", "own", "-S", "data.allow_overlap=own", "--json")
     )
