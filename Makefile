@@ -29,9 +29,9 @@ test-slow: install debian
 	$(VENV)/bin/python -m pytest -m slow
 
 # Hosts are network namespaces; on some of them `ray up` starts Ray over ssh.
-HOSTS := iproute2 postgresql openssh-server openssh-client rsync
+HOSTS := iproute2 postgresql openssh-server openssh-client rsync slurm-wlm munge
 test-cluster: install
-	@command -v ip >/dev/null && command -v rsync >/dev/null && ls /usr/sbin/sshd /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || test "$$(id -u)" != 0 || { \
+	@command -v ip >/dev/null && command -v rsync >/dev/null && ls /usr/sbin/sshd /usr/sbin/slurmctld /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || test "$$(id -u)" != 0 || { \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(HOSTS) >/dev/null; }
 	$(VENV)/bin/python -m pytest -m cluster
 
