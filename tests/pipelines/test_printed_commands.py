@@ -31,7 +31,15 @@ PYTHON = [
     if "denoise " in path.read_text().replace("from denoise import", "")
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FILES = ["dvc.yaml", "params.yaml", "Makefile", "ray_job.yaml", "ray_cluster.yaml", "ray_cluster_local.yaml", "slurm.sh"]
+FILES = [
+    "dvc.yaml",
+    "params.yaml",
+    "Makefile",
+    "ray_job.yaml",
+    "ray_cluster.yaml",
+    "ray_cluster_local.yaml",
+    "slurm.sh",
+]
 OTHERS = [*map(ROOT.joinpath, FILES), *(ROOT / "pipelines").rglob("templates/*")]
 NOTES = [path for path in (ROOT / "pipelines").rglob("*.yaml") if "denoise " in path.read_text()]
 
