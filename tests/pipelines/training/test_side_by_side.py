@@ -49,14 +49,37 @@ def small(*overrides):
     )
 
 
+def train_one(task, report):
+    from pipelines.training.trial import train_trial
+
+    name, config = task
+    return train_trial(config, name, {"study": "three"}, lambda row: report({"step": row["step"]}), report.messages)
+
+
+class Ends:
+    """Keeps how tasks ended."""
+
+    def __init__(self):
+        self.ends, self.reports = {}, []
+
+    def reported(self, number, report):
+        self.reports.append(number)
+
+    def ended(self, number, result, failure):
+        self.ends[number] = [result, failure]
+
+
 def train_three():
-    from pipelines.training.run_list import SmallRun, train_all
+    from pipelines.cluster.workers import fit_to_cluster
+    from pipelines.training.run_list import TaskList, run_each
 
     settings = {"first": small(), "wild": small("train.lr=1e30"), "again": small()}
-    runs = [SmallRun(config, name, {"study": "three"}) for name, config in settings.items()]
-    ended = []
-    outcomes = train_all(runs, "three", concurrency=1, show=lambda name, outcome: ended.append(name))
-    return {name: [outcome.metrics, outcome.failure] for name, outcome in outcomes.items()}, ended
+    tasks = [(name, fit_to_cluster(config, side_by_side=True)) for name, config in settings.items()]
+    listener = Ends()
+    run_each(TaskList(tasks, train_one), listener, tasks[0][1], name="three", concurrency=1)
+    assert {0, 2} <= set(listener.reports)
+    names = list(settings)
+    return {names[number]: end for number, end in listener.ends.items()}, [names[number] for number in listener.ends]
 
 
 def test_runs_share_a_process_and_nothing_else(project, one_host):
