@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.config import Config
+from denoise.config import Config, Evaluate
 from denoise.errors import UserError
 from denoise.files import file_stems, fitting_name, refuse_foreign, write_folder, write_json
 from pipelines.console import progress
@@ -75,6 +75,12 @@ def evaluate_model(
             _write(out / name / protocol.name, result, images)
         results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
     return results
+
+
+def as_configured(denoiser: "Denoiser", spec: Evaluate) -> "Denoiser":
+    """Return a denoiser that averages passes and symmetries, and restores by tiles, as ``evaluate`` says."""
+    denoiser = replace(denoiser, passes=spec.passes, tile=spec.tile, overlap=spec.overlap)
+    return denoiser.averaging() if spec.average else denoiser
 
 
 def find_scores(folder: Path, protocol: str | None = None) -> Path:

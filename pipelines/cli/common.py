@@ -82,12 +82,11 @@ def open_model(config: "Config", reference: str, noise_name: str | None = None) 
     model knows its own. ``evaluate.passes`` and ``evaluate.average`` say how passes are averaged, ``evaluate.tile`` and
     ``evaluate.overlap`` by which tiles images are restored.
     """
-    from dataclasses import replace
-
     from denoise import distributed
     from denoise.denoiser import CARD, load_denoiser, untrained_denoiser
     from denoise.methods import METHODS
     from denoise.noise import parse_noise
+    from pipelines.evaluate import as_configured
 
     device = distributed.device()
     if reference in METHODS and not (Path(reference) / CARD).exists():
@@ -96,9 +95,7 @@ def open_model(config: "Config", reference: str, noise_name: str | None = None) 
         denoiser = untrained_denoiser(reference, fields, config.data.channels, noise, device)
     else:
         denoiser = load_denoiser(_model_folder(config, reference), device)
-    spec = config.evaluate
-    denoiser = replace(denoiser, passes=spec.passes, tile=spec.tile, overlap=spec.overlap)
-    return denoiser.averaging() if spec.average else denoiser
+    return as_configured(denoiser, config.evaluate)
 
 
 def _model_folder(config: "Config", reference: str) -> Path:

@@ -89,14 +89,19 @@ def metric_rows(scores: Sequence[Path]) -> dict[str, dict[str, str | float]]:
 def table(rows: Iterable[Row]) -> str:
     """Return rows of ``metric_rows`` as aligned plain text with a heading; PSNR in dB with 2 decimals, SSIM with 4."""
     lines = [list(COLUMNS), *([_cell(key, row[key]) for key in COLUMNS.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    lines.insert(1, ["-" * width for width in widths])
+    return aligned(lines, [key in FIGURES for key in COLUMNS.values()])
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """Return a heading and rows as plain text in columns; ``right`` says which of these are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    heading, *rows = lines
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if key in FIGURES else cell.ljust(width)
-            for cell, width, key in zip(line, widths, COLUMNS.values(), strict=True)
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
         ).rstrip()
-        for line in lines
+        for line in (heading, ["-" * width for width in widths], *rows)
     )
 
 

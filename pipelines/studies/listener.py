@@ -10,7 +10,7 @@ from denoise.documents import build, parse_json
 from denoise.files import write_bytes
 from pipelines.console import Advance, progress, say
 from pipelines.studies.plan import CellPlan
-from pipelines.studies.results import Cell, StudyRun, cell_file, write_cell
+from pipelines.studies.results import Cell, StudyRun, cell_file, image_folder, write_cell
 from pipelines.studies.work import CELL, IMAGES, STEP, UnitTask
 
 
@@ -50,7 +50,7 @@ class Results:
 
     def _write_images(self, plan: CellPlan, images: Mapping[str, bytes]) -> None:
         for name, png in images.items():
-            file = self.folder / "images" / f"{plan.number:02d}-seed{plan.seed}" / name
+            file = image_folder(self.folder, plan.number, plan.seed) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(file, png)
 

@@ -29,6 +29,8 @@ def steps_of(
 ) -> Mapping[str, int]:
     """Return how many steps each row trains for, by name, so that all train equally long beside each other.
 
+    A row that failed while it was measured is left out.
+
     Args:
         folder: of the study, where the speeds are kept.
         cells: of which the first of each row is measured, side by side as they will train.
@@ -47,7 +49,9 @@ def steps_of(
         speeds |= _measure(missing, concurrency)
         write_json(file, speeds)
     return {
-        row: max(1, round(speeds[row] * 60 * minutes / cell.config.train.batch_size)) for row, cell in first.items()
+        row: max(1, round(speeds[row] * 60 * minutes / cell.config.train.batch_size))
+        for row, cell in first.items()
+        if row in speeds
     }
 
 
@@ -85,8 +89,9 @@ class _Speeds:
         """Take nothing: a measurement reports only its end."""
 
     def ended(self, number: int, result: Mapping[str, Any], failure: str) -> None:
-        """Keep a speed; a row that cannot be trained fails again, with its reason in the table."""
-        self.rates[self.cells[number].row] = float(result.get(RATE, 1.0))
+        """Keep a speed; a row that cannot be trained has none and fails again, with its reason in the table."""
+        if RATE in result:
+            self.rates[self.cells[number].row] = float(result[RATE])
 
 
 def measure_speed(cell: CellPlan, report: "Reporter") -> Mapping[str, float]:

@@ -28,9 +28,7 @@ class CellPlan:
     @property
     def trained(self) -> bool:
         """Whether the row's method has to be trained."""
-        from denoise.methods import METHODS
-
-        return METHODS[self.config.method.name].trained
+        return is_trained(self.config)
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,7 +68,6 @@ def row_config(
     *,
     params: Path | None = None,
     overrides: Iterable[str] = (),
-    seed: int = 0,
     stand_in: bool = False,
     steps: int | None = None,
 ) -> Config:
@@ -91,7 +88,7 @@ def row_config(
         row.config,
         row.budgets.get(budget, {}),
     ]
-    overrides = [*overrides, f"seed={seed}", *([f"train.steps={steps}"] if steps else [])]
+    overrides = [*overrides, *([f"train.steps={steps}"] if steps else [])]
     try:
         steps = load_config(params, overrides, *trees).train.steps
         lengths = {
@@ -123,18 +120,17 @@ def cell_plans(
     """
     cells = []
     for number, row in enumerate(study.all_rows()):
-        for seed in seeds:
-            config = row_config(
-                study,
-                row,
-                budget,
-                params=params,
-                overrides=overrides,
-                seed=seed,
-                stand_in=stand_in,
-                steps=(steps or {}).get(row.name),
-            )
-            cells.append(_checked(CellPlan(number, row.name, seed, config)))
+        config = row_config(
+            study,
+            row,
+            budget,
+            params=params,
+            overrides=overrides,
+            stand_in=stand_in,
+            steps=(steps or {}).get(row.name),
+        )
+        config = _checked(row, config)
+        cells += [CellPlan(number, row.name, seed, dataclasses.replace(config, seed=seed)) for seed in seeds]
     return cells
 
 
@@ -163,6 +159,13 @@ def units(cells: Sequence[CellPlan]) -> list[Unit]:
     ]
 
 
+def is_trained(config: Config) -> bool:
+    """Return whether a configuration's method has to be trained."""
+    from denoise.methods import METHODS
+
+    return METHODS[config.method.name].trained
+
+
 def _placed(config: Config) -> Config:
     """Return a configuration whose addresses hold on other machines, too, with the net of its method."""
     from denoise.methods import with_net
@@ -173,8 +176,8 @@ def _placed(config: Config) -> Config:
     return with_net(from_dict(to_dict(dataclasses.replace(config, data=data, ray=ray, tracking=where))))
 
 
-def _checked(cell: CellPlan) -> CellPlan:
-    """Return a cell whose addresses hold everywhere, after building what it trains, or is.
+def _checked(row: Row, config: Config) -> Config:
+    """Return a row's configuration with addresses that hold everywhere, after building what it trains, or is.
 
     Raises:
         UsageError: it cannot be built.
@@ -185,16 +188,16 @@ def _checked(cell: CellPlan) -> CellPlan:
     from denoise.training.setup import build_components
 
     try:
-        config = _placed(cell.config)
+        config = _placed(config)
         get_protocol(config.evaluate.protocol)
         parse_noise(config.evaluate.noise or config.noise)
-        if cell.trained:
+        if is_trained(config):
             build_components(config)
         else:
             build_method(config.method.name, config.method.fields, parse_noise(config.noise))
     except UserError as error:
-        raise UsageError(f"row {cell.row}: {error}") from None
-    return dataclasses.replace(cell, config=config)
+        raise UsageError(f"row {row.name}: {error}") from None
+    return config
 
 
 def _evaluation_code() -> Mapping[str, str]:

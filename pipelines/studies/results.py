@@ -11,7 +11,7 @@ from denoise.errors import UserError, first_line
 from denoise.files import finite_or_null, write_json
 
 STUDIES = Path("studies")  # folder of what studies leave
-PLAN, CELLS = "study.json", "cells"
+PLAN, CELLS, IMAGES = "study.json", "cells", "images"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Cell:
     config: Mapping[str, Any]  # as ``denoise.config.recorded`` returns it
     training: Training | None = None  # None: the method needs no training, or failed
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # set -> what ``evaluate_model`` returns
-    model: str = ""  # folder of the model, relative to the study's; empty where nothing was trained
     failure: str = ""
     key: str = ""  # of config, data and code: a cell with another is run again
 
@@ -78,6 +77,11 @@ def study_folder(name: str, budget: str) -> Path:
 def cell_file(folder: Path, number: int, seed: int) -> Path:
     """Return the file of a cell; rows are numbered as the study lists them, since a name may have any character."""
     return folder / CELLS / f"{number:02d}-seed{seed}.json"
+
+
+def image_folder(folder: Path, number: int, seed: int) -> Path:
+    """Return the folder of the images that are kept of a cell: SET/NAME-KIND.png."""
+    return folder / IMAGES / cell_file(folder, number, seed).stem
 
 
 def write_cell(file: Path, cell: Cell) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from denoise.errors import UserError
 from denoise.files import write_bytes
 from pipelines.studies.hold import verdicts
+from pipelines.studies.report.markdown import markdown_table
+from pipelines.studies.report.scores import score_table
 from pipelines.studies.results import StudyRun
-from pipelines.studies.text_table import table_lines
 
 SECTION = "<!-- study {name}/{budget} -->\n{text}<!-- end of study -->\n"
 
@@ -50,13 +51,8 @@ def section_text(run: StudyRun) -> str:
         "",
         f"    {run.command}",
         "",
-        *_markdown(table_lines(run)),
+        markdown_table(score_table(run).without_empty_columns()),
         "",
         *(f"- {verdict.outcome}: `{verdict.expression}` ({verdict.detail})" for verdict in verdicts(run)),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _markdown(lines: list[list[str]]) -> list[str]:
-    heading, *rows = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return [f"| {' | '.join(line)} |" for line in [heading, ["---"] * len(heading), *rows]]

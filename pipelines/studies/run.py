@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipelines.cluster.connect import ray_cluster
 from pipelines.cluster.workers import fit_to_cluster
 from pipelines.console import say
 from pipelines.studies.definition import Study
+from pipelines.studies.minutes import steps_of
 from pipelines.studies.mlflow_run import child_tags, parent_spec, run_id
 from pipelines.studies.plan import CellPlan, Unit, cell_plans, select, units
 from pipelines.studies.results import (
@@ -31,6 +31,7 @@ from pipelines.studies.results import (
 )
 from pipelines.studies.sets import make_sets, needs_stand_in
 from pipelines.tracking.lifecycle import journal_folder, tracked_run
+from pipelines.training.inputs import git_version
 
 LOCK = "lock"
 
@@ -71,8 +72,11 @@ def run_study(name: str, study: Study, params: Path, overrides: Sequence[str], o
         seeds = _with_earlier_seeds(folder, seeds)
         stand_in = needs_stand_in(study, options.budget, params, overrides, options.stand_in)
         plan = partial(cell_plans, study, options.budget, seeds, params=params, overrides=overrides, stand_in=stand_in)
-        make_sets(study, [cell for cell in plan() if cell.number in numbers])
-        plans = plan(steps=_equal_minutes(folder, plan(), numbers, options))
+        plans = plan()
+        make_sets(study, [cell for cell in plans if cell.number in numbers])
+        if options.minutes is not None:
+            wanted = [cell for cell in plans if cell.number in numbers]
+            plans = plan(steps=steps_of(folder, wanted, options.minutes, options.concurrency))
         wanted = [cell for cell in plans if cell.number in numbers]
         groups = units(wanted)
         run = _describe(name, study, seeds, _keys(folder, plans, groups), options, stand_in)
@@ -83,17 +87,6 @@ def run_study(name: str, study: Study, params: Path, overrides: Sequence[str], o
         if tasks:
             _run_units(run, tasks, folder, options)
         return read_run(folder)
-
-
-def _equal_minutes(
-    folder: Path, plans: Sequence[CellPlan], numbers: Sequence[int], options: Options
-) -> Mapping[str, int]:
-    """Return the steps by row that take the same time; none where the budget says how many steps there are."""
-    if options.minutes is None:
-        return {}
-    from pipelines.studies.minutes import steps_of
-
-    return steps_of(folder, [cell for cell in plans if cell.number in numbers], options.minutes, options.concurrency)
 
 
 def _run_units(run: StudyRun, groups: Sequence[Unit], folder: Path, options: Options) -> None:
@@ -182,6 +175,7 @@ def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(
     name: str, study: Study, seeds: Sequence[int], keys: Mapping[str, str], options: Options, stand_in: bool
 ) -> StudyRun:
+    commit, edited = git_version()
     return StudyRun(
         name=name,
         budget=options.budget,
@@ -191,20 +185,7 @@ def _describe(
         keys=keys,
         stand_in=study.stand_in.note if stand_in and study.stand_in else "",
         minutes=options.minutes,
-        commit=_commit(),
+        commit=commit[:10] + "+" * (edited and bool(commit)),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         command=options.command,
     )
-
-
-def _commit() -> str:
-    """Return git's commit, with a + where files differ from it; the empty string outside of a repository."""
-    commit, edited = (_git(*words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno")))
-    return f"{commit[:10]}{'+' * bool(edited)}" if commit else ""
-
-
-def _git(*words: str) -> str:
-    try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""

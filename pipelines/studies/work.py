@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -100,6 +100,7 @@ def _denoiser(config: Config, model: Path | None) -> "Denoiser":
     from denoise import distributed
     from denoise.denoiser import load_denoiser, untrained_denoiser
     from denoise.noise import parse_noise
+    from pipelines.evaluate import as_configured
 
     device = distributed.device()
     if model is None:
@@ -107,9 +108,7 @@ def _denoiser(config: Config, model: Path | None) -> "Denoiser":
         denoiser = untrained_denoiser(method.name, method.fields, config.data.channels, noise, device)
     else:
         denoiser = load_denoiser(model, device)
-    spec = config.evaluate
-    denoiser = replace(denoiser, passes=spec.passes, tile=spec.tile, overlap=spec.overlap)
-    return denoiser.averaging() if spec.average else denoiser
+    return as_configured(denoiser, config.evaluate)
 
 
 def _some_images(scores: Mapping[str, Any], folder: Path) -> dict[str, bytes]:

@@ -112,9 +112,14 @@ def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDa
 
 def versions(config: Config) -> dict[str, str]:
     """Return what identifies the code: git's commit, whether files differ from it, and the digest of the core."""
-    commit, edited = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    git = {"mlflow.source.git.commit": commit, "git_dirty": str(bool(edited)).lower()} if commit else {}
+    commit, edited = git_version()
+    git = {"mlflow.source.git.commit": commit, "git_dirty": str(edited).lower()} if commit else {}
     return {**git, "code_digest": code_digest(config)}
+
+
+def git_version() -> tuple[str, bool]:
+    """Return git's commit (empty outside of a repository), and whether files differ from it."""
+    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
 def provenance(inputs: TrainingInputs) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from denoise.files import file_stems, fitting_name, is_name
 from pipelines.report.figures import MethodResult, encode_png, load_images, strongest_detail
 from pipelines.report.inputs import KINDS, Scores
 from pipelines.studies.report.rows import sets_of
-from pipelines.studies.results import Cell, StudyRun, cell_file
+from pipelines.studies.results import Cell, StudyRun, image_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FOLDER = "images"  # of a study: ROW-seedSEED/SET/NAME-KIND.png
 WHOLE = 320  # pixels: the width that whole images are reduced to
 CROP, ENLARGEMENT = 96, 2  # pixels: the side of a crop; screen pixels along one of its pixels
 MOST_WHOLE, MOST_STRIPS = 90, 4  # of images on the page, so that it stays loadable
@@ -59,8 +58,8 @@ def shown_images(folder: Path, run: StudyRun) -> list[Shown]:
     found: list[Shown] = []
     for number, row in enumerate(run.rows):
         for cell in (cell for cell in run.cells if cell.row == row):
-            stem = cell_file(folder, number, cell.seed).stem
-            of_cell = [image for data in sets_of(cell) for image in _of_set(folder / FOLDER / stem, cell, data)]
+            kept = image_folder(folder, number, cell.seed)
+            of_cell = [image for data in sets_of(cell) for image in _of_set(kept, cell, data)]
             if of_cell:
                 found += of_cell
                 break

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from pipelines.studies.figures import LEVELS
 from pipelines.studies.report.rows import cells_by_row, image_means, scored_sets
 from pipelines.studies.report.tables import NONE, Column, Table
 from pipelines.studies.results import StudyRun
 from pipelines.studies.statistics import mean_and_deviation
 
 ESTIMATED, TRUE = "estimated_sigma", "sigma"  # of an image, in the noise's own unit: [0, 1] for Gaussian noise
-LEVELS = 255
 
 
 def sigma_table(run: StudyRun) -> Table | None:

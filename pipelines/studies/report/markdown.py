@@ -38,7 +38,7 @@ def _blocks(content: Content, page: str) -> Iterator[str]:
         yield f"Known defects of the original, and what differs here: {escape(content.note)}"
     yield f"Curves, histograms and images: [{page}]({page})"
     yield "## Results"
-    yield _table(content.scores)
+    yield markdown_table(content.scores)
     yield _pairs(content.sources)
     yield from SCORE_NOTES
     yield _pairs(content.row_notes)
@@ -47,20 +47,20 @@ def _blocks(content: Content, page: str) -> Iterator[str]:
         yield _pairs(content.failures)
     if content.sets:
         yield "### Each test set"
-        yield _table(content.sets)
+        yield markdown_table(content.sets)
     yield "## What held and what did not"
     yield "\n".join(map(_verdict, content.verdicts)) or "The study states nothing that must hold at this budget."
     if content.differences:
         yield "## Differences from the first row"
-        yield _table(content.differences)
+        yield markdown_table(content.differences)
         yield f"{DIFFERENCE_NOTE} {IMAGE_NOTE}"
     yield "## What it took"
     yield _pairs(content.shared)
-    yield _table(content.cost)
+    yield markdown_table(content.cost)
     yield COST_NOTE
     if content.sigma:
         yield "## Estimated and true noise level"
-        yield _table(content.sigma)
+        yield markdown_table(content.sigma)
         yield SIGMA_NOTE
 
 
@@ -73,7 +73,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"- {escape(label)}: {escape(text)}" for label, text in pairs)
 
 
-def _table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     """Return a table; Markdown has one line of headings, so that of a group stands before its columns'."""
     heading = [escape(f"{column.group} {column.label}".strip()) for column in table.columns]
     rule = ["---:" if column.number else "---" for column in table.columns]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pipelines.studies.figures import FIGURES, MissingFigureError, mean_score, training
+from pipelines.studies.figures import FIGURES, LEVELS, MissingFigureError, mean_score, training
 from pipelines.studies.report.rows import cells_by_row, definition_rows, scored_sets, sources, values
 from pipelines.studies.report.tables import NONE, Column, Table, spread
 from pipelines.studies.results import Cell, StudyRun
@@ -18,12 +18,13 @@ OTHERS = (  # heading, figure, digits: of all test sets together and of each
     ("input PSNR", "noisy_psnr", 2, 1.0),
     ("SSIM", "ssim", 4, 1.0),
     ("SSIM, 7x7 window", "ssim_uniform", 4, 1.0),
-    ("bias", "bias", 2, 255.0),
+    ("bias", "bias", 2, LEVELS),
 )
 
 
-def score_table(run: StudyRun) -> Table:
-    """Return one line a row: PSNR on each test set and its mean, ours and published, then the other scores."""
+def score_table(run: StudyRun, others: bool = True) -> Table:
+    """Return one line a row: PSNR on each test set and its mean, ours and published, then (``others``) other scores."""
+    further = OTHERS if others else ()
     sets, rows, cells = scored_sets(run), definition_rows(run), cells_by_row(run)
     published = {row: rows.get(row, {}).get("published", {}) for row in run.rows}
     names = _columns(sets, published)
@@ -31,7 +32,7 @@ def score_table(run: StudyRun) -> Table:
     columns = [Column("row", number=False)]
     for name in names:
         columns += [Column("ours", name), *(Column(label, name) for label in labels[name])]
-    columns += [Column(heading) for heading, *_ in OTHERS]
+    columns += [Column(heading) for heading, *_ in further]
     lines = []
     for row in run.rows:
         line = [row]
@@ -41,7 +42,7 @@ def score_table(run: StudyRun) -> Table:
             line.append("failed" if failed else spread(ours, 2))
             for label in labels[name]:
                 line.append(_published(published[row].get(label, {}), name, ours, sets))
-        line += [_other(cells[row], key, digits, scale) for _, key, digits, scale in OTHERS]
+        line += [_other(cells[row], key, digits, scale) for _, key, digits, scale in further]
         lines.append((*line, _seeds(run, cells[row])))
     return Table((*columns, Column("seeds")), tuple(lines))
 

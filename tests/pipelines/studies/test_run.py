@@ -9,6 +9,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from denoise.documents import build
+from pipelines.studies.definition import Study
 from tests.pipelines.processes import left_behind
 
 TRAIN = {"crop": 32, "batch_size": 2, "steps": 30}
@@ -79,6 +81,12 @@ def test_rows_share_a_training_and_what_is_finished_is_not_run_again(study, deno
     assert {row["row"]: row for row in json.loads(again.stdout)["rows"]} == figures
     status = command(denoise_fork, "status", "mine.yaml").stdout
     assert "wild          seed 0  failed: the loss is" in status
+    Path("page.md").write_text("# Results\n")
+    for _ in range(2):  # the second time in place of the first
+        assert command(denoise_fork, "report", "mine.yaml", "--into", "page.md").returncode == 0
+    page = Path("page.md").read_text()
+    assert page.startswith("# Results\n")
+    assert page.count("### mine, budget smoke") == page.count("28.12") == 1
 
 
 @pytest.mark.parametrize(
@@ -105,3 +113,20 @@ def test_a_study_that_runs_already_is_refused(study, denoise_fork):
         done = command(denoise_fork, "run", "mine.yaml")
     assert done.returncode == 1
     assert "another process is running the study in studies/mine/smoke" in done.stderr
+
+
+def test_equal_minutes_are_steps_by_the_speed_of_each_row(project, tmp_path, monkeypatch):
+    from pipelines.cluster import workers
+    from pipelines.studies import minutes
+    from pipelines.studies.definition import check_study
+    from pipelines.studies.plan import cell_plans
+
+    monkeypatch.setattr(workers, "use_assigned_device", lambda config: None)  # there is no Ray here
+    monkeypatch.setattr(minutes, "WARM_UP", 0.1)
+    monkeypatch.setattr(minutes, "MEASURED", 0.3)
+    study = check_study(build(Study, {**STUDY, "config": {**STUDY["config"], "data": {"test": []}}}))
+    cells = cell_plans(study, "smoke", (0,), params=Path("params.yaml"))
+    assert minutes.measure_speed(cells[0], None)["images_per_second"] > 0
+    (tmp_path / minutes.SPEEDS).write_text('{"three passes": 4.0}')
+    measured = [cell for cell in cells if cell.row in ("three passes", "untrained")]
+    assert minutes.steps_of(tmp_path, measured, 0.5) == {"three passes": 60}
