@@ -20,12 +20,14 @@ class Noise2Noise(Method):
 
     or with another distance (``loss_name``); the L2 minimiser is E[y^ | x^], which for noise of mean zero is the
     expected clean image. Pixels of the target that are known to be lost do not count in the mean
-    (multiplicative Bernoulli noise, section 3.3).
+    (multiplicative Bernoulli noise, section 3.3); with ``masked`` off they count, and the L2 minimiser is (1 - p) times
+    the clean image, too dark.
     """
 
     loss_name: LossName = "l2"
     bidirectional: bool = False  # half the loss of each direction: two forward passes a step
     swap: bool = False  # augmentation: each sample draws which of the two is its input
+    masked: bool = True  # lost pixels of the target do not count
     needs: ClassVar[tuple[View, ...]] = ("noisy", "noisy2", "mask", "mask2")
 
     def make_batch(self, sample: Views, rng: Rng) -> Batch:
@@ -50,8 +52,8 @@ class Noise2Noise(Method):
         """Return the distance of the output to the second observation, or the mean of both directions."""
 
         def one_direction(input: str, target: str) -> Tensor:
-            restored = net(batch[input])
-            return distance(self.loss_name, restored, batch[target], progress=progress, mask=batch[f"{target}_mask"])
+            mask = batch[f"{target}_mask"] if self.masked else None
+            return distance(self.loss_name, net(batch[input]), batch[target], progress=progress, mask=mask)
 
         forward = one_direction("input", "target")
         return {"loss": 0.5 * (forward + one_direction("target", "input")) if self.bidirectional else forward}

@@ -229,6 +229,18 @@ def test_pixels_that_the_target_lost_do_not_count():
     assert (batch["target"] - CLEAN).square().mean() > 0.1
 
 
+def test_lost_pixels_that_count_ask_for_a_darker_image():
+    """The mean of lost and kept pixels is (1 - p) times the clean image, which an L2 loss asks for."""
+    noise = parse_noise("bernoulli0.5")
+    method = build_method("n2n", {"masked": False}, noise)
+    batch = method.make_batch(views_of(method, noise=noise), keys_of(CLEAN).stream("method"))
+
+    def loss_of(share):
+        return method.loss(nn.Identity(), {**batch, "input": share * CLEAN}, 0)["loss"].item()
+
+    assert loss_of(0.5) < min(loss_of(0.4), loss_of(0.6), loss_of(1.0))
+
+
 def test_the_bidirectional_loss_is_the_mean_of_both_directions():
     one_way, both = (build_method("n2n", {"bidirectional": turned}, GAUSS) for turned in (False, True))
     net, batch = TinyMaker()(), batch_of(one_way)
