@@ -134,7 +134,10 @@ def _links(run: StudyRun, comparison: ast.Compare, each: str) -> Iterator[tuple[
         sign = 1 if isinstance(link, ast.Lt | ast.LtE) else -1
         margins = [sign * (second - first) for first, second in pairs]
         strict = isinstance(link, ast.Lt | ast.Gt)
-        numbers = ", ".join(f"{first:.4g} and {second:.4g}" for first, second in pairs)
+        numbers = ", ".join(
+            f"{first:.4g}" if isinstance(right, ast.Constant) else f"{first:.4g} and {second:.4g}"
+            for first, second in pairs
+        )
         outcome, how = _decided(margins, strict)
         yield outcome, f"{prefix}{words}{numbers}{how}".replace("'", '"')
 

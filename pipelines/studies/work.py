@@ -177,7 +177,8 @@ def device_name() -> str:
     device = distributed.device()
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} thread(s) of {_processor() or platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads > 1)} of {_processor() or platform.machine()}"
 
 
 def _processor() -> str:

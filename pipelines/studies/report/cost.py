@@ -1,6 +1,6 @@
 """What the rows of a study took: steps, time, memory, and the versions that decide their results."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipelines.studies.report.rows import cells_by_row, sets_of
 from pipelines.studies.report.tables import NONE, Column, Table
@@ -76,11 +76,22 @@ def _images(cell: Cell) -> list[str]:
     return [f"{name} {count}" + f" of {whole}" * (whole not in (None, count)) for name, count, whole in counts]
 
 
-def _versions(cell: Cell) -> list[str]:
-    """Return the data that a cell was trained and scored on, each with the beginning of its version."""
-    data = dict(cell.training.data) if cell.training else {}
-    tests = {_split(name): cell.scores[name].get("data_digest") for name in sets_of(cell)}
-    return [f"{name} {str(version)[:DIGEST]}" for name, version in {**data, **tests}.items() if version]
+def _training_data(cell: Cell) -> list[str]:
+    """Return the data that a cell was trained and validated on, each with the beginning of its version."""
+    return _versions(cell.training.data) if cell.training else []
+
+
+def _test_data(cell: Cell) -> list[str]:
+    return _versions({_split(name): cell.scores[name].get("data_digest") for name in sets_of(cell)})
+
+
+def _versions(digests: Mapping[str, str | None]) -> list[str]:
+    return [f"{name} {version[:DIGEST]}" for name, version in digests.items() if version]
+
+
+def _assumed(cell: Cell) -> list[str]:
+    levels = [scores.get("assumed_level") for scores in cell.scores.values()]
+    return ["the true one" if level in (None, 1) else f"{level:g} times the true one" for level in levels]
 
 
 # Heading -> figure of a cell, the mean over the seeds, and the digits to show.
@@ -102,12 +113,13 @@ SETTINGS: dict[str, Callable[[Cell], Iterable[str]]] = {
     "noise at test": _scored("noise"),
     "protocol": _scored("protocol"),
     "passes": _scored("passes"),
-    "averaged over": _scored("averaged_over"),
+    "orientations averaged": _scored("averaged_over"),
     "tile": _tiles,
-    "assumed level": _scored("assumed_level"),
+    "assumed noise level": _assumed,
     "precision": _scored("precision"),
     "images scored": _images,
-    "data": _versions,
+    "training and validation data": _training_data,
+    "test data": _test_data,
     "code": lambda cell: [cell.training.code[:DIGEST]] if cell.training else [],
     "device": lambda cell: [cell.training.device] if cell.training else [],
     "run": lambda cell: [cell.training.run] if cell.training else [],

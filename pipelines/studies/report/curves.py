@@ -44,7 +44,7 @@ def lines(run: StudyRun) -> list[Line]:
         if of_row := tuple(trainings(cells)):
             groups.setdefault(tuple(training.run for training in of_row), ([], of_row))[0].append(row)
     return [
-        Line(", ".join(rows), number % len(COLOURS), number // len(COLOURS) % DASHES, of_rows)
+        Line("; ".join(rows), number % len(COLOURS), number // len(COLOURS) % DASHES, of_rows)
         for number, (rows, of_rows) in enumerate(groups.values())
     ]
 

@@ -164,7 +164,7 @@ def test_page_and_markdown_say_the_same(report: Path) -> None:
         *("32.40 / 0.884 (-0.40)", "29.20 ± 0.10", "0 of 3, 2 failed"),  # the first table
         *("abc1234", "2026-01-02", "as long as a coffee", "train.steps=600", "an invented report", "half the channels"),
         *("1,234,567", "25.0", "128, overlap 64", "study-1-0, study-1-1, study-1-2"),
-        *("bsds300/train fedcba98, kodak/test 01234567, bsds300/val 01234567", "c0dec0de"),
+        *("bsds300/train fedcba98", "kodak/test 01234567, bsds300/val 01234567", "c0dec0de"),
         "Their second noisy image was the first one.",
         "denoise study run invented --budget short",
         "train.lr=9 made the loss infinite at step 7",
