@@ -41,7 +41,8 @@ def evaluate_model(
         out: scores.json and images/ are written to OUT/NAME/PROTOCOL for each set; those of other protocols stay.
 
     Raises:
-        UserError: a set that is missing or was trained on, an unknown protocol or noise, other files where scores go.
+        UserError: a set that is missing or was trained on, an unknown protocol or noise, a level told to a method that
+            needs none, other files where scores go.
     """
     from denoise import distributed
     from denoise.evaluate import count_restorations, evaluate, evaluation_precision, get_protocol
@@ -51,6 +52,11 @@ def evaluate_model(
     protocol, device = get_protocol(protocol_name), distributed.device()
     noise = parse_noise(noise_name or config.evaluate.noise or denoiser.noise)
     assumed_level, wanted = config.evaluate.assumed_level, config.evaluate.images
+    if assumed_level != 1 and not denoiser.needs_level:
+        raise UserError(
+            f"evaluate.assumed_level={assumed_level:g} would change nothing: {denoiser.name} needs no noise level; "
+            "leave evaluate.assumed_level at 1."
+        )
     sets = open_sets(config, "test", names)
     _refuse_training_images(config, denoiser, sets)
     if out is not None:

@@ -112,7 +112,9 @@ def _verdict(run: StudyRun, expression: str, budget: str) -> Verdict:
     for outcome in ("failed", "not run", "not resolved", "held"):
         details = [detail for found, detail in outcomes if found == outcome]
         if details:
-            return Verdict(expression, budget, outcome, "; ".join(details))
+            text = "; ".join(details)
+            caveat = ONE_SEED * (ONE_SEED in text)  # said once, however many rows are compared
+            return Verdict(expression, budget, outcome, text.replace(ONE_SEED, "") + caveat)
     return Verdict(expression, budget, "not run", "the study has no rows")
 
 
@@ -142,6 +144,7 @@ def _links(run: StudyRun, comparison: ast.Compare, each: str) -> Iterator[tuple[
         yield outcome, f"{prefix}{words}{numbers}{how}".replace("'", '"')
 
 
+ONE_SEED = " (one seed: how much training varies is not known)"
 _SYMBOLS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 
@@ -151,7 +154,7 @@ def _decided(margins: Sequence[float], strict: bool) -> tuple[Outcome, str]:
         return "not run", ""
     if len(margins) == 1:
         held = margins[0] > 0 or (margins[0] == 0 and not strict)
-        return ("held" if held else "failed"), " (one seed: how much training varies is not known)"
+        return ("held" if held else "failed"), ONE_SEED
     low, high = interval(margins)
     how = f" (margin {low:.3g} to {high:.3g}, 95 % interval over {len(margins)} seeds)"
     if low > 0 or (low == high == 0 and not strict):

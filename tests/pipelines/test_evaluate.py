@@ -120,19 +120,24 @@ def test_every_image_has_files_of_its_own(photographs: Path, tmp_path: Path) -> 
 
 
 def test_params_yaml_says_how_to_score(own: Path, tmp_path: Path) -> None:
-    """The noise, of which the command line has the last word, the level told, the images, and the tiles."""
+    """The noise, of which the command line has the last word, the images, and the tiles."""
     shard("own", "test", tmp_path / "data", own)
-    (tmp_path / "params.yaml").write_text(
-        "evaluate: {noise: gauss50, assumed_level: 0.9, images: 1, tile: 20, overlap: 5}\n"
-    )
+    (tmp_path / "params.yaml").write_text("evaluate: {noise: gauss50, images: 1, tile: 20, overlap: 5}\n")
     config = load_config(tmp_path / "params.yaml", [f"data.root={tmp_path / 'data'}", "data.colour=grey"])
     denoiser = open_model(config, "zs_n2n")
     denoiser = replace(denoiser, method=replace(denoiser.method, steps=1))
     for noise, used in ((None, "gauss50"), ("gauss25", "gauss25")):
         (result,) = evaluate_model(config, denoiser, ["own"], "float", noise, None)
-        assert (result["noise"], result["assumed_level"]) == (used, 0.9)
+        assert result["noise"] == used
         assert (result["tile"], result["overlap"]) == (20, 5)
         assert (result["images_used"], result["images_of"], len(result["images"])) == (1, 2, 1)
+
+
+def test_a_level_is_told_only_to_methods_that_need_one(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("evaluate: {assumed_level: 0.9}\n")
+    config = load_config(tmp_path / "params.yaml", ["data.colour=grey"])
+    with pytest.raises(UserError, match=r"evaluate\.assumed_level=0\.9 would change nothing: zs_n2n needs no noise"):
+        evaluate_model(config, open_model(config, "zs_n2n"), ["own"], "float", "gauss25", None)
 
 
 def test_scores_under_each_protocol_are_kept_and_found(tmp_path):

@@ -16,7 +16,7 @@ STUDY = {
     "config": {
         "net": "cnn5",
         "ray": {"workers": 1},
-        "train": {"crop": 32, "batch_size": 2, "steps": 900, "checkpoint_every": 60},
+        "train": {"crop": 32, "batch_size": 2, "steps": 400, "checkpoint_every": 40},
         "data": {"train": ["small"], "val": [], "test": ["small"], "allow_overlap": ["small"]},
     },
     "rows": ROWS,
