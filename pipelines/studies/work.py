@@ -61,6 +61,7 @@ def _train(task: UnitTask, report: "Reporter", model: Path) -> Training:
     config, name = task.unit.config, task.unit.name
     _reset_peak_memory()
     train_trial(config, name, task.tags, lambda row: report({STEP: row["step"]}), report.messages)
+    report({STEP: config.train.steps})  # a training that another study has ended tells no steps of its own
     peak = _peak_memory_mb()
     export_model(config, open_store(config.ray.storage, name), model)
     inputs = training_inputs(config, name)
