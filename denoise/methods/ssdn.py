@@ -75,6 +75,7 @@ class SSDN(Method):
     sigma: SigmaKind = "known"  # the noise parameter: given, learnt for all images, or estimated for each
     mu_only: bool = False  # the plain blind-spot network of table 1: the mean is the result, learnt by L2
     covariance: posterior.Covariance = "full"
+    zero_start: bool = True  # the last layer of the second network of ``variable`` starts with zero weights
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level")
     compiled: ClassVar[bool] = True
     net: ClassVar[str] = "unet_ssdn"
@@ -91,13 +92,13 @@ class SSDN(Method):
     def make_net(self, make: MakeNet) -> nn.Module:
         """Return the blind-spot network with the parameter or network that learns the noise.
 
-        The second network of ``variable`` sees the pixel itself. Its last layer starts at zero: without that, training
-        was reported not to converge.
+        The second network of ``variable`` sees the pixel itself. Its last layer starts at zero: without that
+        (``zero_start`` off), training was reported not to converge.
         """
         if self.mu_only:
             return BlindSpotNet(make(blind_spot=True), "known")
         blind = make(outputs=posterior.output_count(make.channels, self.covariance), blind_spot=True)
-        sigma_net = make(outputs=1, zero_last=True) if self.sigma == "variable" else None
+        sigma_net = make(outputs=1, zero_last=self.zero_start) if self.sigma == "variable" else None
         return BlindSpotNet(blind, self.sigma, sigma_net)
 
     def make_batch(self, sample: Views, rng: Rng) -> Batch:

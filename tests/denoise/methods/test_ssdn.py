@@ -118,6 +118,7 @@ def test_the_family_is_filled_in(name):
         ({"covariance": "diagonal"}, [(6, True, False)]),
         ({"sigma": "constant"}, [(9, True, False)]),
         ({"sigma": "variable"}, [(9, True, False), (1, False, True)]),
+        ({"sigma": "variable", "zero_start": False}, [(9, True, False), (1, False, False)]),
         ({"mu_only": True, "sigma": "variable"}, [(None, True, False)]),
     ],
 )
