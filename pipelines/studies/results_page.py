@@ -6,10 +6,12 @@ from pathlib import Path
 from denoise.errors import UserError
 from denoise.files import write_bytes
 from pipelines.studies.hold import verdicts
+from pipelines.studies.report.cost import cost_table
 from pipelines.studies.report.markdown import markdown_table
 from pipelines.studies.report.scores import score_table
 from pipelines.studies.results import StudyRun
 
+LENGTH = ("steps", "batch", "images seen", "passes", "images scored")  # what of the costs says how long a study was
 SECTION = "<!-- study {name}/{budget} -->\n{text}<!-- end of study -->\n"
 
 
@@ -35,24 +37,28 @@ def write_section(page: Path, run: StudyRun) -> None:
 
 def section_text(run: StudyRun) -> str:
     """Return a study's section: what was run, when, where and how long, its table, and what held."""
-    trained = [cell.training for cell in run.cells if cell.training is not None]
-    minutes = sum(training.seconds or 0.0 for training in trained) / 60
+    trained = {cell.training.run: cell.training for cell in run.cells if cell.training is not None}
+    minutes = sum(training.seconds or 0.0 for training in trained.values()) / 60
     scored = sum(float(score.get("seconds", 0.0)) for cell in run.cells for score in cell.scores.values()) / 60
-    devices = ", ".join(dict.fromkeys(training.device for training in trained)) or "nothing was trained"
+    devices = ", ".join(dict.fromkeys(training.device for training in trained.values())) or "nothing was trained"
     seeds = "seed" if len(run.seeds) == 1 else "seeds"
     protocols = sorted({score["protocol"] for cell in run.cells for score in cell.scores.values()})
+    cost, shared = cost_table(run)
+    length = "".join(f"; {label} {text}" for label, text in shared if label in LENGTH)
+    differing = cost.only(LENGTH)
     lines = [
         f"### {run.name}, budget {run.budget}",
         "",
         *([f"**Stand-in images**: {run.stand_in}", ""] if run.stand_in else []),
         f"{run.definition['title']}. {run.date}, commit {run.commit or 'unknown'}, {devices}; "
-        f"{minutes:.0f} minutes of training and {scored:.0f} of scoring, summed over the rows; "
-        f"{seeds} {', '.join(map(str, run.seeds))}; PSNR under protocol {', '.join(protocols)}.",
+        f"{minutes:.0f} minutes of training and {scored:.0f} of scoring, one after the other; "
+        f"{seeds} {', '.join(map(str, run.seeds))}; PSNR under protocol {', '.join(protocols)}{length}.",
         "",
         f"    {run.command}",
         "",
         markdown_table(score_table(run).without_empty_columns()),
         "",
+        *([markdown_table(differing), ""] if len(differing.columns) > 1 else []),
         *(f"- {verdict.outcome}: `{verdict.expression}` ({verdict.detail})" for verdict in verdicts(run)),
     ]
     return "\n".join(lines).rstrip() + "\n"

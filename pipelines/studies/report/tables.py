@@ -1,6 +1,6 @@
 """Tables of texts, which the page and the Markdown file both show."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -34,23 +34,29 @@ class Table:
 
     def without_empty_columns(self) -> "Table":
         """Return the table without columns that show nothing in any row."""
-        kept = [
-            index for index in range(len(self.columns)) if index == 0 or any(row[index] != NONE for row in self.rows)
-        ]
-        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
-        return Table(tuple(self.columns[index] for index in kept), rows)
+        used = [index for index in range(1, len(self.columns)) if any(row[index] != NONE for row in self.rows)]
+        return self._columns(used)
+
+    def only(self, labels: Collection[str]) -> "Table":
+        """Return the table with the columns of some labels beside the first, without the others."""
+        return self._columns([index for index, column in enumerate(self.columns) if index and column.label in labels])
 
     def without_shared(self) -> tuple["Table", list[tuple[str, str]]]:
         """Return the table of what differs, and as (label, text) what all rows that have it share."""
-        shared, kept = [], [0]
+        shared, kept = [], []
         for index, column in enumerate(self.columns[1:], 1):
             texts = {row[index] for row in self.rows} - {NONE}
             if len(texts) == 1 and len(self.rows) > 1:
                 shared.append((column.label, texts.pop()))
             elif texts:
                 kept.append(index)
+        return self._columns(kept), shared
+
+    def _columns(self, indices: Sequence[int]) -> "Table":
+        """Return the table of the first column and some others."""
+        kept = [0, *indices]
         rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
-        return Table(tuple(self.columns[index] for index in kept), rows), shared
+        return Table(tuple(self.columns[index] for index in kept), rows)
 
 
 def spread(values: Sequence[float], digits: int, signed: bool = False) -> str:
