@@ -7,6 +7,7 @@ from denoise.errors import UserError
 from denoise.files import write_bytes
 from pipelines.studies.hold import verdicts
 from pipelines.studies.report.cost import cost_table
+from pipelines.studies.report.differences import difference_table
 from pipelines.studies.report.markdown import markdown_table
 from pipelines.studies.report.scores import score_table
 from pipelines.studies.results import StudyRun
@@ -45,7 +46,7 @@ def section_text(run: StudyRun) -> str:
     protocols = sorted({score["protocol"] for cell in run.cells for score in cell.scores.values()})
     cost, shared = cost_table(run)
     length = "".join(f"; {label} {text}" for label, text in shared if label in LENGTH)
-    differing = cost.only(LENGTH)
+    differing, differences = cost.only(LENGTH), difference_table(run)
     lines = [
         f"### {run.name}, budget {run.budget}",
         "",
@@ -59,6 +60,7 @@ def section_text(run: StudyRun) -> str:
         markdown_table(score_table(run).without_empty_columns()),
         "",
         *([markdown_table(differing), ""] if len(differing.columns) > 1 else []),
+        *(["Paired differences from the first row:", "", markdown_table(differences), ""] if differences else []),
         *(f"- {verdict.outcome}: `{verdict.expression}` ({verdict.detail})" for verdict in verdicts(run)),
     ]
     return "\n".join(lines).rstrip() + "\n"
