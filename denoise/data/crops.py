@@ -18,7 +18,7 @@ def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> 
     """
     if isinstance(view, Tensor) and view.numel() == 1:
         return view
-    height, width = view.shape[:2] if isinstance(view, np.ndarray) else view.shape[-2:]
+    height, width = sides(view)
     top = int(at[0] * max(1, height - size + 1))
     left = int(at[1] * max(1, width - size + 1))
     rows, columns = slice(top, top + size), slice(left, left + size)
@@ -29,6 +29,12 @@ def random_crop(view: "np.ndarray | Tensor", size: int, at: Sequence[float]) -> 
     else:
         crop = to_tensor(view[rows, columns])
     return crop if crop.shape[-2:] == (size, size) else pad(crop[None], size)[0]
+
+
+def sides(view: "np.ndarray | Tensor") -> tuple[int, int]:
+    """Return height and width of pixels (H, W, C) or of floats (C, H, W)."""
+    height, width = view.shape[:2] if isinstance(view, np.ndarray) else view.shape[-2:]
+    return height, width
 
 
 def collate(crops: Sequence[Mapping[str, Tensor]], channels: int) -> dict[str, Tensor]:

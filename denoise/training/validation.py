@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from denoise import distributed
-from denoise.data.crops import as_floats, collate, random_crop
+from denoise.data.crops import as_floats, collate, random_crop, sides
 from denoise.data.dataset import ShardedDataset
 from denoise.data.samples import EvaluationPair, SampleSource, evaluation_pair, make_views
 from denoise.denoiser import Denoiser
@@ -116,8 +116,10 @@ class Validator:
 
     def _make_batch(self, denoiser: Denoiser, samples: SampleSource, index: int) -> Batch:
         method, rng = denoiser.method, self._rng(index)
-        side = max(1, VALIDATION_SIDE * self.noise.scale // self.crop) * self.crop
-        centre = {name: random_crop(view, side, CENTRE) for name, view in samples[index].items()}
+        sample = samples[index]
+        image = max(min(sides(view)) for view in sample.values())  # a view of one value has sides of 1
+        side = max(1, min(VALIDATION_SIDE * self.noise.scale, image) // self.crop) * self.crop
+        centre = {name: random_crop(view, side, CENTRE) for name, view in sample.items()}
         batch = collate([centre], denoiser.channels)
         views = {name: as_floats(view.to(self.device)) for name, view in batch.items()}
         return method.make_batch(make_views(views, method, self.noise, rng), rng.stream("method"))

@@ -116,6 +116,17 @@ def test_the_validation_loss_of_l0_is_the_mean_absolute_difference(small_shards,
     assert losses["l2"] < 0.9 * losses["l1"] < 0.9
 
 
+@pytest.mark.parametrize(("crop", "expected"), [(8, 96), (40, 80), (128, 128)])
+def test_the_loss_is_of_no_more_than_the_image_unless_that_is_smaller_than_a_crop(
+    crop, expected, small_shards, tmp_path
+):
+    """A centre of 256 pixels of an image of 100 would be little but its reflections."""
+    validator = validator_of(small_shards, tmp_path, f"train.crop={crop}")
+    for index in range(5):  # their shorter sides are 96 to 100 pixels
+        batch = validator._make_batch(small_denoiser(), validator.samples, index)
+        assert batch["input"].shape[-2:] == (expected, expected)
+
+
 CROPS = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
