@@ -116,7 +116,9 @@ def _published(figures: Mapping[str, Any], name: str, ours: Sequence[float], set
     psnr, *ssim = figure if isinstance(figure, list | tuple) else [figure]
     text = " / ".join([f"{psnr:.2f}", *(f"{number:.3f}" for number in ssim)])
     averaged = {other for other in figures if other != AVERAGE and not EPOCH.fullmatch(other)}
-    comparable = name != AVERAGE or not averaged or averaged == set(sets)
+    comparable = not averaged or name != AVERAGE or averaged == set(sets)
+    if EPOCH.fullmatch(name):  # where other images stand in for the published test set, they do for its validation
+        comparable = averaged <= set(sets)
     return f"{text} ({mean_and_deviation(ours)[0] - psnr:+.2f})" if ours and comparable else text
 
 

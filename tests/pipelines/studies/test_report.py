@@ -14,6 +14,7 @@ from pipelines.studies.report import write_study_report
 from pipelines.studies.report.differences import difference
 from pipelines.studies.report.histograms import BINS, count
 from pipelines.studies.report.levels import rank_correlation
+from pipelines.studies.report.scores import _published
 from pipelines.studies.results import Cell, StudyRun, Training, cell_file, read_run, write_cell, write_run
 from tests.pipelines.report.test_write import Page, browser  # noqa: F401  # a fixture
 
@@ -155,6 +156,12 @@ def test_figures_of_the_first_table(report: Path) -> None:
     assert (markdown_row(text, FAILED)["kodak ours"], markdown_row(text, FAILED)["set14 ours"]) == ("failed", "–")
     assert markdown_row(text, FAILED)["seeds"] == "0 of 3, 2 failed"
     assert markdown_row(text, LATER)["kodak ours"] == "–"
+
+
+def test_validations_of_stand_in_images_are_not_compared_with_published_ones() -> None:
+    figures = {"ee559/val": 24.5, "epoch 1": 24.0}
+    assert _published(figures, "epoch 1", [21.0], ["ee559/val"]) == "24.00 (-3.00)"
+    assert _published(figures, "epoch 1", [21.0], ["kodak_256_test"]) == "24.00"
 
 
 def test_page_and_markdown_say_the_same(report: Path) -> None:
