@@ -20,6 +20,7 @@ MIN_VALUE = 1e-3  # of sigma, of the fraction of lost pixels, and of the signal 
 MIN_SIGMA = 1e-6  # of images that are dark throughout: a tenth of a level of 16 bits
 OFFSET = 4.0  # a learnt parameter starts at softplus(-4) + 1e-3 = 0.0191
 REGULARISATION = 0.1  # how strongly a large learnt sigma is preferred to a large prior variance
+MAX_REWARDED = 1.0  # the sigma above which that stops: images lie in [0, 1], and without a bound L falls for ever
 FINAL_EXPONENT = 0.5  # of the annealed loss of ``mu_only`` for impulse noise
 
 
@@ -60,7 +61,9 @@ class SSDN(Method):
     L is the negative log-likelihood of y (section 3.1) less a constant, with c = 1/2 for several channels; for one
     channel c = 1, as in the paper's code, which halves the relative weight of the 0.1. The noise has the covariance
     Sn = sigma_n^2 I (Gaussian) or diag(mu / peak) (Poisson: sigma_n is the root of its diagonal, mu at least 1e-3
-    there). The last term is there only where the noise parameter is learnt. Impulse noise has moments of its own,
+    there). The last term is there only where the noise parameter is learnt, and takes no sigma_n above 1: the published
+    one has no bound, L falls for ever above sigma_n = 30, and a step too large there does not return. Impulse noise has
+    moments of its own,
 
         L = mean over pixels [(y - m)^T S^-1 (y - m) + log det S]        m, S: ``ssdn_posterior.impulse_marginal``
 
@@ -127,7 +130,7 @@ class SSDN(Method):
         if noisy.shape[1] > 1:
             loss = 0.5 * loss
         if theta is not None:
-            loss = loss - REGULARISATION * variance.sqrt().mean()
+            loss = loss - REGULARISATION * variance.sqrt().clamp_max(MAX_REWARDED).mean()
         return {"loss": loss.float(), **terms}
 
     def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:

@@ -190,6 +190,19 @@ def test_a_learnt_sigma_starts_at_0_019_and_is_favoured_by_a_tenth_of_itself():
     assert loss.item() == pytest.approx(torch.tensor(variance).log().item() - 0.1 * START, rel=1e-5)
 
 
+@pytest.mark.parametrize("sigma", [10.0, 40.0, 1e5])
+def test_no_sigma_above_one_is_favoured(sigma):
+    # log sigma^2 - 0.1 sigma falls above 20 (30 in colour): such an estimate would grow for ever
+    method = SSDN(family="gauss", sigma="constant")
+    net, _ = loss_of(method, 0.7, 0.2)
+    with torch.no_grad():
+        net.theta.fill_(4 + sigma - 0.001)  # softplus(x) is x there
+    loss = method.loss(net, {"input": torch.full((2, 1, 3, 4), 0.7)}, 0.0)["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(torch.tensor(0.04 + sigma**2).log().item() - 0.1, rel=1e-4)
+    assert net.theta.grad.item() > 0
+
+
 def test_poisson_noise_has_the_variance_of_the_predicted_signal():
     # mu = 0.3, peak 30: variance 0.01; with a prior of 0.03 and y = 0.5 the loss is 1 + log 0.04
     _, loss = loss_of(SSDN(family="poisson"), 0.3, 0.03**0.5, y=0.5, level=30.0)
