@@ -1,24 +1,25 @@
 """What the driver of a study does with what its processes report: results go to files, steps to the screen."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from denoise.config import recorded
 from denoise.documents import build, parse_json
 from denoise.files import write_bytes
 from pipelines.console import Advance, progress, say
 from pipelines.studies.plan import CellPlan
-from pipelines.studies.results import Cell, StudyRun, cell_file, image_folder, write_cell
+from pipelines.studies.results import Cell, StudyRun, cell_file, image_folder, settings, write_cell
 from pipelines.studies.work import CELL, IMAGES, STEP, UnitTask
 
 
 class Results:
     """Writes what units report: every result to its file, as soon as it is there."""
 
-    def __init__(self, folder: Path, tasks: Sequence[UnitTask], advance: Advance) -> None:
-        self.folder, self.tasks, self.advance = folder, tasks, advance
+    def __init__(self, folder: Path, commit: str, tasks: Sequence[UnitTask], advance: Advance) -> None:
+        self.folder, self.commit, self.tasks, self.advance = folder, commit, tasks, advance
         self.steps: dict[int, float] = {}  # that a unit has done, by its number
         self.written: set[tuple[int, int]] = set()
 
@@ -41,10 +42,11 @@ class Results:
         unit = self.tasks[number].unit
         for plan, key in zip(unit.cells, unit.keys, strict=True):
             if failure and (plan.number, plan.seed) not in self.written:
-                self._write(plan, Cell(plan.row, plan.seed, recorded(plan.config), failure=failure, key=key))
+                self._write(plan, Cell(plan.row, plan.seed, settings(plan.config), failure=failure, key=key))
                 say(f"{plan.row}, seed {plan.seed}: failed: {failure}")
 
     def _write(self, plan: CellPlan, cell: Cell) -> None:
+        cell = dataclasses.replace(cell, date=f"{datetime.now(UTC):%Y-%m-%d}", commit=self.commit)
         write_cell(cell_file(self.folder, plan.number, plan.seed), cell)
         self.written.add((plan.number, plan.seed))
 
@@ -60,7 +62,7 @@ def results_to(folder: Path, run: StudyRun, tasks: Sequence[UnitTask]) -> Iterat
     """Show progress in steps while the block runs."""
     steps = sum(task.unit.config.train.steps for task in tasks if task.unit.cells[0].trained)
     with progress(f"study {run.name}", steps or None, "steps") as advance:
-        yield Results(folder, tasks, advance)
+        yield Results(folder, run.commit, tasks, advance)
 
 
 def _in_words(cell: Cell) -> str:

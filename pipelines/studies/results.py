@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from denoise.config import Config, recorded
 from denoise.documents import build, parse_json
 from denoise.errors import UserError, first_line
 from denoise.files import finite_or_null, write_json
 
 STUDIES = Path("studies")  # folder of what studies leave
+ELSEWHERE = ("ray", "tracking", "tune", "preset", "compare")  # sections that do not decide a result
+PLACES = ("root", "url", "mirror", "disk_gb")  # keys of data that do not
 PLAN, CELLS, IMAGES = "study.json", "cells", "images"
 
 
@@ -44,11 +47,13 @@ class Cell:
 
     row: str
     seed: int
-    config: Mapping[str, Any]  # as ``denoise.config.recorded`` returns it
+    config: Mapping[str, Any]  # as ``settings`` returns it
     training: Training | None = None  # None: the method needs no training, or failed
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # set -> what ``evaluate_model`` returns
     failure: str = ""
     key: str = ""  # of config, data and code: a cell with another is run again
+    date: str = ""  # when it was written
+    commit: str = ""  # of the program that ran it
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,28 @@ class StudyRun:
     keys: Mapping[str, str] = field(default_factory=dict)  # file of a cell -> Cell.key that it must have to count
     stand_in: str = ""  # which images stand in for the published ones; empty: none do
     minutes: float | None = None  # the same time for each row, in place of the budget's steps
-    commit: str = ""
+    commit: str = ""  # of the last time that it was run, as is the date
     date: str = ""
     command: str = ""  # that runs it again
     cells: tuple[Cell, ...] = ()  # in the order of rows and seeds; those that are missing have not ended yet
+
+    @property
+    def dates(self) -> str:
+        """When its results were made, the days in order."""
+        return ", ".join(sorted({cell.date or self.date for cell in self.cells} or {self.date}))
+
+    @property
+    def commits(self) -> str:
+        """The commits that made its results, in the order of the rows."""
+        return ", ".join(dict.fromkeys([cell.commit or self.commit for cell in self.cells] or [self.commit]))
+
+
+def settings(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration decides a result, and not where it runs, as plain data."""
+    tree = recorded(config) if isinstance(config, Config) else config
+    kept = {key: value for key, value in tree.items() if key not in ELSEWHERE}
+    data = {key: value for key, value in tree["data"].items() if key not in PLACES}
+    return json.loads(json.dumps({**kept, "data": data}))  # type: ignore[no-any-return]  # tuples become lists
 
 
 def study_folder(name: str, budget: str) -> Path:

@@ -51,7 +51,7 @@ def section_text(run: StudyRun) -> str:
         f"### {run.name}, budget {run.budget}",
         "",
         *([f"**Stand-in images**: {run.stand_in}", ""] if run.stand_in else []),
-        f"{run.definition['title']}. {run.date}, commit {run.commit or 'unknown'}, {devices}; "
+        f"{run.definition['title']}. {run.dates}, commit {run.commits or 'unknown'}, {devices}; "
         f"{minutes:.0f} minutes of training and {scored:.0f} of scoring, one after the other; "
         f"{seeds} {', '.join(map(str, run.seeds))}; PSNR under protocol {', '.join(protocols)}{length}.",
         "",

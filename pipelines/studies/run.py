@@ -1,16 +1,13 @@
 """Run a study: what is missing of its data, then its trainings side by side, each scored as its rows ask."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from denoise.config import recorded
 from denoise.errors import UserError
 from denoise.files import lock_folder
 from denoise.redaction import without_passwords
@@ -26,6 +23,7 @@ from pipelines.studies.results import (
     cell_file,
     read_cell,
     read_run,
+    settings,
     study_folder,
     write_run,
 )
@@ -157,19 +155,12 @@ def _keys(folder: Path, plans: Sequence[CellPlan], groups: Sequence[Unit]) -> di
     for cell in plans:
         file = cell_file(folder, cell.number, cell.seed)
         earlier = read_cell(file) if _finished(file) else None
-        if earlier and _settings(earlier.config) != _settings(recorded(cell.config)):
+        if earlier and settings(earlier.config) != settings(cell.config):
             keys[file.name] = "of another configuration"
     for unit in groups:
         for cell, key in zip(unit.cells, unit.keys, strict=True):
             keys[cell_file(folder, cell.number, cell.seed).name] = key
     return keys
-
-
-def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a configuration decides a result, and not where it runs."""
-    kept = {key: value for key, value in tree.items() if key not in ("ray", "tracking", "tune", "data", "preset")}
-    data = {key: value for key, value in tree["data"].items() if key not in ("root", "url", "mirror", "disk_gb")}
-    return json.loads(json.dumps({**kept, "data": data}))  # type: ignore[no-any-return]  # tuples become lists
 
 
 def _describe(

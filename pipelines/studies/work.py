@@ -8,11 +8,11 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise.config import Config, recorded
+from denoise.config import Config
 from denoise.fields import set_and_split
 from denoise.files import file_stems, finite_or_null, fitting_name, json_text
 from pipelines.studies.plan import CellPlan, Unit
-from pipelines.studies.results import Cell, Training
+from pipelines.studies.results import Cell, Training, settings
 
 if TYPE_CHECKING:
     from denoise.denoiser import Denoiser
@@ -46,7 +46,7 @@ def do_unit(task: UnitTask, report: "Reporter") -> Mapping[str, Any]:
         training = _train(task, report, model) if trained else None
         for cell, key in zip(unit.cells, unit.keys, strict=True):
             scores, images = _score(cell, model if trained else None, Path(folder) / f"row-{cell.number}")
-            done = Cell(cell.row, cell.seed, recorded(cell.config), training, scores, key=key)
+            done = Cell(cell.row, cell.seed, settings(cell.config), training, scores, key=key)
             kept = list(images.items()) if cell.seed == task.image_seed else []
             report({CELL: json_text(finite_or_null(asdict(done))), IMAGES: kept})  # Tune would flatten mappings
     return {}

@@ -114,9 +114,9 @@ def _facts(run: StudyRun) -> list[tuple[str, str]]:
         ("Study", run.name),
         ("Budget", _budget(run)),
         ("Seeds", ", ".join(map(str, run.seeds))),
-        ("Date", run.date),
+        ("Date", run.dates),
         ("Device", "; ".join(device for device in devices if device)),
-        ("Commit", run.commit),
+        ("Commit", run.commits),
     ]
     return [(label, text) for label, text in facts if text]
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,16 @@ from pipelines.studies.report.differences import difference
 from pipelines.studies.report.histograms import BINS, count
 from pipelines.studies.report.levels import rank_correlation
 from pipelines.studies.report.scores import _published
-from pipelines.studies.results import Cell, StudyRun, Training, cell_file, read_run, write_cell, write_run
+from pipelines.studies.results import (
+    Cell,
+    StudyRun,
+    Training,
+    cell_file,
+    read_cell,
+    read_run,
+    write_cell,
+    write_run,
+)
 from tests.pipelines.report.test_write import Page, browser  # noqa: F401  # a fixture
 
 REFERENCE, OTHER, HOSTILE, FAILED, LATER = "N2C", "N2N", "<script>alert(1)</script>|`*", "SSDN", "N2V"
@@ -128,6 +138,17 @@ def markdown_row(text: str, name: str) -> dict[str, str]:
     heading, row = lines[0], next(line for line in lines if line.startswith(f"| {name} "))
     cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (heading, row))
     return dict(zip(*cells, strict=True))
+
+
+def test_dates_and_commits_of_results_that_were_made_one_after_the_other(study: Path) -> None:
+    later = replace(read_cell(cell_file(study, 0, 0)), date="2026-01-04", commit="def5678")
+    write_cell(cell_file(study, 0, 0), later)
+    run = read_run(study)
+    assert run.dates == "2026-01-02, 2026-01-04"  # those of the others are the study's
+    assert run.commits == "def5678, abc1234"
+    text = write_study_report(study).with_name("report.md").read_text()
+    assert "Date: 2026-01-02, 2026-01-04" in text
+    assert "Commit: def5678, abc1234" in text
 
 
 def test_figures_of_the_first_table(report: Path) -> None:

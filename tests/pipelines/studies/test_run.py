@@ -66,6 +66,9 @@ def test_rows_share_a_training_and_what_is_finished_is_not_run_again(study, deno
     assert "one &lt;pass&gt;" in page
     assert "28.12" in page
     assert left_behind() == []
+    cells = [file.read_text() for file in Path("studies/mine/smoke/cells").iterdir()]
+    assert len(cells) == 4
+    assert not any(str(Path.cwd()) in cell for cell in cells)  # they may be read, and the study go on, elsewhere
 
     client = MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")
     runs = client.search_runs([client.get_experiment_by_name("denoise").experiment_id])
