@@ -12,7 +12,7 @@ import typer
 
 from denoise.errors import UsageError, UserError
 from denoise.printable import printable
-from pipelines.cli import cluster, data, models, prepare, runs, study, train, tune
+from pipelines.cli import advise, cluster, data, models, prepare, runs, study, train, tune
 from pipelines.cli.common import AsJson, Settings, answer, configuration, explained, open_model, tracking_uri
 from pipelines.console import StreamWithoutPasswords, say
 from pipelines.dvc_guard import dependencies_unchanged
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(prepare.fetch)
+app.command()(advise.advise)
 app.command()(prepare.shard)
 app.command()(train.train)
 app.command()(tune.tune)

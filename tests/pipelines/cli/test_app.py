@@ -114,7 +114,7 @@ def test_every_command_that_reads_params_yaml_takes_settings():
 
     without = {name for name, names in options(typer.main.get_command(cli.app), "") if "-S" not in names}
     of_studies = {f"study {name}" for name in ("list", "show", "report", "status")}
-    assert without == {"presets", "submit", *of_studies}  # these take no key of params.yaml
+    assert without == {"advise", "presets", "submit", *of_studies}  # these take no key of params.yaml
 
 
 def test_settings_count_after_the_arguments(project):

@@ -1,0 +1,96 @@
+"""Measuring the noise of a folder of images."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from denoise.errors import UserError
+from pipelines.console import Advance, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from denoise.noise_meter import NoiseMeasurement
+
+LARGEST = 2048  # side in pixels of the middle of a large image, which is what is measured of it
+JPEG_BLOCK = 8  # the middle begins on its grid
+
+
+@dataclass(frozen=True)
+class FolderNoise:
+    """The images of a folder and the noise of some of them."""
+
+    samples: int  # images of one scene are one sample
+    pairs: int  # samples with a second observation of the scene: noisy2, or the mean of many
+    clean: int  # samples with a clean image
+    channels: int
+    sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of the smallest and the largest measured image
+    saturated: float  # share of values at the ends of the range
+    jpeg: float  # median of what ``block_edges`` returns
+    noise: "NoiseMeasurement"
+
+
+def measure_folder(folder: Path, most: int) -> FolderNoise:
+    """Measure the noise of a folder's noisy images, of at most ``most``, evenly spread; clean ones are not looked at.
+
+    Raises:
+        UserError: there is no image, one does not decode, or the noise cannot be measured.
+    """
+    from denoise.noise_meter import measure_noise
+    from pipelines.datasets.shard import find_sources
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a folder of noisy images.")
+    sources = list(find_sources(folder))
+    if not sources:
+        raise UserError(f"no images below {folder}; give a folder of noisy images.")
+    noisy = [source.views.get("noisy") or next(iter(source.views.values())) for source in sources]
+    chosen = noisy[:: -(-len(noisy) // most)]
+    with progress("measure noise", 3 * len(chosen)) as advance:  # each image is read three times
+        traces = [_look(path, advance) for path in chosen]
+        channels = Counter(trace.channels for trace in traces).most_common(1)[0][0]
+        alike = [trace for trace in traces if trace.channels == channels]
+        noise = measure_noise(len(alike), lambda number: _load(alike[number].path, advance)[0])
+    sizes = sorted((trace.size for trace in alike), key=lambda size: size[0] * size[1])
+    return FolderNoise(
+        samples=len(sources),
+        pairs=sum(bool({"noisy2", "mean"} & set(source.views)) for source in sources),
+        clean=sum(len(source.views) > 1 and "clean" in source.views for source in sources),
+        channels=channels,
+        sizes=(sizes[0], sizes[-1]),
+        saturated=sum(trace.saturated for trace in traces) / len(traces),
+        jpeg=median(trace.jpeg for trace in traces),
+        noise=noise,
+    )
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What one image shows."""
+
+    path: Path
+    size: tuple[int, int]  # height, width
+    channels: int
+    saturated: float
+    jpeg: float
+
+
+def _look(path: Path, advance: Advance) -> _Trace:
+    from denoise.noise_meter import block_edges, saturated_share
+
+    image, size = _load(path, advance)
+    return _Trace(path, size, len(image), saturated_share(image), block_edges(image))
+
+
+def _load(path: Path, advance: Advance) -> "tuple[Tensor, tuple[int, int]]":
+    """Return the middle of an image, (C, H, W) in [0, 1], and the height and width of all of it."""
+    from denoise.images.io import read_image
+    from denoise.images.tensors import to_tensor
+
+    pixels = read_image(path).pixels
+    height, width = pixels.shape[:2]
+    top, left = (max(0, side - LARGEST) // 2 // JPEG_BLOCK * JPEG_BLOCK for side in (height, width))
+    advance(1, note=path.name)
+    return to_tensor(pixels[top : top + LARGEST, left : left + LARGEST]), (height, width)
