@@ -46,7 +46,8 @@ class Shown:
     """A test image of which a row's files are there."""
 
     row: str
-    data: str
+    data: str  # the test set
+    noise: str  # that was added to it
     name: str
     rank: int  # by PSNR among all images of the set, 1 the lowest
     count: int  # of these images
@@ -96,6 +97,7 @@ def strips(images: Sequence[Shown]) -> list[Strip]:
 def _of_set(folder: Path, cell: Cell, data: str) -> list[Shown]:
     """Return the images of a test set whose files are in the folder of a cell."""
     images: list[Mapping[str, Any]] = list(cell.scores[data].get("images", ()))
+    noise = str(cell.scores[data].get("noise", ""))
     stems = file_stems([image["name"] for image in images])
     ranked = sorted(images, key=lambda image: _decibels(image, "psnr"))
     ranks = {image["name"]: rank for rank, image in enumerate(ranked, 1)}
@@ -109,7 +111,7 @@ def _of_set(folder: Path, cell: Cell, data: str) -> list[Shown]:
         if names.issuperset(files.values()):
             paths = {kind: place / name for kind, name in files.items()}
             result = MethodResult(cell.row, _scores(image, stems[image["name"]]), paths)
-            found.append(Shown(cell.row, data, image["name"], ranks[image["name"]], len(images), result))
+            found.append(Shown(cell.row, data, noise, image["name"], ranks[image["name"]], len(images), result))
     return found
 
 
@@ -152,13 +154,14 @@ def _strip(name: str, group: Sequence[Shown]) -> Strip:
     """Return the panels of one image; noisy and clean appear once for all rows that share them."""
     panels: list[Embedded] = []
     last: list[Embedded] = []
+    several = len({image.noise for image in group}) > 1
     for image in group:
         if (pixels := _load(image)) is None:
             continue
         box = strongest_detail(pixels["clean"], CROP, CROP)
         scores = image.result.scores
         captions = {
-            "noisy": f"noisy, {scores.noisy_psnr:.2f} dB",
+            "noisy": f"noisy{f' ({image.noise})' * several}, {scores.noisy_psnr:.2f} dB",
             "restored": f"{image.row}, {scores.psnr:.2f} dB",
             "clean": "clean",
         }

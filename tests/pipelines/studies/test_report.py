@@ -286,6 +286,21 @@ def test_curves_histograms_and_images(report: Path) -> None:
     assert sizes.count((320, 96)) == 3 * 2 * 3
 
 
+def test_noisy_images_of_several_noises_are_named(study: Path) -> None:
+    for seed in SEEDS:
+        file = cell_file(study, 1, seed)
+        cell = read_cell(file)
+        poisson = {data: {**score, "noise": "poisson30"} for data, score in cell.scores.items()}
+        write_cell(file, replace(cell, scores=poisson))
+    names = [path.name for path in (study / "images" / "01-seed0" / "kodak").glob("*-noisy.png")]
+    for name in names:  # other noise, so another image
+        pixels = np.asarray(Image.open(study / "images" / "01-seed0" / "kodak" / name)) // 2
+        Image.fromarray(pixels).save(study / "images" / "01-seed0" / "kodak" / name)
+    captions = [image["alt"] for image in Page(write_study_report(study)).all("img")]
+    assert "kodak, kodak-00.png, noisy (gauss5_50), 20.25 dB" in captions
+    assert "kodak, kodak-00.png, noisy (poisson30), 20.25 dB" in captions
+
+
 def test_a_damaged_image_is_left_out(study: Path) -> None:
     whole = len(Page(study / "index.html").images())
     (study / "images" / "00-seed0" / "kodak" / "kodak-00-restored.png").write_bytes(b"no image")
