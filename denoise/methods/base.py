@@ -57,6 +57,13 @@ class Method:
         """Return the views that training needs with these hyperparameters."""
         return self.needs
 
+    def assumes_independent_noise(self) -> bool:
+        """Return whether training takes the noise of a pixel to be independent of that of its neighbours.
+
+        Not where a second image of the scene, or a clean one, is the target.
+        """
+        return not {"noisy2", "clean"} & set(self.views())
+
     def test_time_passes(self) -> int:
         """Return how many passes of ``predict``, each with its own randomness, are averaged to restore an image."""
         return 1

@@ -58,6 +58,10 @@ class Noise2Void(Method):
         if self.structure_size % 2 == 0:
             raise UserError(f"method.structure_size is {self.structure_size}, expected an odd number; write 9 or 11.")
 
+    def assumes_independent_noise(self) -> bool:
+        """Return whether no neighbours are hidden together with a pixel."""
+        return self.structure == "none"
+
     def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the image with hidden pixels as input, the image as target, the mask of the hidden pixels."""
         noisy = sample["noisy"]

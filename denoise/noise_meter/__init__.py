@@ -1,6 +1,6 @@
 """The noise of images, measured from the noisy images alone: level, correlation, and traces of how they were made."""
 
 from denoise.noise_meter.artefacts import block_edges, saturated_share
-from denoise.noise_meter.measurement import REACH, NoiseMeasurement, measure_noise
+from denoise.noise_meter.measurement import CORRELATED, LITTLE, REACH, NoiseMeasurement, measure_noise
 
-__all__ = ["REACH", "NoiseMeasurement", "block_edges", "measure_noise", "saturated_share"]
+__all__ = ["CORRELATED", "LITTLE", "REACH", "NoiseMeasurement", "block_edges", "measure_noise", "saturated_share"]

@@ -4,19 +4,14 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from denoise.noise_meter import CORRELATED, LITTLE, REACH, NoiseMeasurement
 from pipelines.advise.folder import FolderNoise
 
-if TYPE_CHECKING:
-    from denoise.noise_meter import NoiseMeasurement
-
-CORRELATED = 0.2  # of neighbours; white noise was never measured above 0.1 from eight images of sigma 5 or more
 UNCORRELATED = 0.1  # as far as this, correlation is taken for none
 JPEG = 0.08  # median of ``block_edges``; images without JPEG have 0.05, with JPEG of quality 75 0.1 or more
 VARYING = 1.25  # ratio of sigma in bright and dark parts, from which noise depends on the signal
 SATURATED = 0.01  # share of values at the ends of the range
-LITTLE = 2.5 / 255  # sigma, up to which texture is taken for noise: images without noise were measured with 2 of 255
 LARGEST_STRUCTURE = 11  # pixels that n2v hides around one; a larger one costs more than the correlation left
 FEW = 3  # samples, up to which there is nothing to train on
 INDEPENDENT = (
@@ -51,15 +46,8 @@ def advise(folder: Path, found: FolderNoise) -> Advice:
     return Advice(method, why, tuple(_commands(folder, found, method)), tuple(_unfit(found)), tuple(_warnings(found)))
 
 
-def correlation(noise: "NoiseMeasurement") -> float:
-    """Return the larger correlation of two values that lie beside or below each other."""
-    return max(noise.lag(0, 1), noise.lag(1, 0))
-
-
-def reach(noise: "NoiseMeasurement") -> tuple[int, int]:
+def reach(noise: NoiseMeasurement) -> tuple[int, int]:
     """Return how many pixels down and to the right correlation above 0.1 reaches, counted without a gap."""
-    from denoise.noise_meter import REACH
-
     down, right = (
         next((lag for lag in range(REACH) if noise.lag(*_along(axis, lag + 1)) <= UNCORRELATED), REACH)
         for axis in range(2)
@@ -71,17 +59,15 @@ def _along(axis: int, lag: int) -> tuple[int, int]:
     return (lag, 0) if axis == 0 else (0, lag)
 
 
-def stripes(noise: "NoiseMeasurement") -> str:
+def stripes(noise: NoiseMeasurement) -> str:
     """Return "rows" or "columns" where the noise has such stripes: correlation reaches far along and not across."""
-    from denoise.noise_meter import REACH
-
     down, right = reach(noise)
     if right == REACH and noise.lag(1, 0) < CORRELATED:
         return "rows"
     return "columns" if down == REACH and noise.lag(0, 1) < CORRELATED else ""
 
 
-def ratio(noise: "NoiseMeasurement") -> float:
+def ratio(noise: NoiseMeasurement) -> float:
     """Return sigma in bright over sigma in dark parts: where the measured range of brightness ends."""
     low, high = noise.sigma(noise.brightness.min().item()), noise.sigma(noise.brightness.max().item())
     return high / low if low > 0 else float("inf")
@@ -99,10 +85,10 @@ def _choice(found: FolderNoise) -> tuple[str, str]:
     return _for_single_images(found.noise)
 
 
-def _for_single_images(noise: "NoiseMeasurement") -> tuple[str, str]:
+def _for_single_images(noise: NoiseMeasurement) -> tuple[str, str]:
     if striped := stripes(noise):
         return "n2v", f"the noise is correlated along {striped}, and n2v can hide such neighbours of a pixel"
-    if correlation(noise) > CORRELATED:
+    if noise.neighbours > CORRELATED:
         return "n2v", (
             "the noise of neighbours is correlated all around, which no method for single images here is made for; "
             "n2v can hide the neighbours, at a loss of detail, and two images of each scene (n2n) are far better"
@@ -148,7 +134,7 @@ def _noisy(found: FolderNoise) -> bool:
 def _unfit(found: FolderNoise) -> Iterator[tuple[str, str]]:
     if not _noisy(found):
         return
-    if correlation(found.noise) > CORRELATED or stripes(found.noise):
+    if found.noise.neighbours > CORRELATED or stripes(found.noise):
         yield ", ".join(INDEPENDENT), "take correlated noise for detail and keep it"
         yield (
             ", ".join(TOLD_SIGMA),

@@ -1,13 +1,11 @@
 """What ``denoise advise`` answers: a document for programs, and text for people."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipelines.advise.advice import UNCORRELATED, Advice, correlation, ratio, reach, stripes
+from denoise.noise_meter import NoiseMeasurement
+from pipelines.advise.advice import UNCORRELATED, Advice, ratio, reach, stripes
 from pipelines.advise.folder import FolderNoise
-
-if TYPE_CHECKING:
-    from denoise.noise_meter import NoiseMeasurement
 
 LEVELS = 255.0  # sigma is shown in the unit of 8-bit images
 ROUNDED = 4  # digits behind the point of a correlation
@@ -74,9 +72,9 @@ def _measured(found: FolderNoise) -> Iterator[tuple[str, str]]:
     yield "JPEG blocks", f"steps between blocks are {max(0.0, found.jpeg):.0%} larger than within"
 
 
-def _correlation(noise: "NoiseMeasurement") -> str:
+def _correlation(noise: NoiseMeasurement) -> str:
     beside = f"{noise.lag(0, 1):.2f} with the pixel to the right, {noise.lag(1, 0):.2f} below"
-    if correlation(noise) <= UNCORRELATED:
+    if noise.neighbours <= UNCORRELATED:
         return f"{beside}: none"
     down, right = reach(noise)
     return f"{beside}, {noise.lag(1, 1):.2f} diagonal; above {UNCORRELATED} for {right} pixels along rows, {down} down"

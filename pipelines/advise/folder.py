@@ -4,15 +4,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from denoise.errors import UserError
+from denoise.images.io import read_image
+from denoise.images.tensors import to_tensor
+from denoise.noise_meter import NoiseMeasurement, block_edges, measure_noise, saturated_share
 from pipelines.console import Advance, progress
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from denoise.noise_meter import NoiseMeasurement
+from pipelines.datasets.shard import find_sources
 
 LARGEST = 2048  # side in pixels of the middle of a large image, which is what is measured of it
 JPEG_BLOCK = 8  # the middle begins on its grid
@@ -29,7 +29,7 @@ class FolderNoise:
     sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of the smallest and the largest measured image
     saturated: float  # share of values at the ends of the range
     jpeg: float  # median of what ``block_edges`` returns
-    noise: "NoiseMeasurement"
+    noise: NoiseMeasurement
 
 
 def measure_folder(folder: Path, most: int) -> FolderNoise:
@@ -38,9 +38,6 @@ def measure_folder(folder: Path, most: int) -> FolderNoise:
     Raises:
         UserError: there is no image, one does not decode, or the noise cannot be measured.
     """
-    from denoise.noise_meter import measure_noise
-    from pipelines.datasets.shard import find_sources
-
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a folder of noisy images.")
     sources = list(find_sources(folder))
@@ -78,17 +75,12 @@ class _Trace:
 
 
 def _look(path: Path, advance: Advance) -> _Trace:
-    from denoise.noise_meter import block_edges, saturated_share
-
     image, size = _load(path, advance)
     return _Trace(path, size, len(image), saturated_share(image), block_edges(image))
 
 
-def _load(path: Path, advance: Advance) -> "tuple[Tensor, tuple[int, int]]":
+def _load(path: Path, advance: Advance) -> tuple[Tensor, tuple[int, int]]:
     """Return the middle of an image, (C, H, W) in [0, 1], and the height and width of all of it."""
-    from denoise.images.io import read_image
-    from denoise.images.tensors import to_tensor
-
     pixels = read_image(path).pixels
     height, width = pixels.shape[:2]
     top, left = (max(0, side - LARGEST) // 2 // JPEG_BLOCK * JPEG_BLOCK for side in (height, width))
