@@ -62,16 +62,22 @@ METHODS: dict[str, type[Method]] = {
 def build_method(name: str, fields: Mapping[str, object], noise: Noise) -> Method:
     """Return the method of a name with its hyperparameters, for images with that noise.
 
-    A method whose field ``family`` is "auto" gets the family that the noise is treated as in its place.
+    A method whose field ``family`` is "auto" gets the family that the noise is treated as in its place; with another
+    value it is built for any noise, as noise of that family.
 
     Raises:
         UserError: an unknown name or field (the nearest is suggested), or noise that the method is not defined for.
     """
     method = build(_method_class(name), fields, where="method")
-    if method.families is not None and noise.assumed_family not in method.families:
+    family = getattr(method, "family", None)
+    told = family not in (None, "auto")
+    if method.families is not None and noise.assumed_family not in method.families and not told:
         known = ", ".join(method.families)
-        raise UserError(f"method={name} is not defined for noise={noise.name}; it knows noise of family {known}.")
-    if getattr(method, "family", None) == "auto":
+        anyway = "" if family is None else "; method.family=gauss takes it for that anyway"
+        raise UserError(
+            f"method={name} is not defined for noise={noise.name}; it knows noise of family {known}{anyway}."
+        )
+    if family == "auto":
         return dataclasses.replace(method, family=noise.assumed_family)  # type: ignore[call-arg]
     return method
 

@@ -6,6 +6,7 @@ from denoise.errors import UserError, nearest
 from denoise.noise.base import Noise, Observation
 from denoise.noise.bernoulli import Bernoulli
 from denoise.noise.clipped_gaussian import ClippedGaussian
+from denoise.noise.correlated import Correlated
 from denoise.noise.gaussian import Gaussian
 from denoise.noise.impulse import Impulse
 from denoise.noise.poisson import Poisson
@@ -16,7 +17,8 @@ from denoise.noise.text import Text
 __all__ = ["NOISES", "Noise", "Observation", "parse_noise"]
 
 NOISES: dict[str, type[Noise]] = {
-    noise.family: noise for noise in (Gaussian, ClippedGaussian, Poisson, Bernoulli, Impulse, Text, Subsample, Real)
+    noise.family: noise
+    for noise in (Gaussian, ClippedGaussian, Correlated, Poisson, Bernoulli, Impulse, Text, Subsample, Real)
 }
 
 _NUMBER = r"(\d+(?:\.\d+)?)"

@@ -11,7 +11,10 @@ from denoise.rng import batch_rng
 
 pytestmark = pytest.mark.smoke
 
-NAMES = ["gauss25", "clippedgauss25", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8", "none"]
+NAMES = [
+    *("gauss25", "clippedgauss25", "corr25_0.8", "poisson30", "bernoulli0.5", "impulse0.5", "text0.25", "subsample8"),
+    "none",
+]
 RANDOM = NAMES[:-1]
 RANGES = ["gauss5_50", "clippedgauss5_50", "poisson0.001_50", "bernoulli0_0.95", "impulse0_1", "text0_0.5"]
 
@@ -55,6 +58,12 @@ def test_a_name_survives_parsing(name):
         ("bernoulli1", "from 0 to 0.99"),
         ("impulse1.5", "from 0 to 1"),
         ("text0.95", "from 0 to 0.9"),
+        (
+            "corr25",
+            "two different numbers, a sigma from 0.01 to 255 and a width from 0.3 to 5 pixels; write corr25_0.8",
+        ),
+        ("corr25_0.1", "a width from 0.3 to 5 pixels"),
+        ("corr300_1", "a sigma from 0.01 to 255"),
         ("subsample", "lacks its number"),
         ("subsample1", "from 2 to 64"),
         ("subsample2.5", "one whole number"),
@@ -104,7 +113,7 @@ def test_other_keys_make_other_noise(name, image):
     assert (first != second).any(1).float().mean() > 0.1
 
 
-@pytest.mark.parametrize("name", ["gauss25", "poisson30", "bernoulli0.5", "impulse0.5", "subsample2"])
+@pytest.mark.parametrize("name", ["gauss25", "corr25_0.8", "poisson30", "bernoulli0.5", "impulse0.5", "subsample2"])
 def test_two_samples_have_independent_noise(name):
     texture = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     same = (texture if name == "subsample2" else torch.full_like(texture, 0.4)).expand(2, -1, -1, -1)
