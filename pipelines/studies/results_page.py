@@ -1,5 +1,6 @@
 """A page of results that studies write: one section for each study and budget, replaced when it is run again."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from denoise.files import write_bytes
 from pipelines.studies.hold import verdicts
 from pipelines.studies.report.cost import cost_table
 from pipelines.studies.report.differences import difference_table
-from pipelines.studies.report.markdown import markdown_table
+from pipelines.studies.report.markdown import escape, markdown_table
 from pipelines.studies.report.scores import score_table
 from pipelines.studies.results import StudyRun
 
@@ -44,9 +45,12 @@ def section_text(run: StudyRun) -> str:
     devices = ", ".join(dict.fromkeys(training.device for training in trained.values())) or "nothing was trained"
     seeds = "seed" if len(run.seeds) == 1 else "seeds"
     protocols = sorted({score["protocol"] for cell in run.cells for score in cell.scores.values()})
-    cost, shared = cost_table(run)
+    ran = tuple(row for row in run.rows if any(cell.row == row for cell in run.cells))
+    others = [row for row in run.rows if row not in ran]
+    shown = dataclasses.replace(run, rows=ran)
+    cost, shared = cost_table(shown)
     length = "".join(f"; {label} {text}" for label, text in shared if label in LENGTH)
-    differing, differences = cost.only(LENGTH), difference_table(run)
+    differing, differences = cost.only(LENGTH), difference_table(shown)
     lines = [
         f"### {run.name}, budget {run.budget}",
         "",
@@ -54,10 +58,11 @@ def section_text(run: StudyRun) -> str:
         f"{run.definition['title']}. {run.dates}, commit {run.commits or 'unknown'}, {devices}; "
         f"{minutes:.0f} minutes of training and {scored:.0f} of scoring, one after the other; "
         f"{seeds} {', '.join(map(str, run.seeds))}; PSNR under protocol {', '.join(protocols)}{length}.",
+        *([f"Rows not run: {'; '.join(map(escape, others))}."] if others else []),
         "",
         f"    {run.command}",
         "",
-        markdown_table(score_table(run).without_empty_columns()),
+        markdown_table(score_table(shown).without_empty_columns()),
         "",
         *([markdown_table(differing), ""] if len(differing.columns) > 1 else []),
         *(["Paired differences from the first row:", "", markdown_table(differences), ""] if differences else []),

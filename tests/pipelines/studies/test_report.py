@@ -26,6 +26,7 @@ from pipelines.studies.results import (
     write_cell,
     write_run,
 )
+from pipelines.studies.results_page import section_text
 from tests.pipelines.report.test_write import Page, browser  # noqa: F401  # a fixture
 
 REFERENCE, OTHER, HOSTILE, FAILED, LATER = "N2C", "N2N", "<script>alert(1)</script>|`*", "SSDN", "N2V"
@@ -333,3 +334,11 @@ def test_axes_in_a_browser(report: Path, browser: object) -> None:  # noqa: F811
     browser.set_window_size(500, 900)  # the narrowest of Chromium
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.get_log("browser") == []
+
+
+def test_the_section_of_a_results_page_leaves_out_rows_that_were_not_run(study: Path) -> None:
+    text = section_text(read_run(study))
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert not any(line.startswith(f"| {LATER} ") for line in tables)
+    assert any(line.startswith(f"| {FAILED} ") for line in tables)  # it was tried
+    assert f"Rows not run: {LATER}." in text
