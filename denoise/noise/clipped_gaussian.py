@@ -19,7 +19,7 @@ class ClippedGaussian(Gaussian):
     """
 
     family: ClassVar[str] = "clippedgauss"
-    example: ClassVar[str] = "clippedgauss25 (gauss25, clipped)"
+    example: ClassVar[str] = "clippedgauss25"
 
     @property
     def assumed_family(self) -> str:

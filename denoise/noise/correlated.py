@@ -27,7 +27,7 @@ class Correlated(Noise):
     family: ClassVar[str] = "corr"
     unit: ClassVar[float] = 1 / 255
     limits: ClassVar[tuple[float, float]] = (0.01, 255)
-    example: ClassVar[str] = "corr25_0.8 (sigma in 1/255, blurred by a width in pixels)"
+    example: ClassVar[str] = "corr25_0.8"
 
     def __post_init__(self) -> None:
         lowest, highest = self.limits
