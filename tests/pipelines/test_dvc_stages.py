@@ -21,6 +21,7 @@ STAGES = {
 }
 # Modules that decide no output of any stage, and why.
 NOT_DECISIVE = {
+    "denoise.noise_meter": "a warning about real noise; the weights are the same",
     "denoise.config": "reads the parameters, which a stage lists as its params",
     "denoise.errors": "words of error messages",
     "denoise.files": "how files are put in place, whatever they hold",
