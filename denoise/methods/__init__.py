@@ -12,6 +12,7 @@ from denoise.errors import UserError, nearest
 from denoise.methods.base import Batch, MakeNet, Method, View, Views, observe
 from denoise.methods.blind2unblind import Blind2Unblind
 from denoise.methods.bm3d import BM3D
+from denoise.methods.generalized_r2r import GeneralizedR2R
 from denoise.methods.neighbor2neighbor import Neighbor2Neighbor
 from denoise.methods.noise2clean import Noise2Clean
 from denoise.methods.noise2noise import Noise2Noise
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "n2n": Noise2Noise,
     "ssdn": SSDN,
     "r2r": Recorrupted2Recorrupted,
+    "gr2r": GeneralizedR2R,
     "noisier2noise": Noisier2Noise,
     "sure": SURE,
     "n2v": Noise2Void,
@@ -73,7 +75,7 @@ def build_method(name: str, fields: Mapping[str, object], noise: Noise) -> Metho
     told = family not in (None, "auto")
     if method.families is not None and noise.assumed_family not in method.families and not told:
         known = ", ".join(method.families)
-        anyway = "" if family is None else "; method.family=gauss takes it for that anyway"
+        anyway = "; method.family=gauss takes it for that anyway" if family and "gauss" in method.families else ""
         raise UserError(
             f"method={name} is not defined for noise={noise.name}; it knows noise of family {known}{anyway}."
         )

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from denoise.noise.alias_table import AliasTable, uniform53
 from denoise.noise.base import Noise, Observation
 from denoise.rng import Rng
 
@@ -44,16 +45,16 @@ def poisson(rate: Tensor, max_rate: float, rng: Rng) -> Tensor:
     whole = rate.to(torch.int64)
     counts = _invert((rate - whole).double(), rng.stream("fraction"))
     if max_rate > WHOLE - 1:
-        counts += _look_up(whole // WHOLE, (WHOLE, COARSE, COARSE_COUNTS), rng.stream("coarse"))
+        counts += _table(WHOLE, COARSE, COARSE_COUNTS, rate.device).draw(whole // WHOLE, rng.stream("coarse"))
         whole %= WHOLE
     if max_rate >= 1:
-        counts += _look_up(whole, (1, WHOLE, WHOLE_COUNTS), rng.stream("whole"))
+        counts += _table(1, WHOLE, WHOLE_COUNTS, rate.device).draw(whole, rng.stream("whole"))
     return counts.view_as(rate)
 
 
 def _invert(rate: Tensor, rng: Rng) -> Tensor:
     """Return counts, flat, of rates in [0, 1) by inversion: the number of terms that fit below a uniform number."""
-    rest, term, rate = _uniform53(rng.bits(rate[0].numel())).flatten(), torch.exp(-rate).flatten(), rate.flatten()
+    rest, term, rate = uniform53(rng.bits(rate[0].numel())).flatten(), torch.exp(-rate).flatten(), rate.flatten()
     first = rest >= term
     # Most rates are small: few pixels need a second term. A GPU would have to be waited for to know which.
     some = first.nonzero()[:, 0] if rate.device.type == "cpu" else slice(None)
@@ -67,46 +68,10 @@ def _invert(rate: Tensor, rng: Rng) -> Tensor:
     return counts
 
 
-def _look_up(row: Tensor, table: tuple[int, int, int], rng: Rng) -> Tensor:
-    """Return counts, flat, of the rates of the rows: a column at random, or its alias (Walker 1977)."""
-    keep, alias = _alias_table(*table, row.device)
-    bits = rng.bits(row[0].numel())
-    column = bits & (table[2] - 1)
-    entry = (row.flatten(1) * table[2] + column).flatten()
-    stay = _uniform53(bits).flatten() < keep.index_select(0, entry)
-    return torch.where(stay, column.flatten(), alias.index_select(0, entry)).double()
-
-
-def _uniform53(bits: Tensor) -> Tensor:
-    """Return float64 uniform in [0, 1), of the upper 53 of 64 bits; a table's column is of the lower 11."""
-    return ((bits >> 11) & ((1 << 53) - 1)).double().mul_(2.0**-53)
-
-
 @lru_cache(maxsize=4)
-def _alias_table(step: int, rows: int, counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the tables of Walker's alias method, flat, for Poisson rates 0, step .. step (rows - 1).
-
-    For each column (a count): the probability to keep it, and the count to take instead.
-    """
+def _table(step: int, rows: int, counts: int, device: torch.device) -> AliasTable:
+    """Return the table of the Poisson distributions of rates 0, step .. step (rows - 1)."""
     rate = torch.arange(rows, dtype=torch.float64)[:, None] * step
     count = torch.arange(counts, dtype=torch.float64)
     logarithm = torch.special.xlogy(count, rate) - rate - torch.lgamma(count + 1)
-    tables = [_alias(row) for row in logarithm.exp().mul(counts).tolist()]
-    keep = torch.tensor([value for table in tables for value in table[0]], dtype=torch.float64, device=device)
-    alias = torch.tensor([value for table in tables for value in table[1]], dtype=torch.int64, device=device)
-    return keep, alias
-
-
-def _alias(shares: list[float]) -> tuple[list[float], list[int]]:
-    """Fill every column that holds less than 1 from one that holds more (Vose 1991)."""
-    alias = list(range(len(shares)))
-    small = [column for column in alias if shares[column] < 1]
-    large = [column for column in alias if shares[column] >= 1]
-    shares = shares.copy()
-    while small and large:
-        column = small.pop()
-        alias[column] = large[-1]
-        shares[large[-1]] -= 1 - shares[column]
-        if shares[large[-1]] < 1:
-            small.append(large.pop())
-    return [1.0 if alias[column] == column else share for column, share in enumerate(shares)], alias
+    return AliasTable.build(logarithm.exp(), device)

@@ -23,6 +23,7 @@ UNUSED = {"adam": ("momentum",), "adamw": ("momentum",), "sgd": ("betas",)}  # w
 
 # The part of the core that every training step runs. Of methods, nets and noise only what is chosen is added.
 PACKAGES = ("images", "data", "training")
+CHOSEN = ("methods", "nets", "noise")
 MODULES = (
     "__init__",
     "config",
@@ -100,8 +101,8 @@ def code_digest(config: Config) -> str:
 def code_files(config: Config) -> list[Path]:
     """Return the files of the core that this training runs.
 
-    Of the methods, nets and noise models only the chosen one counts, with the files that it imports from beside it, and
-    not the list of all of them in ``__init__.py``: adding another leaves finished runs what they are.
+    Of the methods, nets and noise models only the chosen one counts, with the files of these packages that it imports,
+    and not the list of all of them in ``__init__.py``: adding another leaves finished runs what they are.
     """
     import denoise
     from denoise.methods import METHODS, with_net
@@ -114,28 +115,28 @@ def code_files(config: Config) -> list[Path]:
         files |= set((root / package).glob("*.py"))
     files -= {root / name for name in NOT_DECISIVE_MODULES}
     for cls in (METHODS[config.method.name], net_class(with_net(config).net.name), type(parse_noise(config.noise))):
-        files |= _with_siblings(Path(inspect.getfile(cls)))
+        files |= _with_imported(Path(inspect.getfile(cls)), root)
     return sorted(files)
 
 
-def _with_siblings(path: Path) -> set[Path]:
-    """Return a file of a package with all that it imports from the same package, directly or not."""
+def _with_imported(path: Path, root: Path) -> set[Path]:
+    """Return a file with all of the methods, nets and noise models that it imports, directly or not."""
     files, waiting = set(), {path}
     while waiting:
         file = waiting.pop()
         files.add(file)
-        waiting |= _imported_siblings(file) - files
+        waiting |= _imported(file, root) - files
     return files
 
 
-def _imported_siblings(file: Path) -> set[Path]:
-    """Return the files beside ``file`` that it imports, in whichever form."""
-    package = f"denoise.{file.parent.name}."
+def _imported(path: Path, root: Path) -> set[Path]:
+    """Return the files of ``CHOSEN`` packages below ``root`` that a file imports, in whichever form."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    siblings = {file.with_name(f"{name.removeprefix(package)}.py") for name in names if name.startswith(package)}
-    return {sibling for sibling in siblings if sibling.is_file()}
+    modules = [name.split(".")[1:] for name in names if name.startswith("denoise.")]
+    files = {root.joinpath(*module).with_suffix(".py") for module in modules if module[0] in CHOSEN}
+    return {file for file in files if file.is_file()}

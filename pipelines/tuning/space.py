@@ -214,7 +214,7 @@ def _method_sweep(name: str) -> Sweep:
         raise UsageError(f"{name} is not a sweep{nearest(name, known)}; known: {', '.join(known)}.")
     hints = typing.get_type_hints(METHODS[name], include_extras=True)
 
-    def is_valid(field: str, value: int) -> bool:
+    def is_valid(field: str, value: Value) -> bool:
         try:
             METHODS[name](**{field: value})
         except UserError:
@@ -233,13 +233,13 @@ def _method_sweep(name: str) -> Sweep:
     )
 
 
-def _field_dimension(hint: Any, default: object, is_valid: Callable[[int], bool]) -> Dimension | None:
+def _field_dimension(hint: Any, default: object, is_valid: Callable[[Value], bool]) -> Dimension | None:
     """Return the values of a field worth trying: all of a few, or numbers around the default; None where unclear."""
     bounds: list[Any] = []
     if typing.get_origin(hint) is Annotated:
         hint, *bounds = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
-        return Dimension(choice=typing.get_args(hint))
+        return Dimension(choice=tuple(value for value in typing.get_args(hint) if is_valid(value)))
     if hint is bool:
         return Dimension(choice=(False, True))
     if hint not in (int, float) or not isinstance(default, int | float) or default <= 0:

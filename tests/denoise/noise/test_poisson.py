@@ -75,9 +75,9 @@ def test_black_stays_black_and_so_does_what_is_below_it():
 
 
 def test_what_inference_mode_left_in_the_cache_is_fit_for_training():
-    from denoise.noise.poisson import _alias_table
+    from denoise.noise.poisson import _table
 
-    _alias_table.cache_clear()
+    _table.cache_clear()
     clean = torch.full((1, 1, 8, 8), 0.5)
     with torch.inference_mode():
         parse_noise("poisson100").corrupt(clean, rng(1))
