@@ -63,6 +63,20 @@ class ShardedDataset:
         shards, offset = self._locate(index)
         return str(shards.describe(offset)["name"])
 
+    def neighbour(self, index: int) -> int | None:
+        """Return the next sample of the same set and folder, of the last one the sample before; None of a single one.
+
+        The frames of a burst or a series have names in order in a folder of their own.
+        """
+        for other in (index + 1, index - 1):
+            if 0 <= other < len(self) and self._series(other) == self._series(index):
+                return other
+        return None
+
+    def _series(self, index: int) -> tuple[int, str]:
+        """Return what the samples of one folder of one set have in common."""
+        return bisect_right(self._ends, index), self.name(index).rpartition("/")[0]
+
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) of the images of a sample."""
         shards, offset = self._locate(index)

@@ -44,8 +44,13 @@ def open_samples(config: Config, images: ShardedDataset, method: Method, noise: 
     """Return the samples that ``method`` learns from; those that cost more than decoding are cached."""
     views, budget = method.views(), config.data.cache_mb << 20
     if noise.family == "none":
-        real = RealNoise(images, views, config.data.noise_patch)
+        real = RealNoise(images, views, config.data.noise_patch, config.data.pairs == "next")
         return CachedSamples(real, budget) if "level" in views else real  # estimating a level is slow
+    if config.data.pairs != "stored":
+        raise UserError(
+            f"data.pairs={config.data.pairs} takes the noise that images have, but noise={noise.name} adds some; give "
+            "noise=none, or leave data.pairs out."
+        )
     if config.data.fixed_noise:
         return CachedSamples(FixedNoise(images, views, noise, config.data.channels, config.seed), budget)
     return FreshNoise(images)
@@ -100,6 +105,7 @@ class RealNoise:
     images: ShardedDataset
     needs: Collection[str]
     patch: int = PATCH  # side of the patches by which sigma is estimated
+    from_next: bool = False  # the second observation is the next frame of the same folder, not one that is stored
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -121,6 +127,8 @@ class RealNoise:
                 sample[view] = ones * estimate_sigma(to_tensor(noisy), self.patch)
             elif view in ("mask", "mask2"):
                 sample[view] = ones
+            elif view == "noisy2" and self.from_next:
+                sample[view] = next_frame(self.images, index)
             else:
                 candidates = REFERENCES if view == "clean" else SECOND
                 sample[view] = self.images.pixels(index, _first_stored(self.images, index, candidates))
@@ -214,6 +222,27 @@ def real_noisy(images: ShardedDataset, index: int) -> np.ndarray:
     """Return the noisy image (H, W, C) of a sample as stored; a single image counts as noisy."""
     views = images.views(index)
     return images.pixels(index, views[0] if len(views) == 1 else _first_stored(images, index, ("noisy",)))
+
+
+def next_frame(images: ShardedDataset, index: int) -> np.ndarray:
+    """Return the noisy image (H, W, C) of the sample that follows in the same folder, of the last one the one before.
+
+    Raises:
+        UserError: there is none, or it has another size.
+    """
+    other = images.neighbour(index)
+    if other is None:
+        raise UserError(
+            f"{images.name(index)} is the only image of its folder, but data.pairs=next needs the frame before or "
+            "after it; put the frames of a burst or series into one folder."
+        )
+    if images.size(other) != images.size(index):
+        (height, width), (other_height, other_width) = images.size(index), images.size(other)
+        raise UserError(
+            f"{images.name(index)} is {width}x{height} and {images.name(other)} {other_width}x{other_height}, but "
+            "data.pairs=next takes the images of a folder for frames of one scene; put other scenes into other folders."
+        )
+    return real_noisy(images, other)
 
 
 def _first_stored(images: ShardedDataset, index: int, candidates: tuple[str, ...]) -> str:

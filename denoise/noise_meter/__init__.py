@@ -2,5 +2,16 @@
 
 from denoise.noise_meter.artefacts import block_edges, saturated_share
 from denoise.noise_meter.measurement import CORRELATED, LITTLE, REACH, NoiseMeasurement, measure_noise
+from denoise.noise_meter.movement import Movement, measure_movement
 
-__all__ = ["CORRELATED", "LITTLE", "REACH", "NoiseMeasurement", "block_edges", "measure_noise", "saturated_share"]
+__all__ = [
+    "CORRELATED",
+    "LITTLE",
+    "REACH",
+    "Movement",
+    "NoiseMeasurement",
+    "block_edges",
+    "measure_movement",
+    "measure_noise",
+    "saturated_share",
+]

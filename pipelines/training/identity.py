@@ -9,7 +9,7 @@ from typing import Any
 from denoise.config import Config, digest, flatten, from_dict, to_dict
 from denoise.files import file_digest
 
-DECISIVE_DATA = ("colour", "noise_patch", "fixed_noise", "streams", "window", "crops_per_image", "small")
+DECISIVE_DATA = ("colour", "noise_patch", "pairs", "fixed_noise", "streams", "window", "crops_per_image", "small")
 # How a batch is computed, and what is done about trouble: the same run may go on with another answer.
 NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
 # A run with a name of its own (--name) may also go on with other values of these: when it reports and saves, which

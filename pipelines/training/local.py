@@ -21,7 +21,7 @@ from pipelines.training.inputs import (
     training_inputs,
 )
 from pipelines.training.named_run import continue_run
-from pipelines.training.noise_check import warn_of_correlated_noise
+from pipelines.training.noise_check import warn_of_noise
 from pipelines.training.progress import ShowMetrics, Stopped, step_progress
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def train_locally(
         injector = FaultInjector(faults, rank)
         datasets = open_datasets(config, inputs.parts)
         if rank == 0:
-            warn_of_correlated_noise(config, inputs)
+            warn_of_noise(config, inputs)
         with _progress(inputs.name, config.train.steps, rank) as show, stop_event_on_sigterm() as stop:
             steps = train(
                 config,

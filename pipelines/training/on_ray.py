@@ -33,7 +33,7 @@ from pipelines.training.inputs import (
     training_inputs,
 )
 from pipelines.training.named_run import continue_run, refuse_mlflow_run
-from pipelines.training.noise_check import warn_of_correlated_noise
+from pipelines.training.noise_check import warn_of_noise
 from pipelines.training.progress import Stopped
 from pipelines.training.worker import WorkerTask, train_worker
 
@@ -96,7 +96,7 @@ def train_on_ray(
     journal = journal_folder(config.ray.storage, inputs.name)
     with tracked_run(spec, journal) as run:
         if not finished(config, store):
-            warn_of_correlated_noise(config, inputs)
+            warn_of_noise(config, inputs)
             with ray_cluster(config) as dashboard:
                 _announce(run.spec, config.ray.storage, dashboard)
                 fit(fit_to_cluster(config), inputs, run.spec, journal, faults=faults, profile=profile)

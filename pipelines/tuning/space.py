@@ -21,8 +21,8 @@ from denoise.redaction import has_password
 
 # Keys of data that decide which images a trial sees, and how; the others say where they are.
 DECISIVE_DATA = (
-    *("train", "val", "colour", "noise_patch", "fixed_noise", "streams", "window", "crops_per_image", "small"),
-    "quarantine",
+    *("train", "val", "colour", "noise_patch", "pairs", "fixed_noise", "streams", "window", "crops_per_image"),
+    *("small", "quarantine"),
 )
 EVENLY_SPREAD = ("train.eval_every", "train.checkpoint_every", "train.log_every")  # follow from Sweep.evaluations
 RANGE = 8  # a method's own number is searched from its default divided by this to its default times this

@@ -149,3 +149,43 @@ def test_the_cache_respects_its_budget_and_never_changes_an_image(fresh):
             assert np.array_equal(cache[index]["image"], fresh.pixels(index, "clean"))
             assert cache.size <= cache.budget
     assert 1 <= len(cache.samples) < len(fresh)
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Two bursts of three and two frames, and an image alone."""
+    for number, name in enumerate(["a/0", "a/1", "a/2", "b/0", "b/1", "single/0"]):
+        file = tmp_path / "raw" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_image(file, DecodedImage(np.full((40, 50 + 10 * (number > 2), 1), 40 * number, np.uint8)))
+    write_shards(tmp_path / "shards", find_sources(tmp_path / "raw"), 1 << 30)
+    return ShardedDataset([Shards.open(tmp_path / "shards")])
+
+
+def test_the_second_image_is_the_next_frame_of_the_same_folder(frames):
+    samples = samples_of(frames, "n2n", "data.pairs=next", "data.colour=grey", noise="none")
+    pairs = [samples[index] for index in range(5)]
+    assert [int(pair["noisy"][0, 0, 0]) // 40 for pair in pairs] == [0, 1, 2, 3, 4]
+    assert [int(pair["noisy2"][0, 0, 0]) // 40 for pair in pairs] == [1, 2, 1, 4, 3]
+    assert all(set(pair) == {"noisy", "noisy2", "mask", "mask2"} for pair in pairs)
+    with pytest.raises(UserError, match="single/0.png is the only image of its folder, but data.pairs=next"):
+        samples[5]
+
+
+def test_frames_of_two_sets_are_no_pair(frames):
+    both = ShardedDataset([*frames.parts, *frames.parts])
+    assert [both.neighbour(index) for index in (5, 6, 11)] == [None, 7, None]
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path):
+    for name, side in (("0", 40), ("1", 50)):
+        write_image(tmp_path / f"{name}.png", DecodedImage(np.zeros((side, 60, 1), np.uint8)))
+    write_shards(tmp_path / "shards", find_sources(tmp_path), 1 << 30)
+    images = ShardedDataset([Shards.open(tmp_path / "shards")])
+    with pytest.raises(UserError, match="0.png is 60x40 and 1.png 60x50, but data.pairs=next takes"):
+        samples_of(images, "n2n", "data.pairs=next", noise="none")[0]
+
+
+def test_frames_that_get_noise_are_no_pairs(frames):
+    with pytest.raises(UserError, match="data.pairs=next takes the noise that images have, but noise=gauss25 adds"):
+        samples_of(frames, "n2n", "data.pairs=next")

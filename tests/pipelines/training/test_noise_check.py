@@ -63,3 +63,36 @@ def test_images_that_are_too_small_to_measure(project, train):
     (project / "mine").mkdir()
     Image.new("L", (40, 40), 128).save(project / "mine" / "one.png")
     assert WARNING not in train("n2v")
+
+
+@pytest.fixture
+def burst(project, photographs):
+    """A function that writes four frames of one photograph, each a given number of pixels beside the one before."""
+    from skimage.io import imread
+
+    scene = imread(photographs / "coffee.png", as_gray=True)[:256, :300]
+
+    def make(step=0, fade=1.0):
+        folder = project / "mine" / "burst"
+        folder.mkdir(parents=True)
+        for number in range(4):
+            noise = np.random.default_rng(number).normal(size=(256, 256)) * 15
+            pixels = 255 * fade**number * scene[:, number * step : number * step + 256] + noise
+            Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8)).save(folder / f"frame{number}.png")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("made", "warning"),
+    [
+        ({}, None),
+        ({"step": 2}, "lies 2.0 pixels beside the first (the median of 4 pairs), and n2n learns to blur by as much"),
+        ({"fade": 0.9}, "% brighter or darker than the first"),
+    ],
+)
+def test_frames_of_a_burst_are_pairs_where_nothing_moved(burst, train, made, warning):
+    burst(**made)
+    said = train("n2n", "data.pairs=next")
+    assert ("warning" in said) == (warning is not None)
+    assert warning is None or warning in said
