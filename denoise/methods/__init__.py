@@ -9,6 +9,7 @@ from torch import nn
 from denoise.config import Choice, Config
 from denoise.documents import build
 from denoise.errors import UserError, nearest
+from denoise.methods.atbsn import ATBSN
 from denoise.methods.base import Batch, MakeNet, Method, View, Views, observe
 from denoise.methods.blind2unblind import Blind2Unblind
 from denoise.methods.bm3d import BM3D
@@ -56,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "n2same": Noise2Same,
     "nb2nb": Neighbor2Neighbor,
     "b2u": Blind2Unblind,
+    "atbsn": ATBSN,
     "zs_n2n": ZeroShotNoise2Noise,
     "bm3d": BM3D,
 }

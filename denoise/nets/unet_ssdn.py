@@ -1,5 +1,6 @@
 """The U-Net of Laine et al. 2019, with and without a blind spot (appendix; section 2 for the blind spot)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -25,7 +26,8 @@ class UNetSSDN(nn.Module):
     - one last shift down by one row excludes a row's own values.
 
     Rotated back and stacked, the four half planes are the whole image without the pixel, and 1x1 convolutions preserve
-    that.
+    that. Where the last shift is by s rows, chosen at each call, the hole is the square of side 2 s - 1 around the
+    pixel (Chen et al., AT-BSN, CVPR 2024); with s = 0 there is none. The weights are the same for every s.
     Sides must be multiples of ``multiple``.
     """
 
@@ -71,31 +73,36 @@ class UNetSSDN(nn.Module):
         """
         return 3 * self.multiple if self.blind_spot else self.multiple
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """Map (B, channels, H, W) to (B, outputs, H, W)."""
-        square = noisy.shape[-2] == noisy.shape[-1]
-        x = self._half_planes(noisy, together=square) if self.blind_spot else self._maps(noisy)
+    def forward(self, noisy: Tensor, shift: int = 1) -> Tensor:
+        """Map (B, channels, H, W) to (B, outputs, H, W); with a blind spot of side 2 ``shift`` - 1, at most 63."""
+        return self.head(self.body(noisy), shift)
+
+    def body(self, noisy: Tensor) -> Sequence[Tensor]:
+        """Return what ``head`` needs of an image, whatever the shift: the maps of each rotation, or of the image."""
+        if not self.blind_spot:
+            return [self._maps(noisy)]
+        return self._above(noisy, together=noisy.shape[-2] == noisy.shape[-1])
+
+    def head(self, maps: Sequence[Tensor], shift: int = 1) -> Tensor:
+        """Return (B, outputs, H, W) from what ``body`` returned."""
+        x = _without_pixel(maps, shift) if self.blind_spot else maps[0]
         x = x.permute(0, 2, 3, 1)  # a 1x1 convolution is a matrix product over the channels, and faster as one
         for layer in (self.nin_a, self.nin_b):
             x = F.leaky_relu(_conv1x1(layer, x), SLOPE)  # not in place: a view, whose gradient would be copied
         return _conv1x1(self.nin_c, x).permute(0, 3, 1, 2)
 
-    def _half_planes(self, noisy: Tensor, together: bool) -> Tensor:
-        """Return (B, 4 * 96, H, W), features of the half planes above, right of, below and left of each pixel.
+    def _above(self, noisy: Tensor, together: bool) -> Sequence[Tensor]:
+        """Return the maps of the image turned by 0 to 3 quarters, each of a pixel's own row and all above.
 
         The rotations run as one batch if they have one shape (``together``), else as two.
         """
         layout = memory_format(noisy)  # which rotations do not preserve
         rotated = [torch.rot90(noisy, turn, (2, 3)) for turn in range(TURNS)]
         if together:
-            above = self._maps(torch.cat(rotated).contiguous(memory_format=layout)).chunk(TURNS)
-        else:
-            halves = (torch.cat(rotated[start::2]).contiguous(memory_format=layout) for start in (0, 1))
-            upright, sideways = (self._maps(half).chunk(2) for half in halves)
-            above = (upright[0], sideways[0], upright[1], sideways[1])
-        pixels = [_shift_down(x).permute(0, 2, 3, 1) for x in above]  # channels last, as 1x1 convolutions are fastest
-        stacked = torch.cat([torch.rot90(x, -turn, (1, 2)) for turn, x in enumerate(pixels)], dim=3)
-        return stacked.permute(0, 3, 1, 2)
+            return self._maps(torch.cat(rotated).contiguous(memory_format=layout)).chunk(TURNS)
+        halves = (torch.cat(rotated[start::2]).contiguous(memory_format=layout) for start in (0, 1))
+        upright, sideways = (self._maps(half).chunk(2) for half in halves)
+        return upright[0], sideways[0], upright[1], sideways[1]
 
     def _maps(self, noisy: Tensor) -> Tensor:
         """Return (B, 96, H, W), the output of the convolutions before the 1x1 ones."""
@@ -120,9 +127,19 @@ class UNetSSDN(nn.Module):
         return F.max_pool2d(_shift_down(x) if self.blind_spot else x, 2)
 
 
-def _shift_down(x: Tensor) -> Tensor:
-    """Move every row down by one: the first becomes zero, the last is dropped."""
-    return pad_top(x[:, :, :-1], 1)
+def _without_pixel(above: Sequence[Tensor], shift: int) -> Tensor:
+    """Return (B, 4 * 96, H, W), features of the half planes above, right of, below and left of each pixel.
+
+    They begin ``shift`` rows or columns away from it.
+    """
+    pixels = [_shift_down(x, shift).permute(0, 2, 3, 1) for x in above]  # channels last: 1x1 convolutions are fastest
+    stacked = torch.cat([torch.rot90(x, -turn, (1, 2)) for turn, x in enumerate(pixels)], dim=3)
+    return stacked.permute(0, 3, 1, 2)
+
+
+def _shift_down(x: Tensor, rows: int = 1) -> Tensor:
+    """Move every row down by a number of rows: the first become zero, the last are dropped."""
+    return pad_top(x[:, :, :-rows], rows) if rows else x
 
 
 def _conv1x1(layer: nn.Conv2d, x: Tensor) -> Tensor:

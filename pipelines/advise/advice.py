@@ -12,7 +12,7 @@ UNCORRELATED = 0.1  # as far as this, correlation is taken for none
 JPEG = 0.08  # median of ``block_edges``; images without JPEG have 0.05, with JPEG of quality 75 0.1 or more
 VARYING = 1.25  # ratio of sigma in bright and dark parts, from which noise depends on the signal
 SATURATED = 0.01  # share of values at the ends of the range
-LARGEST_STRUCTURE = 11  # pixels that n2v hides around one; a larger one costs more than the correlation left
+LARGEST_HOLE = 11  # side of what n2v or atbsn hides of an image; a larger one costs more than the correlation left
 FEW = 3  # samples, up to which there is nothing to train on
 INDEPENDENT = (
     "n2v without method.structure",
@@ -89,9 +89,9 @@ def _for_single_images(noise: NoiseMeasurement) -> tuple[str, str]:
     if striped := stripes(noise):
         return "n2v", f"the noise is correlated along {striped}, and n2v can hide such neighbours of a pixel"
     if noise.neighbours > CORRELATED:
-        return "n2v", (
-            "the noise of neighbours is correlated all around, which no method for single images here is made for; "
-            "n2v can hide the neighbours, at a loss of detail, and two images of each scene (n2n) are far better"
+        return "atbsn", (
+            "the noise of neighbours is correlated all around, and it predicts a pixel from beyond a hole that covers "
+            "them; two images of each scene (n2n) are better"
         )
     if 1 / VARYING < ratio(noise) < VARYING:
         return "ssdn", "the noise is independent and equally strong everywhere, as it assumes of Gaussian noise"
@@ -116,15 +116,17 @@ def _commands(folder: Path, found: FolderNoise, method: str) -> Iterator[str]:
 def _options(found: FolderNoise, method: str) -> list[str]:
     if method == "ssdn":
         return ["method.sigma=constant"]
+    side = _hidden(max(reach(found.noise)))
+    if method == "atbsn":
+        return [f"method.hole={side}"]
     if method != "n2v":
         return []
-    down, right = reach(found.noise)
-    structure = {"rows": "h", "columns": "v"}.get(stripes(found.noise), "square")
-    return [f"method.structure={structure}", f"method.structure_size={_hidden(max(down, right))}"]
+    structure = {"rows": "h", "columns": "v"}[stripes(found.noise)]
+    return [f"method.structure={structure}", f"method.structure_size={side}"]
 
 
 def _hidden(reach: int) -> int:
-    return min(max(3, 2 * reach + 1), LARGEST_STRUCTURE)
+    return min(max(3, 2 * reach + 1), LARGEST_HOLE)
 
 
 def _noisy(found: FolderNoise) -> bool:

@@ -127,9 +127,12 @@ def test_a_plain_net_of_ssdns_kind_needs_no_tiles():
     assert denoiser(NetMaker("unet_ssdn", 3, {})(), "n2n", "gauss25", "net=unet_ssdn", "train.crop=64").tiles is None
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "radius"), [("ssdn", {"mu_only": True}, 0), ("atbsn", {"hole_at_test": 5}, 2)]
+)
 @pytest.mark.parametrize("at", [(40, 40), (31, 64), (63, 63), (5, 90)])  # in the middle, and where tiles meet
-def test_a_blind_spot_stays_blind_when_an_image_is_restored_by_tiles(at):
-    method = build_method("ssdn", {"mu_only": True}, parse_noise("gauss25"))
+def test_a_blind_spot_stays_blind_when_an_image_is_restored_by_tiles(at, name, fields, radius):
+    method = build_method(name, fields, parse_noise("gauss25"))
     torch.manual_seed(0)
     net = method.make_net(NetMaker("unet_ssdn", 1, {})).eval()
     card = make_card(to_dict(with_net(load_config(None, ["method=ssdn"]))), channels=1)
@@ -140,5 +143,8 @@ def test_a_blind_spot_stays_blind_when_an_image_is_restored_by_tiles(at):
         restore_tensor(Denoiser(net, method, card), image, tile=64, overlap=32) for image in (noisy, changed)
     )
     difference = (after - before).abs()[0]
-    assert difference[at] < 1e-6  # rounding
-    assert difference[at[0] - 1 : at[0] + 2, at[1] - 1 : at[1] + 2].flatten().sort().values[1] > 1e-4
+    row, column = at
+    assert difference[row - radius : row + radius + 1, column - radius : column + radius + 1].max() < 1e-6  # rounding
+    beyond = radius + 1
+    assert min(difference[row, [column - beyond, column + beyond]]) > 1e-4
+    assert min(difference[[row - beyond, row + beyond], column]) > 1e-4

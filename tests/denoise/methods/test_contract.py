@@ -27,6 +27,7 @@ FORMS = [
     ("ssdn", {"sigma": "constant"}),
     ("ssdn", {"sigma": "variable"}),
     ("ssdn", {"covariance": "diagonal"}),
+    ("atbsn", {"hole": 3, "hole_at_test": 0}),
 ]
 EVERY_FORM = pytest.mark.parametrize(
     ("name", "fields"), [*((name, {}) for name, method in METHODS.items() if method.trained), *FORMS], ids=str
@@ -34,7 +35,10 @@ EVERY_FORM = pytest.mark.parametrize(
 
 
 class TinyNet(nn.Module):
-    """Two convolutions around the input, enough to learn to smooth; with a blind spot on request."""
+    """Two convolutions around the input, enough to learn to smooth; with a blind spot on request.
+
+    Its side is 2 shift - 1, as of the networks that have one: the taps of the first convolution lie so far apart.
+    """
 
     def __init__(self, channels: int, outputs: int, blind_spot: bool = False) -> None:
         super().__init__()
@@ -42,11 +46,12 @@ class TinyNet(nn.Module):
         self.first = nn.Conv2d(channels, 24, 5, padding=2)
         self.last = nn.Conv2d(24, outputs, 1 if blind_spot else 5, padding=0 if blind_spot else 2)
 
-    def forward(self, noisy):
-        weight = self.first.weight
-        if self.blind_spot:
+    def forward(self, noisy, shift=1):
+        weight, apart = self.first.weight, max(shift, 1)
+        if self.blind_spot and shift:
             weight = weight * (torch.arange(25).view(5, 5) != 12)
-        return self.last(F.leaky_relu(F.conv2d(noisy, weight, self.first.bias, padding=2), 0.1))
+        maps = F.conv2d(noisy, weight, self.first.bias, padding=2 * apart, dilation=apart)
+        return self.last(F.leaky_relu(maps, 0.1))
 
 
 class TinyMaker:

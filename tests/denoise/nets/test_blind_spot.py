@@ -100,6 +100,48 @@ def test_the_blind_spot_is_exact_with_channels_last(size):
     assert_blind(influence(reordered, 3, size, at), at)
 
 
+def assert_hole(grads, at, shift):
+    """Exactly zero in the square of side 2 shift - 1, not zero in the ring around it.
+
+    Of the ring's corners, which are far along a row of the half plane that begins there, only some places see all.
+    """
+    for grad, (row, column) in zip(grads, at, strict=True):
+        rows, columns = (abs(torch.arange(size) - place) for size, place in zip(grad.shape, (row, column), strict=True))
+        away = torch.maximum(rows[:, None], columns)
+        assert not grad[away < shift].any(), f"the output at {(row, column)} sees into its hole"
+        ring = (away == shift) & (torch.minimum(rows[:, None], columns) <= 1)
+        assert grad[ring].all(), f"the output at {(row, column)} misses the ring around its hole"
+
+
+@pytest.mark.parametrize("shift", range(7))
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (32, 64)])
+def test_the_last_shift_is_the_size_of_the_hole(shift, size):
+    net, at = make(), places(*size)
+    assert_hole(influence(lambda noisy: net(noisy, shift), 3, size, at), at, shift)
+
+
+@pytest.mark.parametrize("shift", [0, 2, 5])
+def test_the_hole_is_exact_after_padding_under_autocast_and_with_channels_last(shift):
+    net, (height, width) = make(channels=1).to(memory_format=torch.channels_last), (57, 51)
+    at = [(24, 21), (29, 14)]  # the reflection shows neither a second time, nor what is near
+
+    def restore(noisy):
+        padded = pad(noisy, 32).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            return unpad(net(padded, shift), height, width)
+
+    assert_hole(influence(restore, 1, (height, width), at), at, shift)
+
+
+def test_heads_of_one_body_are_the_passes_with_each_hole():
+    net, noisy = make(), torch.rand(2, 3, 32, 64)
+    with torch.no_grad():
+        maps = net.body(noisy)
+        for shift in range(5):
+            assert torch.equal(net.head(maps, shift), net(noisy, shift))
+        assert torch.equal(net(noisy, 1), net(noisy))
+
+
 @pytest.mark.parametrize("branch", range(4))
 def test_each_branch_sees_its_half_plane_and_nothing_else(branch):
     net, row, column = make(channels=1), 13, 18

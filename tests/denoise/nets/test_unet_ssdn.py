@@ -70,13 +70,13 @@ def test_crops_below_the_smallest_leave_weights_that_never_learn(side):
 def test_rotations_in_one_batch_and_in_two_give_the_same():
     net, square = make(True), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(net._half_planes(square, together=True), net._half_planes(square, together=False))
+        torch.testing.assert_close(tuple(net._above(square, together=True)), tuple(net._above(square, together=False)))
 
 
 def test_a_turned_image_exchanges_the_half_planes():
     net, image = make(True), torch.rand(1, 3, 32, 64)
     with torch.no_grad():
-        straight = net._half_planes(image, together=False).chunk(4, dim=1)
-        turned = net._half_planes(torch.rot90(image, 1, (2, 3)), together=False).chunk(4, dim=1)
+        straight = net._above(image, together=False)
+        turned = net._above(torch.rot90(image, 1, (2, 3)), together=False)
     for turn in range(4):
-        torch.testing.assert_close(turned[turn], torch.rot90(straight[(turn + 1) % 4], 1, (2, 3)))
+        torch.testing.assert_close(turned[turn], straight[(turn + 1) % 4])

@@ -73,7 +73,7 @@ def advise(tmp_path, monkeypatch, denoise_fork):
         (white, "ssdn", "data.colour=rgb method.sigma=constant"),
         (grey, "ssdn", "data.colour=grey method.sigma=constant"),
         (poisson, "nb2nb", "data.colour=rgb"),
-        (blurred, "n2v", "method.structure=square method.structure_size=3"),
+        (blurred, "atbsn", "data.colour=rgb method.hole=3"),
         (rows, "n2v", "method.structure=h method.structure_size=11"),
         (nothing, None, None),
     ],

@@ -1,0 +1,73 @@
+"""AT-BSN: a blind spot as large as the noise is correlated, and a smaller one to restore with (CVPR 2024)."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from denoise.methods.base import Batch, MakeNet, Method, View, Views
+from denoise.methods.losses import distance
+from denoise.rng import Rng
+
+LARGEST_HOLE = 31  # its half is the part of an overlap of 64 that tiles discard, so their borders do not show
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("it should be an odd number of pixels")
+    return value
+
+
+def _odd_or_none(value: int) -> int:
+    return value and _odd(value)
+
+
+@dataclass(frozen=True)
+class ATBSN(Method):
+    """Predict each pixel from beyond a hole around it, which covers the pixels whose noise is correlated with its own.
+
+        L = mean |f_h(y) - y|                      h = ``hole``
+
+        restored = f_k(y)                          k = ``hole_at_test``
+
+    with the noisy image y, over all pixels, and a network f_h whose output does not depend on the h x h pixels around
+    (Chen et al., Exploring Asymmetric Blind-Spots, CVPR 2024, section 3). Noise beyond the hole must be independent of
+    the pixel's own, and have the median 0. The weights do not depend on the hole (``UNetSSDN``), so that images are
+    restored with a smaller one: a smaller hole in training lets the net learn to copy the neighbours' noise, and a
+    larger one at test only loses detail. 0 is no hole at all: the net then sees the pixel itself.
+
+    The hole that is needed follows from the noise: pixels h/2 away should correlate by less than about 0.1. The
+    published 9 is for the sRGB images of SIDD, where 7 was too little. The authors compute with images in [0, 255].
+    """
+
+    hole: Annotated[int, Field(ge=1, le=LARGEST_HOLE), AfterValidator(_odd)] = 9  # side in pixels, odd
+    hole_at_test: Annotated[int, Field(ge=0, le=LARGEST_HOLE), AfterValidator(_odd_or_none)] = 3  # odd, or 0
+    needs: ClassVar[tuple[View, ...]] = ("noisy",)
+    net: ClassVar[str] = "unet_ssdn"
+
+    def assumes_independent_noise(self) -> bool:
+        """Return whether the hole is the pixel alone."""
+        return self.hole == 1
+
+    def make_net(self, make: MakeNet) -> nn.Module:
+        """Return the configured network in its form with a blind spot, whose shift is chosen at each call."""
+        return make(blind_spot=True)
+
+    def make_batch(self, sample: Views, rng: Rng) -> Batch:
+        """Return the noisy image, which the network is fed and compared with. Nothing is drawn."""
+        return {"input": sample["noisy"]}
+
+    def loss(self, net: nn.Module, batch: Batch, progress: float | Tensor) -> Batch:
+        """Return the mean absolute difference of the output and the noisy image."""
+        return {"loss": distance("l1", net(batch["input"], shift(self.hole)), batch["input"])}
+
+    def predict(self, net: nn.Module, noisy: Tensor, level: Tensor | None, rng: Rng) -> Tensor:
+        """Return the output with the smaller hole."""
+        restored: Tensor = net(noisy, shift(self.hole_at_test))
+        return restored
+
+
+def shift(hole: int) -> int:
+    """Return how far the half planes begin from a pixel, so that they leave out a hole of this side; 0 for none."""
+    return (hole + 1) // 2
