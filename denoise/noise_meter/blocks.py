@@ -38,6 +38,12 @@ def all_blocks(image: Tensor) -> Blocks:
     return Blocks(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+def block_places(image: Tensor, number: Tensor) -> Tensor:
+    """Return the top and the left of some blocks of an image, (N, 2) in pixels."""
+    columns = _layout(image)[1]
+    return STRIDE * torch.stack([number // columns, number % columns], dim=1)
+
+
 def block_residuals(image: Tensor, number: Tensor) -> Tensor:
     """Return some blocks of an image (N, C, SIDE, SIDE), each less the quadratic surface that fits it best."""
     return _residuals(_values(image, number))

@@ -1,14 +1,14 @@
 """Measuring noise: the flattest blocks of many images, their covariances, and their variance against brightness."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from denoise.errors import UserError
-from denoise.noise_meter.blocks import SIDE, SURFACE, Blocks, all_blocks, block_residuals
+from denoise.noise_meter.blocks import SIDE, SURFACE, Blocks, all_blocks, block_places, block_residuals
 from denoise.noise_meter.line import fit_line
 
 BINS = 16  # of brightness, equally wide
@@ -38,6 +38,7 @@ class NoiseMeasurement:
     offset: float
     correlation: Tensor  # (REACH + 1, 2 REACH + 1): by dy from 0 and dx from -REACH, 1 at dy = dx = 0
     channels: Tensor  # (C, C): correlation between channels
+    places: Mapping[int, Tensor]  # by image: top and left in pixels of the blocks, (N, 2)
 
     def sigma(self, brightness: float | None = None) -> float:
         """Return the noise's standard deviation at a brightness, by default at the mean of the blocks."""
@@ -89,6 +90,7 @@ def measure_noise(count: int, load: Callable[[int], Tensor]) -> NoiseMeasurement
             own = group[image[group] == number]
             if len(own):
                 total.add(block_residuals(pixels, block[own]))
+                total.places[number] = block_places(pixels, block[own])
     means = [(brightness[group].mean().item(), structure[group].mean().item()) for group in groups]
     return _measurement(count, limit, means, sums)
 
@@ -100,6 +102,7 @@ class _Covariance:
         self.blocks = 0
         self.lags = torch.zeros(REACH + 1, 2 * REACH + 1, dtype=torch.float64)
         self.channels = torch.zeros((), dtype=torch.float64)
+        self.places: dict[int, Tensor] = {}  # by image
 
     def add(self, residual: Tensor) -> None:
         """Add the residuals of blocks (N, C, SIDE, SIDE)."""
@@ -173,7 +176,14 @@ def _measurement(
         offset=offset,
         correlation=lags,
         channels=channels / torch.outer(scale, scale),
+        places=_joined([sums[number].places for number in kept]),
     )
+
+
+def _joined(places: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """Return the places of several bins as one, by image."""
+    images = sorted({image for part in places for image in part})
+    return {image: torch.cat([part[image] for part in places if image in part]) for image in images}
 
 
 def _weighted(values: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Which method fits the noise of a folder: docs/methods.md, "Which one do I need?", applied to what was measured."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ JPEG = 0.08  # median of ``block_edges``; images without JPEG have 0.05, with JP
 VARYING = 1.25  # ratio of sigma in bright and dark parts, from which noise depends on the signal
 SATURATED = 0.01  # share of values at the ends of the range
 LARGEST_HOLE = 11  # side of what n2v or atbsn hides of an image; a larger one costs more than the correlation left
+UNTRAINED = "zs_n2n"  # the method for these
 FEW = 3  # samples, up to which there is nothing to train on
 INDEPENDENT = (
     "n2v without method.structure",
@@ -35,6 +36,7 @@ class Advice:
 
     method: str  # empty: there is nothing to remove
     why: str
+    keys: tuple[str, ...]  # of the configuration to train with, as KEY=VALUE; empty where nothing is trained
     commands: tuple[str, ...]
     unfit: tuple[tuple[str, str], ...]  # methods, and why not
     warnings: tuple[str, ...]
@@ -43,7 +45,9 @@ class Advice:
 def advise(folder: Path, found: FolderNoise) -> Advice:
     """Return the method for a folder's noise."""
     method, why = _choice(found)
-    return Advice(method, why, tuple(_commands(folder, found, method)), tuple(_unfit(found)), tuple(_warnings(found)))
+    keys = tuple(_keys(found, method)) if method not in ("", UNTRAINED) else ()
+    commands = tuple(_commands(folder, method, keys))
+    return Advice(method, why, keys, commands, tuple(_unfit(found)), tuple(_warnings(found)))
 
 
 def reach(noise: NoiseMeasurement) -> tuple[int, int]:
@@ -81,7 +85,7 @@ def _choice(found: FolderNoise) -> tuple[str, str]:
     if not _noisy(found):
         return "", "there is hardly any noise, and what is measured of it is the images' own texture"
     if found.samples <= FEW:
-        return "zs_n2n", f"{found.samples} images are too few to train on, and it trains on the image that it restores"
+        return UNTRAINED, f"{found.samples} images are too few to train on, and it trains on the image that it restores"
     return _for_single_images(found.noise)
 
 
@@ -98,19 +102,21 @@ def _for_single_images(noise: NoiseMeasurement) -> tuple[str, str]:
     return "nb2nb", "the noise is independent and depends on the signal, and it assumes nothing of its strength"
 
 
-def _commands(folder: Path, found: FolderNoise, method: str) -> Iterator[str]:
-    if not method:
-        return
-    restore = ["denoise", "restore", str(folder), "-o", "restored", "--model"]
-    if method == "zs_n2n":
-        yield shlex.join([*restore, method])
-        return
+def _keys(found: FolderNoise, method: str) -> Iterator[str]:
     # Without a clean image there is nothing to validate on, nor to score.
-    keys = ["data.train=mine", "noise=none", f"method={method}", "data.val=[]", "data.test=[]"]
-    colour = f"data.colour={'grey' if found.channels == 1 else 'rgb'}"
-    yield shlex.join(["denoise", "shard", "mine", "--from", str(folder), "--split", "train"])
-    yield shlex.join(["denoise", "train", *keys, colour, *_options(found, method), "--out", "models/mine"])
-    yield shlex.join([*restore, "models/mine"])
+    yield from ("data.train=mine", "noise=none", f"method={method}", "data.val=[]", "data.test=[]")
+    yield f"data.colour={'grey' if found.channels == 1 else 'rgb'}"
+    yield from _options(found, method)
+
+
+def _commands(folder: Path, method: str, keys: Sequence[str]) -> Iterator[str]:
+    restore = ["denoise", "restore", str(folder), "-o", "restored", "--model"]
+    if method == UNTRAINED:
+        yield shlex.join([*restore, method])
+    elif method:
+        yield shlex.join(["denoise", "shard", "mine", "--from", str(folder), "--split", "train"])
+        yield shlex.join(["denoise", "train", *keys, "--out", "models/mine"])
+        yield shlex.join([*restore, "models/mine"])
 
 
 def _options(found: FolderNoise, method: str) -> list[str]:

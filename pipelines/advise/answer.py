@@ -45,7 +45,7 @@ def document(found: FolderNoise, advice: Advice) -> dict[str, Any]:
 
 def text(found: FolderNoise, advice: Advice) -> str:
     """Return measurement and advice for people."""
-    lines = [f"{label:<14}{value}" for label, value in _measured(found)]
+    lines = [f"{label:<14}{value}" for label, value in measured(found)]
     take = f"take {advice.method}" if advice.method else "take no method"
     lines += ["", f"{take}: {advice.why}.", *(f"    {command}" for command in advice.commands)]
     lines += [f"not {methods}: they {why}." for methods, why in advice.unfit]
@@ -53,7 +53,8 @@ def text(found: FolderNoise, advice: Advice) -> str:
     return "\n".join(lines)
 
 
-def _measured(found: FolderNoise) -> Iterator[tuple[str, str]]:
+def measured(found: FolderNoise) -> Iterator[tuple[str, str]]:
+    """Yield what was measured as names and values for people."""
     noise = found.noise
     kind = {1: "grey", 3: "colour"}[found.channels]
     sizes = " to ".join(dict.fromkeys(f"{width}x{height}" for height, width in found.sizes))

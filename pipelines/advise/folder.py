@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from denoise.images.tensors import to_tensor
 from denoise.noise_meter import NoiseMeasurement, block_edges, measure_noise, saturated_share
 from pipelines.console import Advance, progress
 from pipelines.datasets.shard import find_sources
+
+if TYPE_CHECKING:
+    from denoise.sharding.plan import Source
 
 LARGEST = 2048  # side in pixels of the middle of a large image, which is what is measured of it
 JPEG_BLOCK = 8  # the middle begins on its grid
@@ -29,6 +33,8 @@ class FolderNoise:
     sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of the smallest and the largest measured image
     saturated: float  # share of values at the ends of the range
     jpeg: float  # median of what ``block_edges`` returns
+    measured: tuple[Path, ...]  # the images that the noise was measured in
+    sources: "tuple[Source, ...]"  # the samples of which these are images
     noise: NoiseMeasurement
 
 
@@ -43,13 +49,12 @@ def measure_folder(folder: Path, most: int) -> FolderNoise:
     sources = list(find_sources(folder))
     if not sources:
         raise UserError(f"no images below {folder}; give a folder of noisy images.")
-    noisy = [source.views.get("noisy") or next(iter(source.views.values())) for source in sources]
-    chosen = noisy[:: -(-len(noisy) // most)]
+    chosen = sources[:: -(-len(sources) // most)]
     with progress("measure noise", 3 * len(chosen)) as advance:  # each image is read three times
-        traces = [_look(path, advance) for path in chosen]
+        traces = [_look(source, advance) for source in chosen]
         channels = Counter(trace.channels for trace in traces).most_common(1)[0][0]
         alike = [trace for trace in traces if trace.channels == channels]
-        noise = measure_noise(len(alike), lambda number: _load(alike[number].path, advance)[0])
+        noise = measure_noise(len(alike), lambda number: load_middle(alike[number].path, advance)[0])
     sizes = sorted((trace.size for trace in alike), key=lambda size: size[0] * size[1])
     return FolderNoise(
         samples=len(sources),
@@ -59,6 +64,8 @@ def measure_folder(folder: Path, most: int) -> FolderNoise:
         sizes=(sizes[0], sizes[-1]),
         saturated=sum(trace.saturated for trace in traces) / len(traces),
         jpeg=median(trace.jpeg for trace in traces),
+        measured=tuple(trace.path for trace in alike),
+        sources=tuple(trace.source for trace in alike),
         noise=noise,
     )
 
@@ -67,22 +74,25 @@ def measure_folder(folder: Path, most: int) -> FolderNoise:
 class _Trace:
     """What one image shows."""
 
-    path: Path
+    source: "Source"
+    path: Path  # of its noisy image
     size: tuple[int, int]  # height, width
     channels: int
     saturated: float
     jpeg: float
 
 
-def _look(path: Path, advance: Advance) -> _Trace:
-    image, size = _load(path, advance)
-    return _Trace(path, size, len(image), saturated_share(image), block_edges(image))
+def _look(source: "Source", advance: Advance) -> _Trace:
+    path = source.views.get("noisy") or next(iter(source.views.values()))
+    image, size = load_middle(path, advance)
+    return _Trace(source, path, size, len(image), saturated_share(image), block_edges(image))
 
 
-def _load(path: Path, advance: Advance) -> tuple[Tensor, tuple[int, int]]:
+def load_middle(path: Path, advance: Advance | None = None) -> tuple[Tensor, tuple[int, int]]:
     """Return the middle of an image, (C, H, W) in [0, 1], and the height and width of all of it."""
     pixels = read_image(path).pixels
     height, width = pixels.shape[:2]
     top, left = (max(0, side - LARGEST) // 2 // JPEG_BLOCK * JPEG_BLOCK for side in (height, width))
-    advance(1, note=path.name)
+    if advance is not None:
+        advance(1, note=path.name)
     return to_tensor(pixels[top : top + LARGEST, left : left + LARGEST]), (height, width)

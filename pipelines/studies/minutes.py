@@ -1,7 +1,5 @@
 """The same time for every row of a study: how many steps each takes in it, from a measurement of its speed."""
 
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +12,13 @@ from pipelines.cluster.connect import ray_cluster
 from pipelines.cluster.workers import fit_to_cluster
 from pipelines.console import say
 from pipelines.studies.plan import CellPlan
+from pipelines.training.speed import SECONDS
 
 if TYPE_CHECKING:
     from pipelines.training.side_by_side import Reporter
 
 SPEEDS = "speeds.json"  # images a second by row: measured once, so that an interrupted study keeps its steps
-WARM_UP, MEASURED = 5.0, 20.0  # seconds of a measurement: that do not count, and that do
 RATE = "images_per_second"
-ENDLESS = 1_000_000_000  # steps
 
 
 def steps_of(
@@ -45,7 +42,7 @@ def steps_of(
     first = {cell.row: cell for cell in reversed(cells) if cell.trained}
     missing = [cell for row, cell in first.items() if row not in speeds]
     if missing:
-        say(f"measuring the speed of {len(missing)} rows, {WARM_UP + MEASURED:.0f} s each")
+        say(f"measuring the speed of {len(missing)} rows, {SECONDS:.0f} s each")
         speeds |= _measure(missing, concurrency)
         write_json(file, speeds)
     return {
@@ -100,35 +97,8 @@ def measure_speed(cell: CellPlan, report: "Reporter") -> Mapping[str, float]:
     Raises:
         UserError: it cannot be trained.
     """
-    from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
-    from denoise.training.loop import train
     from pipelines.cluster.workers import use_assigned_device
-    from pipelines.training.inputs import open_datasets, training_inputs
+    from pipelines.training.speed import images_per_second
 
-    config = cell.config
-    use_assigned_device(config)
-    lengths = {"steps": ENDLESS, "log_every": 2, "eval_every": ENDLESS, "checkpoint_every": ENDLESS}
-    config = replace(config, train=replace(config.train, **lengths))  # type: ignore[arg-type]
-    inputs, start = training_inputs(config), time.perf_counter()
-    times: list[tuple[float, float]] = []  # seconds since the start, step
-
-    def note(metrics: dict[str, float]) -> None:
-        times.append((time.perf_counter() - start, metrics["step"]))
-
-    def is_over() -> bool:
-        counted = [seconds for seconds, _ in times if seconds > WARM_UP]
-        return len(counted) > 1 and counted[-1] - counted[0] > MEASURED
-
-    with tempfile.TemporaryDirectory(prefix="denoise-speed-") as folder:
-        train(
-            config,
-            train_set=open_datasets(config, inputs.parts)["train"],
-            val_set=None,
-            folder=Path(folder),
-            report=note,
-            checkpoints=CheckpointManager(FolderStore(Path(folder) / "checkpoints"), 1, lambda message: None),
-            stop_requested=is_over,
-        )
-    counted = [entry for entry in times if entry[0] > WARM_UP]
-    (begin, first), (end, last) = counted[0], counted[-1]
-    return {RATE: (last - first) * config.train.batch_size / (end - begin)}
+    use_assigned_device(cell.config)
+    return {RATE: images_per_second(cell.config)}

@@ -1,6 +1,8 @@
 """``denoise advise``: folders of images with one kind of noise each, and the method that is named for it."""
 
+import html
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -152,3 +154,46 @@ def test_a_broken_image_is_named(tmp_path, advise):
     write(tmp_path / "mine", white)
     shutil.copy(__file__, tmp_path / "mine" / "im3.png")
     assert "im3.png" in advise(code=1).stderr
+
+
+def test_the_page_draws_what_was_measured(tmp_path, advise):
+    write(tmp_path / "mine", blurred)
+    text = advise("--page", "noise.html").stdout
+    page = (tmp_path / "noise.html").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("    denoise"):
+            assert html.escape(line.strip(), quote=False) in html.unescape(page).replace("&", "&amp;")
+    assert page.count("<rect") == 17 * 17
+    assert page.count("data:image/png;base64,") == 3  # images with the blocks that were taken
+    assert "0 down, 0 across: 1.00" in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)  # it needs no other file
+
+
+def test_a_quick_training_shows_an_image_before_and_after(tmp_path, monkeypatch):
+    from pipelines.advise.advice import advise
+    from pipelines.advise.folder import measure_folder
+    from pipelines.advise.trial import try_advice
+    from pipelines.training import speed
+
+    monkeypatch.setattr(speed, "WARM_UP", 0.1)
+    monkeypatch.setattr(speed, "MEASURED", 0.3)
+    write(tmp_path / "mine", poisson)
+    found = measure_folder(tmp_path / "mine", 4)
+    before, after = try_advice(found, advise(tmp_path / "mine", found), 0.05)
+    assert before.title == "im0.png, noisy"
+    assert re.fullmatch(r"restored by nb2nb, \d+ steps", after.title)
+    assert (before.width, before.height) == (after.width, after.height) == (280, 220)
+    assert before.source != after.source
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "options", "message"),
+    [
+        (white, ["--try", "1"], "--try shows an image before and after on the page, but there is none"),
+        (nothing, ["--try", "1", "--page", "noise.html"], "there is nothing to try: there is hardly any noise"),
+    ],
+)
+def test_nothing_to_try(tmp_path, advise, noise, options, message):
+    write(tmp_path / "mine", noise)
+    assert message in advise(*options, code=1).stderr

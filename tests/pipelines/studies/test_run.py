@@ -123,10 +123,11 @@ def test_equal_minutes_are_steps_by_the_speed_of_each_row(project, tmp_path, mon
     from pipelines.studies import minutes
     from pipelines.studies.definition import check_study
     from pipelines.studies.plan import cell_plans
+    from pipelines.training import speed
 
     monkeypatch.setattr(workers, "use_assigned_device", lambda config: None)  # there is no Ray here
-    monkeypatch.setattr(minutes, "WARM_UP", 0.1)
-    monkeypatch.setattr(minutes, "MEASURED", 0.3)
+    monkeypatch.setattr(speed, "WARM_UP", 0.1)
+    monkeypatch.setattr(speed, "MEASURED", 0.3)
     study = check_study(build(Study, {**STUDY, "config": {**STUDY["config"], "data": {"test": []}}}))
     cells = cell_plans(study, "smoke", (0,), params=Path("params.yaml"))
     assert minutes.measure_speed(cells[0], None)["images_per_second"] > 0
