@@ -1,0 +1,1 @@
+"""Stacks: files of many planes, and of signed or floating-point values, as microscopes write them."""

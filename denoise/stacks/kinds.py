@@ -1,0 +1,56 @@
+"""Which files are stacks, which values they may hold, and the extras that read some of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from denoise.errors import UserError
+from denoise.images.tiff import MAGIC as TIFF_MAGIC
+from denoise.images.tiff import inspect_tiff
+from denoise.stacks.value_range import TYPES
+
+TIFF = (".tif", ".tiff")
+STACKS = (".npy", ".npz", ".mrc", ".mrcs", ".map", ".st", ".rec")  # that are never read as images
+
+
+def is_stack(path: Path) -> bool:
+    """Return whether a file is opened as a stack: by its name, or a sound TIFF that is not one image of 8 or 16 bits.
+
+    A broken TIFF is none: reading it as an image says what is wrong.
+    """
+    if path.suffix.lower() in STACKS:
+        return True
+    if path.suffix.lower() not in TIFF:
+        return False
+    try:
+        with path.open("rb") as file:
+            if file.read(4) not in TIFF_MAGIC:
+                return False
+            inspect_tiff(file, str(path))
+    except UserError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def check_type(path: Path, dtype: "np.dtype[Any]") -> None:
+    """Refuse values of a type that is not read."""
+    if dtype.name not in TYPES:
+        raise UserError(f"{path} holds values of the type {dtype.name}, expected {', '.join(TYPES)}; convert it first.")
+
+
+@contextmanager
+def extra(package: str, name: str, path: Path) -> Iterator[None]:
+    """Turn a missing package of the block into a sentence that names the extra which brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise UserError(
+            f"{path} is read with the package {package}, which is not installed: `pip install 'noise2x[{name}]'`."
+        ) from None
