@@ -25,6 +25,7 @@ from denoise.nets import NetMaker, multiple_of
 from denoise.noise import Noise, parse_noise
 from denoise.precision import autocast
 from denoise.rng import Rng, batch_rng
+from denoise.stacks.value_range import ValueRange
 
 __all__ = [
     "CARD",
@@ -81,6 +82,12 @@ class Denoiser:
     def channels(self) -> int:
         """3 for colour, 1 for grey."""
         return int(self.card["channels"])
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The values that were 0 and 1 in training; None: the ends of each image's type."""
+        stored = self.card.get("range")
+        return None if stored is None else ValueRange(stored["low"], stored["high"])
 
     @property
     def multiple(self) -> int:

@@ -65,6 +65,16 @@ class _Config:
 
 
 @dataclass(frozen=True)
+class _Range:
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError("low is not below high")
+
+
+@dataclass(frozen=True)
 class _Card:
     """What is read of a card; other entries, such as those of another version's configuration, may be anything."""
 
@@ -74,6 +84,7 @@ class _Card:
     noise: Name
     config: _Config
     provenance: _Provenance = field(default_factory=_Provenance)
+    range: _Range | None = None  # the values that were 0 and 1 in training; None: the ends of each image's type
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from torch import Tensor
 from denoise.denoiser import Denoiser
 from denoise.errors import UserError
 from denoise.images.io import DecodedImage
-from denoise.images.tensors import as_channels, pad, to_pixels, to_tensor, unpad
+from denoise.images.tensors import Pixels, as_channels, pad, to_pixels, to_tensor, unpad
 from denoise.images.tiles import Tiles
 from denoise.noise import parse_noise
 from denoise.rng import Rng, batch_rng
+from denoise.stacks.value_range import ValueRange
 
 ESTIMATION_SIDE = 1024  # of the centre of an image, from which its noise level is estimated
 
@@ -91,6 +92,48 @@ def restore_image(
     for top, band in _restore_bands(read, restore, shape, choose_tiles(denoiser, tile, overlap)):
         pixels[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
     return replace(image, pixels=pixels)
+
+
+def restore_plane(
+    denoiser: Denoiser,
+    plane: Pixels,
+    value_range: ValueRange,
+    level: float | None = None,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    device: torch.device | str = "cpu",
+    advance: AdvanceProgress | None = None,
+) -> Pixels:
+    """Return the restored plane (H, W, C) of a stack, of the same type; other arguments as for ``restore_tensor``.
+
+    What the denoiser changes is added to the stored values, so one that changes nothing returns the same bits.
+
+    Args:
+        denoiser: what restores it.
+        plane: values of any type, C 1 or 3.
+        value_range: the values that are 0 and 1 for the denoiser.
+        level: of the noise, in units of the range.
+        tile, overlap, device, advance: as for ``restore_tensor``.
+    """
+    _check_level(denoiser, level)
+    restored = np.empty_like(plane)
+    height, width, channels = plane.shape
+    shape = torch.Size((channels, height, width))
+
+    def read(rows: slice, columns: slice) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(value_range.to_unit(plane[rows, columns]).transpose(2, 0, 1)))
+
+    level = _level(denoiser, read, shape) if level is None else level
+    restore = _tile_restorer(denoiser, level, device, advance=advance)
+
+    def change(tiles: Sequence[Tensor]) -> list[Tensor]:
+        return [after - before for after, before in zip(restore(tiles), tiles, strict=True)]
+
+    for top, band in _restore_bands(read, change, shape, choose_tiles(denoiser, tile, overlap)):
+        rows = slice(top, top + band.shape[1])
+        restored[rows] = value_range.with_change(plane[rows], band.permute(1, 2, 0).numpy())
+    return restored
 
 
 def restore_batch(denoiser: Denoiser, noisy: Tensor, level: Tensor | None = None, rng: Rng | None = None) -> Tensor:

@@ -13,7 +13,9 @@ from denoise.images.tiff import inspect_tiff
 from denoise.stacks.value_range import TYPES
 
 TIFF = (".tif", ".tiff")
-STACKS = (".npy", ".npz", ".mrc", ".mrcs", ".map", ".st", ".rec")  # that are never read as images
+MRC = (".mrc", ".mrcs", ".map", ".st", ".rec")
+STACKS = (".npy", ".npz", *MRC)  # that are never read as images
+IN_FOLDERS = (".npy", ".npz", ".mrc", ".mrcs")  # of these, names that hardly anything else has
 
 
 def is_stack(path: Path) -> bool:
@@ -35,6 +37,16 @@ def is_stack(path: Path) -> bool:
     except Exception:
         return False
     return False
+
+
+def check_stack_target(source: Path, target: Path) -> None:
+    """Raise UserError where the name of a restored stack is not that of a file of the same kind."""
+    suffix = source.suffix.lower()
+    kind = next((suffixes for suffixes in (TIFF, MRC) if suffix in suffixes), (suffix,))
+    if target.suffix.lower() not in kind:
+        raise UserError(
+            f"cannot write {target}: {source} is a stack, which becomes a file of the same kind; choose {kind[0]}."
+        )
 
 
 def check_type(path: Path, dtype: "np.dtype[Any]") -> None:

@@ -13,7 +13,17 @@ import typer
 from denoise.errors import UsageError, UserError
 from denoise.printable import printable
 from pipelines.cli import advise, cluster, data, models, prepare, runs, study, train, tune
-from pipelines.cli.common import AsJson, Settings, answer, configuration, explained, open_model, tracking_uri
+from pipelines.cli.common import (
+    AsJson,
+    Axes,
+    Channels,
+    Settings,
+    answer,
+    configuration,
+    explained,
+    open_model,
+    tracking_uri,
+)
 from pipelines.console import StreamWithoutPasswords, say
 from pipelines.dvc_guard import dependencies_unchanged
 
@@ -156,25 +166,46 @@ def restore(
         typer.Option(help="bf16 changes PSNR by about 0.02 dB at most; auto: bf16 where the hardware computes in it."),
     ] = Precision.AUTO,
     keep_going: Annotated[bool, typer.Option(help="Restore the rest when an image does not decode.")] = False,
+    axes: Axes = None,
+    channels: Channels = "each",
+    value_range: Annotated[
+        str,
+        typer.Option(
+            "--range",
+            help="Of stacks, the values that are 0 and 1 for the network: LOW,HIGH, or type. Default: the model's, "
+            "else what they fill.",
+        ),
+    ] = "auto",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore noisy images of any size.
+    """Restore noisy images of any size, and stacks plane by plane.
 
     Example: denoise restore noisy.png -o restored.png --model models:/denoise-gauss25@champion
+
+    Example: denoise restore cells.tif -o restored.tif --axes TZYX --range 100,4095
     """
     from dataclasses import replace
 
     from denoise import distributed
     from denoise.noise import parse_noise
-    from pipelines.restore import restore_files
+    from pipelines.restore.files import restore_files
+    from pipelines.restore.stacks import StackOptions
 
     denoiser = open_model(configuration(settings), model, noise)
     denoiser = replace(denoiser, deviation=DEVIATION_SCALE * deviation, precision=precision.value)
     level = parse_noise(noise).level if noise else None
     device = str(distributed.device())
     results = restore_files(
-        inputs, out, denoiser, level, tile=tile, overlap=overlap, device=device, keep_going=keep_going
+        inputs,
+        out,
+        denoiser,
+        level,
+        tile=tile,
+        overlap=overlap,
+        device=device,
+        keep_going=keep_going,
+        stacks=StackOptions(axes, channels, value_range),
     )
     document = [
         {"source": str(image.source), "target": str(image.target), "seconds": round(image.seconds, 2)}

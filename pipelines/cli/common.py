@@ -24,6 +24,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Keys of params.yaml; -S KEY=VALUE does the same, and wins."),
 ]
+Axes = Annotated[
+    str | None, typer.Option(help="Of stacks, a letter for each side, e.g. TZCYX. Default: what the file says.")
+]
+Channels = Annotated[
+    str, typer.Option(help="Of stacks, what C is: each channel an image, joint as colour, or the number of one.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on standard output.")]
 
 

@@ -19,8 +19,9 @@ from denoise.images import io
 from denoise.images.io import DecodedImage, read_image, write_image
 from denoise.images.tiles import Tiles
 from denoise.rng import Rng
-from pipelines import restore
-from pipelines.restore import plan, restore_files
+from pipelines.restore import files
+from pipelines.restore.files import restore_files
+from pipelines.restore.planning import plan
 
 
 @dataclass
@@ -269,13 +270,13 @@ def test_the_next_image_is_read_and_the_one_before_written_while_one_is_computed
     assert_restored(row, tmp_path / "out", range(IMAGES))
 
 
-@pytest.mark.parametrize(("pixels", "most"), [(restore.PIXELS_BESIDE, 4), (0, 2)])
+@pytest.mark.parametrize(("pixels", "most"), [(files.PIXELS_BESIDE, 4), (0, 2)])
 @pytest.mark.parametrize("slow", ["read_image", "write_image"])
 def test_a_slow_disk_changes_neither_order_nor_memory(
     row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, pixels: int, most: int
 ) -> None:
     """At most: one written, one computed and its result, one read ahead; of large images one and its result."""
-    monkeypatch.setattr(restore, "PIXELS_BESIDE", pixels)
+    monkeypatch.setattr(files, "PIXELS_BESIDE", pixels)
     gc.collect()  # images of earlier tests, which tracebacks hold in circles
     earlier, counts = decoded_images(), []
     around(monkeypatch, "write_image", lambda index: counts.append(decoded_images() - earlier))

@@ -1,0 +1,1 @@
+"""Restoring files and folders of them: images, and stacks plane by plane."""
