@@ -82,6 +82,11 @@ def _choice(found: FolderNoise) -> tuple[str, str]:
         return "n2c", "most samples have a clean image, and training on those is the upper bound"
     if 2 * found.pairs > found.samples:
         return "n2n", "most samples have a second image of the scene, and its noise may be of any kind with mean 0"
+    if found.series:
+        return (
+            "n2n",
+            "successive images show one scene in which nothing moves, so that each is a second image of the last",
+        )
     if not _noisy(found):
         return "", "there is hardly any noise, and what is measured of it is the images' own texture"
     if found.samples <= FEW:
@@ -120,6 +125,8 @@ def _commands(folder: Path, method: str, keys: Sequence[str]) -> Iterator[str]:
 
 
 def _options(found: FolderNoise, method: str) -> list[str]:
+    if method == "n2n" and 2 * found.pairs <= found.samples:
+        return ["data.pairs=next"]
     if method == "ssdn":
         return ["method.sigma=constant"]
     side = _hidden(max(reach(found.noise)))

@@ -19,6 +19,7 @@ def document(found: FolderNoise, advice: Advice) -> dict[str, Any]:
         "samples": found.samples,
         "pairs": found.pairs,
         "clean": found.clean,
+        "series": found.series,
         "channels": found.channels,
         "smallest": list(found.sizes[0]),
         "largest": list(found.sizes[1]),
@@ -60,7 +61,8 @@ def measured(found: FolderNoise) -> Iterator[tuple[str, str]]:
     sizes = " to ".join(dict.fromkeys(f"{width}x{height}" for height, width in found.sizes))
     second = [f"{found.pairs} with a second image"] * bool(found.pairs)
     clean = [f"{found.clean} with a clean one"] * bool(found.clean)
-    yield "images", ", ".join([f"{found.samples} of {kind}, {sizes}", *second, *clean])
+    series = ["frames of one scene"] * found.series
+    yield "images", ", ".join([f"{found.samples} of {kind}, {sizes}", *second, *clean, *series])
     yield "measured", f"{noise.blocks} flat blocks of {noise.images} images"
     yield "level", f"sigma {LEVELS * noise.sigma():.1f} of 255; {_against_brightness(found)}"
     yield "correlation", _correlation(noise)

@@ -1,7 +1,9 @@
 """Measuring the noise of a folder of images."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from torch import Tensor
 from denoise.errors import UserError
 from denoise.images.io import read_image
 from denoise.images.tensors import to_tensor
-from denoise.noise_meter import NoiseMeasurement, block_edges, measure_noise, saturated_share
+from denoise.noise_meter import NoiseMeasurement, block_edges, measure_movement, measure_noise, saturated_share
 from pipelines.console import Advance, progress
 from pipelines.datasets.shard import find_sources
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from denoise.sharding.plan import Source
 
 LARGEST = 2048  # side in pixels of the middle of a large image, which is what is measured of it
+COMPARED = 4  # pairs of successive images
+ALIKE, MOVED, FADED = 0.9, 0.25, 0.02  # correlation when blurred, pixels, share of the mean
 JPEG_BLOCK = 8  # the middle begins on its grid
 
 
@@ -29,6 +33,7 @@ class FolderNoise:
     samples: int  # images of one scene are one sample
     pairs: int  # samples with a second observation of the scene: noisy2, or the mean of many
     clean: int  # samples with a clean image
+    series: bool  # whether successive images of a folder show one scene, in which nothing moves
     channels: int
     sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of the smallest and the largest measured image
     saturated: float  # share of values at the ends of the range
@@ -59,6 +64,7 @@ def measure_folder(folder: Path, most: int) -> FolderNoise:
     return FolderNoise(
         samples=len(sources),
         pairs=sum(bool({"noisy2", "mean"} & set(source.views)) for source in sources),
+        series=_is_series(sources),
         clean=sum(len(source.views) > 1 and "clean" in source.views for source in sources),
         channels=channels,
         sizes=(sizes[0], sizes[-1]),
@@ -68,6 +74,27 @@ def measure_folder(folder: Path, most: int) -> FolderNoise:
         sources=tuple(trace.source for trace in alike),
         noise=noise,
     )
+
+
+def _is_series(sources: "Sequence[Source]") -> bool:
+    """Return whether most of some successive images in folders show the same scene from the same place."""
+    following = [pair for pair in pairwise(sources) if _folder(pair[0]) == _folder(pair[1])]
+    if 2 * len(following) < len(sources):
+        return False
+    chosen = following[:: -(-len(following) // COMPARED)]
+    return 2 * sum(_unmoved(*pair) for pair in chosen) > len(chosen)
+
+
+def _folder(source: "Source") -> str:
+    return source.name.rpartition("/")[0]
+
+
+def _unmoved(first: "Source", second: "Source") -> bool:
+    before, after = (load_middle(_noisy(source))[0] for source in (first, second))
+    if before.shape != after.shape:
+        return False
+    movement = measure_movement(before, after)
+    return movement.likeness > ALIKE and movement.distance < MOVED and abs(movement.brightness) < FADED
 
 
 @dataclass(frozen=True)
@@ -83,9 +110,13 @@ class _Trace:
 
 
 def _look(source: "Source", advance: Advance) -> _Trace:
-    path = source.views.get("noisy") or next(iter(source.views.values()))
+    path = _noisy(source)
     image, size = load_middle(path, advance)
     return _Trace(source, path, size, len(image), saturated_share(image), block_edges(image))
+
+
+def _noisy(source: "Source") -> Path:
+    return source.views.get("noisy") or next(iter(source.views.values()))
 
 
 def load_middle(path: Path, advance: Advance | None = None) -> tuple[Tensor, tuple[int, int]]:

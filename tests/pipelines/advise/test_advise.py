@@ -120,6 +120,16 @@ def test_pairs_and_clean_images_decide_first(tmp_path, advise):
     assert found["sigma"] == pytest.approx(SIGMA, rel=0.15)  # of the noisy ones alone
 
 
+def test_the_frames_of_a_burst_are_pairs(tmp_path, advise, photographs):
+    scene = np.asarray(Image.open(photographs / "coffee.png"))[:300, :360] / 255
+    write(tmp_path / "mine", lambda clean, rng: blurred(scene, rng))
+    found = json.loads(advise("--json").stdout)
+    assert (found["pairs"], found["series"], found["method"]) == (0, True, "n2n")
+    assert found["commands"][1].endswith("data.pairs=next --out models/mine")
+    write(tmp_path / "mine", lambda clean, rng: np.roll(blurred(scene, rng), 3 * rng.integers(20), 1))
+    assert not json.loads(advise("--json").stdout)["series"]
+
+
 def test_few_images_and_jpeg(tmp_path, advise):
     write(tmp_path / "mine", white, count=2, suffix=".jpg")
     text = advise().stdout
