@@ -13,6 +13,7 @@ from denoise.documents import build, check_keys, read_mapping, value_of
 from denoise.errors import UsageError, nearest
 from denoise.fields import (
     Augmentation,
+    AutoYesNo,
     Count,
     Decay,
     Names,
@@ -23,7 +24,6 @@ from denoise.fields import (
     at_most_32768,
     auto_or_count,
     not_empty,
-    yes_or_no,
 )
 from denoise.redaction import redacted
 
@@ -95,8 +95,8 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
     channels_last: bool = True
     fused: bool = True  # one kernel for all parameters in the optimizer
-    # torch.compile: a minute at start; auto: on a GPU, for ssdn
-    compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"
+    teacher: str | None = None  # of method=distil: a model folder, or models:/NAME@ALIAS
+    compile: AutoYesNo = "auto"  # torch.compile: a minute at start; auto: on a GPU, for ssdn
     cuda_graphs: bool = False  # launch a whole step on a GPU as one CUDA graph, for small batches
     static_graph: bool = True  # tell DDP that every step runs the same graph; not with a micro-batch
     deterministic: bool = False  # the same bits on a GPU, at some cost; a CPU gives them anyway
@@ -149,7 +149,7 @@ class Ray:
     workers: Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)] = "auto"
     min_workers: Positive | None = None  # run with so few while there is no room for all; None: wait for all
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"  # auto: where all get one
+    gpu: AutoYesNo = "auto"  # auto: where all get one
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1  # below 1, trainings of one worker share a GPU
     storage: str = "runs/ray"  # folder or s3:// address of checkpoints
     max_failures: Count = 3  # worker failures that a run survives

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from denoise.methods import Method, Views, observe
 from denoise.noise import Noise
 from denoise.rng import Rng, batch_rng
 
+Teach = Callable[[Tensor, Tensor | None, Rng], Tensor]  # noisy (B, C, H, W), its level -> targets (B, T C, H, W)
 Sample = Mapping[str, "np.ndarray | Tensor"]  # view -> (H, W, C) pixels as stored, or (C, H, W) floats
 
 
@@ -34,6 +35,7 @@ class SampleSource(Protocol):
         ...
 
 
+TAUGHT = "taught"  # the view that a teacher makes of noisy crops, on their device
 IMAGE = "image"  # the view of a clean image that the training step corrupts, on its device
 FIXED_STEP = -2  # keys fixed noise: no training step has this number
 REFERENCES = ("clean", "mean")  # views to compare a restored image with; "mean" is the mean of many exposures
@@ -42,7 +44,7 @@ SECOND = ("noisy2", "mean")  # views that are a second observation; a mean of ex
 
 def open_samples(config: Config, images: ShardedDataset, method: Method, noise: Noise) -> SampleSource:
     """Return the samples that ``method`` learns from; those that cost more than decoding are cached."""
-    views, budget = method.views(), config.data.cache_mb << 20
+    views, budget = [view for view in method.views() if view != TAUGHT], config.data.cache_mb << 20
     if noise.family == "none":
         real = RealNoise(images, views, config.data.noise_patch, config.data.pairs == "next")
         return CachedSamples(real, budget) if "level" in views else real  # estimating a level is slow
@@ -201,9 +203,12 @@ def evaluation_pair(
     return EvaluationPair(observed.noisy, observed.level, noise.reference(image))
 
 
-def make_views(batch: Views, method: Method, noise: Noise, rng: Rng) -> Views:
-    """Return the views of a batch that the method needs; clean images are corrupted here, on their device."""
-    return observe(batch[IMAGE], noise, method.views(), rng) if IMAGE in batch else batch
+def make_views(batch: Views, method: Method, noise: Noise, rng: Rng, teach: Teach | None = None) -> Views:
+    """Return the views of a batch that the method needs; clean images are corrupted, and taught, on their device."""
+    views = observe(batch[IMAGE], noise, method.views(), rng) if IMAGE in batch else batch
+    if teach is None:
+        return views
+    return {**views, TAUGHT: teach(views["noisy"], views.get("level"), rng.stream("teacher"))}
 
 
 def whole(image: Tensor, scale: int) -> Tensor:

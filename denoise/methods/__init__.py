@@ -13,6 +13,7 @@ from denoise.methods.atbsn import ATBSN
 from denoise.methods.base import Batch, MakeNet, Method, View, Views, observe
 from denoise.methods.blind2unblind import Blind2Unblind
 from denoise.methods.bm3d import BM3D
+from denoise.methods.distil import Distil
 from denoise.methods.generalized_r2r import GeneralizedR2R
 from denoise.methods.neighbor2neighbor import Neighbor2Neighbor
 from denoise.methods.noise2clean import Noise2Clean
@@ -58,6 +59,7 @@ METHODS: dict[str, type[Method]] = {
     "nb2nb": Neighbor2Neighbor,
     "b2u": Blind2Unblind,
     "atbsn": ATBSN,
+    "distil": Distil,
     "zs_n2n": ZeroShotNoise2Noise,
     "bm3d": BM3D,
 }

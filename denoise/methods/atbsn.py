@@ -10,6 +10,7 @@ from denoise.methods.base import Batch, MakeNet, Method, View, Views
 from denoise.methods.losses import distance
 from denoise.rng import Rng
 
+TEACHERS = (0, 1, 3, 5, 7, 9, 11)  # holes of the images that a student learns from
 LARGEST_HOLE = 31  # its half is the part of an overlap of 64 that tiles discard, so their borders do not show
 
 
@@ -66,6 +67,12 @@ class ATBSN(Method):
         """Return the output with the smaller hole."""
         restored: Tensor = net(noisy, shift(self.hole_at_test))
         return restored
+
+    def student_targets(self, net: nn.Module, noisy: Tensor) -> list[Tensor]:
+        """Return what the network makes of the image with each hole of ``TEACHERS``, at little more than one pass."""
+        body, head = (getattr(net, name) for name in ("body", "head"))
+        maps = body(noisy)
+        return [head(maps, shift(hole)) for hole in TEACHERS]
 
 
 def shift(hole: int) -> int:

@@ -12,8 +12,10 @@ from denoise.methods.losses import VALIDATION_PROGRESS
 from denoise.noise import Noise
 from denoise.rng import Rng
 
-View = Literal["noisy", "noisy2", "clean", "level", "mask", "mask2"]
-Views = Mapping[str, Tensor]  # view -> (B, C, H, W), or (B, 1, 1, 1) for level and for masks that count everything
+View = Literal["noisy", "noisy2", "clean", "level", "mask", "mask2", "taught"]
+# View -> (B, C, H, W); (B, 1, 1, 1) for level and for masks that count everything; (B, T C, H, W) for the T targets
+# that a teacher makes of noisy.
+Views = Mapping[str, Tensor]
 Batch = dict[str, Tensor]
 
 
@@ -101,6 +103,13 @@ class Method:
     def deviation(self, net: nn.Module, noisy: Tensor, level: Tensor | None) -> Tensor:
         """Return the standard deviation of the restored values (B, C, H, W) as the method itself estimates it."""
         raise UserError(f"{type(self).__name__} gives no standard deviation; of the methods only ssdn does.")
+
+    def student_targets(self, net: nn.Module, noisy: Tensor) -> list[Tensor]:
+        """Return what a student should learn from besides the image that ``predict`` restores, in its place.
+
+        Each is a batch (B, C, H, W) like ``noisy``. Empty, as for most methods: there is nothing better.
+        """
+        return []
 
     def estimated_level(self, net: nn.Module, noisy: Tensor) -> Tensor | None:
         """Return the noise level that the net finds in each image, (B, 1, 1, 1), None where the method learns none."""

@@ -37,6 +37,7 @@ def obstacle(config: Config, noise: Noise, device: torch.device) -> str | None:
         "train.micro_batch is set": spec.micro_batch is not None and spec.micro_batch < spec.batch_size,
         "train.oom=halve": spec.oom == "halve",
         "train.skip_nonfinite is set": spec.skip_nonfinite > 0,
+        "train.teacher is set": spec.teacher is not None,
     }
     return next((reason for reason, applies in obstacles.items() if applies), None)
 

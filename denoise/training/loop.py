@@ -20,6 +20,7 @@ from denoise.training.history import Metrics, Throughput, TrainingHistory
 from denoise.training.profiler import profiled
 from denoise.training.setup import build_components, init_train_state, make_validator, prepare_device, resume
 from denoise.training.step import TrainStep
+from denoise.training.teacher import load_teacher
 
 Report = Callable[[Metrics], bool | None]
 
@@ -51,16 +52,20 @@ def train(
     device = prepare_device(spec.deterministic)
     method, noise, schedule = build_components(config)
     train_state = init_train_state(config, method, device)
+    teacher = load_teacher(config, device, provenance or {})
     progress = resume(train_state, checkpoints)
 
     # Set up the step, its data, and what records it.
-    train_step = TrainStep(config, train_state, method, noise, faults=faults, on_message=checkpoints.on_message)
+    train_step = TrainStep(
+        config, train_state, method, noise, teacher=teacher, faults=faults, on_message=checkpoints.on_message
+    )
     quarantine = Quarantine(config.data.quarantine)
     batches = read_batches(config, train_set, method, noise, quarantine=quarantine, start=progress.step)
-    validator = make_validator(config, val_set, method, noise, device=device, folder=folder / "images")
+    validator = make_validator(config, val_set, method, noise, device=device, folder=folder / "images", teacher=teacher)
     history, throughput = TrainingHistory(progress, device), Throughput()
     stop = distributed.Agreement(config.ray.timeout)
-    card = make_card(recorded(config), config.data.channels, **(provenance or {}))
+    taught = {"teacher": teacher.denoiser.digest} if teacher else {}
+    card = make_card(recorded(config), config.data.channels, **{**(provenance or {}), **taught})
     save = partial(save_checkpoint, checkpoints, train_state=train_state, card=card, quarantine=quarantine)
     save = partial(save, training_images=training_images)
 

@@ -19,6 +19,7 @@ from denoise.training.checkpoint_manager import CheckpointManager
 from denoise.training.malloc import keep_freed_memory
 from denoise.training.optimizers import make_average, make_optimizer
 from denoise.training.schedules import Schedule, schedule
+from denoise.training.teacher import Teacher, told_of_teacher
 from denoise.training.validation import Validator
 
 
@@ -33,6 +34,7 @@ def build_components(config: Config) -> tuple[Method, Noise, Schedule]:
     if not method.trained:
         use = f"denoise restore noisy.png -o restored.png --model {config.method.name}"
         raise UserError(f"method={config.method.name} needs no training; use it as it is: {use}.")
+    method = told_of_teacher(method, config)
     settled = with_net(config)
     _check_crop(settled.train.crop_pixels, meta_net(settled, method))
     return method, noise, rate
@@ -69,7 +71,14 @@ def resume(train_state: TrainState, checkpoints: CheckpointManager) -> RunProgre
 
 
 def make_validator(
-    config: Config, val_set: ShardedDataset | None, method: Method, noise: Noise, *, device: torch.device, folder: Path
+    config: Config,
+    val_set: ShardedDataset | None,
+    method: Method,
+    noise: Noise,
+    *,
+    device: torch.device,
+    folder: Path,
+    teacher: Teacher | None = None,
 ) -> Validator | None:
     """Return what validates on ``val_set`` and writes its images into ``folder``; None without a set."""
     if val_set is None:
@@ -77,7 +86,7 @@ def make_validator(
     samples = open_samples(config, val_set, method, noise) if config.train.val_loss else None
     crop = config.train.crop_pixels
     crop = crop_side(samples, crop, noise) if samples is not None else crop
-    return Validator(val_set, samples, noise, crop, config.train.val_images, device, folder)
+    return Validator(val_set, samples, noise, crop, config.train.val_images, device, folder, teacher)
 
 
 def _make_net(config: Config, method: Method) -> nn.Module:

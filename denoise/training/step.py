@@ -24,6 +24,7 @@ from denoise.training.checkpoint import TrainState
 from denoise.training.cuda_graph import CudaGraphStep, obstacle
 from denoise.training.fault_injection import NO_FAULTS, FaultInjector
 from denoise.training.gradient_averaging import plain_averaging, shared_averaging
+from denoise.training.teacher import Teacher
 
 Terms = dict[str, Tensor]
 
@@ -50,11 +51,12 @@ class TrainStep:
         method: Method,
         noise: Noise,
         *,
+        teacher: Teacher | None = None,  # what a method that learns from one is taught by
         faults: FaultInjector = NO_FAULTS,
         on_message: Callable[[str], None] = lambda message: None,  # told in one sentence why there is no CUDA graph
     ) -> None:
         self.config, self.spec, self.train_state = config, config.train, train_state
-        self.method, self.noise, self.faults = method, noise, faults
+        self.method, self.noise, self.teacher, self.faults = method, noise, teacher, faults
         self.device = distributed.device()
         self.precision = resolve_precision(self.spec.precision, self.device)
         self.layout = torch.channels_last if self.spec.channels_last else torch.contiguous_format
@@ -111,7 +113,9 @@ class TrainStep:
     def _make_inputs(self, views: Views, rng: Rng) -> Batch:
         """Return what the method makes of crops on the device: it is handed the views it needs and no other."""
         crops = {name: as_floats(view).contiguous(memory_format=self.layout) for name, view in views.items()}
-        return self.method.make_batch(make_views(crops, self.method, self.noise, rng), rng.stream("method"))
+        return self.method.make_batch(
+            make_views(crops, self.method, self.noise, rng, self.teacher), rng.stream("method")
+        )
 
     def _backward(self, inputs: Batch, progress: float | Tensor, count: int) -> Terms:
         """Add the gradients of ``count`` crops of the batch, and return their part of the mean loss terms."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from denoise import distributed
 from denoise.data.crops import as_floats, collate, random_crop, sides
 from denoise.data.dataset import ShardedDataset
-from denoise.data.samples import EvaluationPair, SampleSource, evaluation_pair, make_views
+from denoise.data.samples import EvaluationPair, SampleSource, Teach, evaluation_pair, make_views
 from denoise.denoiser import Denoiser
 from denoise.images.io import DecodedImage, write_image
 from denoise.images.metrics import psnr, ssim
@@ -47,6 +47,7 @@ class Validator:
         count: images that are validated on, the first ones; all, if there are fewer.
         device: that computes.
         folder: where rank 0 writes an image of each validation.
+        teacher: of a method whose loss needs one.
     """
 
     images: ShardedDataset
@@ -56,6 +57,7 @@ class Validator:
     count: int
     device: torch.device
     folder: Path
+    teacher: Teach | None = None
     _pairs: dict[int, EvaluationPair] = field(default_factory=dict, compare=False, repr=False)
     _batches: dict[int, Batch] = field(default_factory=dict, compare=False, repr=False)
 
@@ -122,7 +124,7 @@ class Validator:
         centre = {name: random_crop(view, side, CENTRE) for name, view in sample.items()}
         batch = collate([centre], denoiser.channels)
         views = {name: as_floats(view.to(self.device)) for name, view in batch.items()}
-        return method.make_batch(make_views(views, method, self.noise, rng), rng.stream("method"))
+        return method.make_batch(make_views(views, method, self.noise, rng, self.teacher), rng.stream("method"))
 
     def _rng(self, index: int) -> Rng:
         return batch_rng(0, VALIDATION_STEP, torch.tensor([index]), self.device)

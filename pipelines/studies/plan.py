@@ -12,6 +12,7 @@ from pipelines.datasets.layout import open_sets
 from pipelines.storage.checkpoints import absolute
 from pipelines.studies.definition import Row, Study, chosen
 from pipelines.tracking import client as tracking
+from pipelines.training.teacher import with_teacher
 
 EVALUATIONS, LOGS = 15, 60  # validations and rows of the log that a training has, where the study does not say
 
@@ -170,6 +171,7 @@ def _placed(config: Config) -> Config:
     """Return a configuration whose addresses hold on other machines, too, with the net of its method."""
     from denoise.methods import with_net
 
+    config = with_teacher(config)
     data = dataclasses.replace(config.data, root=str(Path(config.data.root).absolute()))
     ray = dataclasses.replace(config.ray, storage=absolute(config.ray.storage))
     where = dataclasses.replace(config.tracking, uri=tracking.resolve_uri(config.tracking.uri, Path.cwd()))

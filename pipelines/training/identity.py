@@ -8,10 +8,12 @@ from typing import Any
 
 from denoise.config import Config, digest, flatten, from_dict, to_dict
 from denoise.files import file_digest
+from pipelines.training.teacher import teacher_digest
 
 DECISIVE_DATA = ("colour", "noise_patch", "pairs", "fixed_noise", "streams", "window", "crops_per_image", "small")
 # How a batch is computed, and what is done about trouble: the same run may go on with another answer.
-NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite")
+# A teacher is known by its digest, wherever it lies.
+NOT_DECISIVE = ("micro_batch", "oom", "skip_nonfinite", "teacher")
 # A run with a name of its own (--name) may also go on with other values of these: when it reports and saves, which
 # checkpoint becomes the model, and kernels that differ by rounding. Its train.steps may grow.
 NOT_DECISIVE_OF_A_NAMED_RUN = (
@@ -50,7 +52,9 @@ def run_name(config: Config, data_digest: str) -> str:
     Where it runs and how it is recorded (workers, storage, tracking, caches) is no part of the hash: the same run may
     continue on another cluster.
     """
-    identity = {**_decisive(config), "data": data_digest, "code": code_digest(config)}
+    teacher = teacher_digest(config)
+    taught = {"teacher": teacher} if teacher else {}
+    identity = {**_decisive(config), "data": data_digest, "code": code_digest(config), **taught}
     return f"{config.method.name}-{config.noise}-{digest(identity)[:10]}"
 
 
@@ -102,10 +106,12 @@ def code_files(config: Config) -> list[Path]:
     """Return the files of the core that this training runs.
 
     Of the methods, nets and noise models only the chosen one counts, with the files of these packages that it imports,
-    and not the list of all of them in ``__init__.py``: adding another leaves finished runs what they are.
+    and not the list of all of them in ``__init__.py``: adding another leaves finished runs what they are. A teacher's
+    count as well.
     """
     import denoise
     from denoise.methods import METHODS, with_net
+    from denoise.model_files import read_card
     from denoise.nets import net_class
     from denoise.noise import parse_noise
 
@@ -114,7 +120,11 @@ def code_files(config: Config) -> list[Path]:
     for package in PACKAGES:
         files |= set((root / package).glob("*.py"))
     files -= {root / name for name in NOT_DECISIVE_MODULES}
-    for cls in (METHODS[config.method.name], net_class(with_net(config).net.name), type(parse_noise(config.noise))):
+    classes = [METHODS[config.method.name], net_class(with_net(config).net.name), type(parse_noise(config.noise))]
+    if config.train.teacher is not None:
+        card = read_card(Path(config.train.teacher))
+        classes += [METHODS[card["method"]["name"]], net_class(card["net"]["name"])]
+    for cls in classes:
         files |= _with_imported(Path(inspect.getfile(cls)), root)
     return sorted(files)
 

@@ -13,6 +13,7 @@ from denoise.files import refuse_foreign, write_folder
 from pipelines.console import say
 from pipelines.datasets.layout import data_place, open_set, open_sets, results_cache, with_place
 from pipelines.training.identity import code_digest, run_name
+from pipelines.training.teacher import TEACHER_TAG, teacher_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +82,7 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
     build_components(config)  # before a cluster is started
     train = open_sets(config, "train")
     refuse_overlap(train, open_sets(config, "test"), config.data.allow_overlap, results_cache())
+    _refuse_images_of_teacher(config)
     place = data_place(config)
     parts = [
         Part(set_name, split, shards.digest, place)
@@ -88,7 +90,20 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
         for set_name, shards in sets
     ]
     digest = ShardedDataset([shards for _, shards in train]).digest
-    return TrainingInputs(name or run_name(config, digest), parts, {"data_digest": digest, **versions(config)})
+    teacher = teacher_digest(config)
+    taught = {TEACHER_TAG: teacher} if teacher else {}
+    known_versions = {"data_digest": digest, **taught, **versions(config)}
+    return TrainingInputs(name or run_name(config, digest), parts, known_versions)
+
+
+def _refuse_images_of_teacher(config: Config) -> None:
+    """Refuse test sets with images that the teacher was trained on: what it knows of them, a student learns."""
+    from denoise.model_files import TRAINING_IMAGES
+    from denoise.sharding.image_set import read_image_set
+    from denoise.sharding.leakage import refuse_trained_on
+
+    if config.train.teacher is not None and (file := Path(config.train.teacher) / TRAINING_IMAGES).is_file():
+        refuse_trained_on(read_image_set(file), open_sets(config, "test"), config.data.allow_overlap)
 
 
 def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDataset]":
@@ -128,6 +143,7 @@ def provenance(inputs: TrainingInputs) -> dict[str, Any]:
         "run": inputs.name,
         "code_digest": inputs.versions["code_digest"],
         "data": [{"name": part.name, "split": part.split, "digest": part.digest} for part in inputs.parts],
+        **({"teacher": inputs.versions[TEACHER_TAG]} if TEACHER_TAG in inputs.versions else {}),
         **({"earlier": list(inputs.earlier)} if inputs.earlier else {}),
     }
 

@@ -23,6 +23,7 @@ from pipelines.training.inputs import (
 from pipelines.training.named_run import continue_run
 from pipelines.training.noise_check import warn_of_noise
 from pipelines.training.progress import ShowMetrics, Stopped, step_progress
+from pipelines.training.teacher import with_teacher
 
 if TYPE_CHECKING:
     from denoise.training.fault_injection import Fault
@@ -49,7 +50,7 @@ def train_locally(
     from denoise.training.fault_injection import FaultInjector
     from denoise.training.loop import train
 
-    config, name = with_net(config), name and require_name(name, "--name")
+    config, name = with_net(with_teacher(config)), name and require_name(name, "--name")
     inputs = training_inputs(config, name)
     run = Path("runs") / inputs.name
     store, model = FolderStore(run / "checkpoints"), out or run / "model"

@@ -17,6 +17,7 @@ from pipelines.tracking.client import existing_run
 from pipelines.tracking.runs import RunSpec
 from pipelines.training.identity import changed_settings, named_settings
 from pipelines.training.inputs import Part, TrainingInputs
+from pipelines.training.teacher import TEACHER_TAG
 
 if TYPE_CHECKING:
     from denoise.model_files import ModelCard
@@ -62,6 +63,8 @@ def refuse_mlflow_run(config: Config, spec: RunSpec) -> None:
     changes = [f"{key}: {known[key]}, now {new[key]}" for key in keys]
     if run.data.tags.get(DATA_TAG, spec.tags[DATA_TAG]) != spec.tags[DATA_TAG]:
         changes.append("other training images")
+    if run.data.tags.get(TEACHER_TAG) != spec.tags.get(TEACHER_TAG):
+        changes.append("another teacher")
     _refuse(spec.name, changes, " in MLflow")
 
 
@@ -89,6 +92,8 @@ def _card_in(model: Path | None) -> "ModelCard | None":
 def _refuse_another_run(config: Config, inputs: TrainingInputs, card: "ModelCard") -> None:
     stored_parts = card.get("provenance", {}).get("data", [])
     changes = [*changed_settings(card["config"], config), *_changed_images(stored_parts, inputs.parts)]
+    if card.get("provenance", {}).get("teacher") != inputs.versions.get(TEACHER_TAG):
+        changes.append("another teacher")
     _refuse(inputs.name, changes)
 
 

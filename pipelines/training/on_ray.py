@@ -35,6 +35,7 @@ from pipelines.training.inputs import (
 from pipelines.training.named_run import continue_run, refuse_mlflow_run
 from pipelines.training.noise_check import warn_of_noise
 from pipelines.training.progress import Stopped
+from pipelines.training.teacher import with_teacher
 from pipelines.training.worker import WorkerTask, train_worker
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def train_on_ray(
     """
     from denoise.methods import with_net
 
-    config, name = with_net(config), name and require_name(name, "--name")
+    config, name = with_net(with_teacher(config)), name and require_name(name, "--name")
     inputs = training_inputs(config, name)
     store, own_folder = open_store(config.ray.storage, inputs.name), Path("runs") / inputs.name / "model"
     if name:

@@ -11,6 +11,7 @@ from pipelines.storage.checkpoints import absolute
 from pipelines.tracking import client as tracking
 from pipelines.tracking.runs import RunSpec
 from pipelines.training.inputs import training_inputs
+from pipelines.training.teacher import with_teacher
 from pipelines.tuning.space import Dimension, Sweep, boundary_configs, sweep_name, trial_config
 
 # Tags of MLflow runs. The sweep's has the first; its trials' have all of them.
@@ -61,6 +62,7 @@ def plan(sweep: Sweep, config: Config, kind: str, name: str | None = None) -> Pl
 
     if name is not None:
         require_name(name, "--name")
+    config = with_teacher(config)
     train = dataclasses.replace(config.train, val_loss=config.train.val_loss or "val_loss" in sweep.objectives)
     data = dataclasses.replace(config.data, root=str(Path(config.data.root).absolute()))
     ray = dataclasses.replace(config.ray, storage=absolute(config.ray.storage))

@@ -27,6 +27,7 @@ FORMS = [
     ("ssdn", {"sigma": "constant"}),
     ("ssdn", {"sigma": "variable"}),
     ("ssdn", {"covariance": "diagonal"}),
+    ("distil", {"told_level": True}),
     ("atbsn", {"hole": 3, "hole_at_test": 0}),
 ]
 EVERY_FORM = pytest.mark.parametrize(
@@ -92,8 +93,14 @@ def method_of(name, fields=None):
     return build_method(name, fields or {}, noise_of(METHODS[name]))
 
 
-def views_of(method, clean=CLEAN, step=0, noise=None):
-    return observe(clean, noise or noise_of(method), method.views(), keys_of(clean, step))
+def teach(noisy):
+    """Two targets of a teacher that smooths."""
+    return torch.cat([F.avg_pool2d(noisy, side, 1, side // 2, count_include_pad=False) for side in (3, 5)], dim=1)
+
+
+def views_of(method, clean=CLEAN, step=0, noise=None, rng=None):
+    views = observe(clean, noise or noise_of(method), method.views(), rng or keys_of(clean, step))
+    return {**views, "taught": teach(views["noisy"])} if "taught" in method.views() else views
 
 
 def batch_of(method, clean=CLEAN, step=0):
@@ -160,8 +167,7 @@ def test_a_rank_with_part_of_the_batch_computes_part_of_the_loss(name, fields):
     parts = []
     for index in range(2):
         rng = batch_rng(0, 0, torch.tensor([index]))
-        views = observe(CLEAN[index : index + 1], noise_of(method), method.views(), rng)
-        alone = method.make_batch(views, rng.stream("method"))
+        alone = method.make_batch(views_of(method, CLEAN[index : index + 1], rng=rng), rng.stream("method"))
         parts.append(method.loss(net, alone, 0.5)["loss"].item())
     assert sum(parts) / 2 == pytest.approx(whole, rel=1e-4, abs=1e-6)
 
