@@ -6,11 +6,12 @@ data is sharded. For several runs of the same recipe give seeds.
 
     python benchmarks/quality.py samples --minutes 1 --out quality    # every method, for a minute each
     python benchmarks/quality.py bsd68 --minutes 15 --out quality     # grey, bsd400 -> BSD68, sigma 25: two cores do
+    python benchmarks/quality.py correlated --minutes 15 --out quality # the same, noise of neighbours correlated
+    python benchmarks/quality.py polyu --minutes 15 --out quality     # a camera's JPEGs, 70 -> 30
     python benchmarks/quality.py laine2019 --minutes 60 --out quality # colour, -> Kodak and BSDS300 test: a GPU
 """
 
 import argparse
-import contextlib
 import json
 import sys
 import time
@@ -19,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from denoise.config import Config, load_config
-
-PROBE_SECONDS = 10.0  # over which the rate is measured
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Row:
     overrides: Sequence[str]
     published: dict[str, float] = field(default_factory=dict)
     evaluations: Sequence[tuple[str, ...]] = ((),)  # overrides of one evaluation each
+    teacher: str = ""  # the row whose model it learns from, trained before it
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,29 @@ METHOD_ROWS = [
     )
 ]  # fmt: skip
 
+CORRELATED_ROWS = (
+    Row("n2n", ("method=n2n",)),
+    Row("n2v", ("method=n2v", "method.mask_ratio=0.02")),
+    Row("nb2nb", ("method=nb2nb",)),
+    Row("ssdn", ("method=ssdn", "method.family=gauss", *SSDN_SHAPE)),
+    Row("atbsn", ("method=atbsn", *SSDN_SHAPE)),
+    Row("atbsn distilled", ("method=distil", *SSDN_SHAPE), teacher="atbsn"),
+)
+WHITE_ROWS = (
+    Row("ssdn, white", ("noise=gauss25", "method=ssdn", *SSDN_SHAPE)),
+    Row("atbsn, white", ("noise=gauss25", "method=atbsn", *SSDN_SHAPE)),
+)
+GREY = (
+    "data.colour=grey", "data.train=[bsd400]", "data.val=[samples]", "data.test=[bsd68]",
+    "train.batch_size=8", "train.crop=64", "train.lr=1e-3", "train.rampup=0.02", "train.rampdown=0.5",
+    "train.augment=[flip, rotate]",
+)  # fmt: skip
+
 TABLES = {
     "samples": Table(("data.train=[samples]", "data.test=[samples]"), ("samples",), "float", METHOD_ROWS),
     "bsds300": Table(("data.train=[bsds300]", "data.test=[samples]"), ("samples",), "float", METHOD_ROWS),
     "bsd68": Table(
-        (
-            "noise=gauss25", "data.colour=grey", "data.train=[bsd400]", "data.val=[samples]", "data.test=[bsd68]",
-            "train.batch_size=8", "train.crop=64", "train.lr=1e-3", "train.rampup=0.02", "train.rampdown=0.5",
-            "train.augment=[flip, rotate]",
-        ),
+        ("noise=gauss25", *GREY),
         ("bsd68",),
         "float",
         (
@@ -74,6 +88,25 @@ TABLES = {
             Row("ssdn", ("method=ssdn", *SSDN_SHAPE), {"bsd68": 28.84}),
             Row("mu-only", ("method=ssdn", "method.mu_only=true", *SSDN_SHAPE)),
             Row("r2r", ("method=r2r", "net=unet_n2n"), {"bsd68": 29.14}, R2R_PASSES),
+        ),
+    ),
+    "correlated": Table(("noise=corr25_0.8", *GREY), ("bsd68",), "float", (*CORRELATED_ROWS, *WHITE_ROWS)),
+    "polyu": Table(
+        (
+            "noise=none", "data.colour=rgb", "data.train=[polyu]", "data.val=[]", "data.test=[polyu]",
+            "train.batch_size=8", "train.crop=64", "train.lr=3e-4", "train.rampup=0.02", "train.rampdown=0.5",
+            "train.augment=[flip, rotate]",
+        ),
+        ("polyu",),
+        "float",
+        (
+            Row("n2n with the mean", ("method=n2n",)),
+            Row("n2v", ("method=n2v",)),
+            Row("n2v, square of 9", ("method=n2v", "method.structure=square", "method.structure_size=9")),
+            Row("nb2nb", ("method=nb2nb",)),
+            Row("ssdn", ("method=ssdn", "method.sigma=constant", *SSDN_SHAPE)),
+            Row("atbsn", ("method=atbsn", *SSDN_SHAPE)),
+            Row("atbsn distilled", ("method=distil", *SSDN_SHAPE), teacher="atbsn"),
         ),
     ),
     "laine2019": Table(
@@ -106,47 +139,31 @@ def configuration(table: Table, row: Row, steps: int, extra: Sequence[str] = ())
     )
 
 
-def steps_in(table: Table, row: Row, minutes: float, folder: Path) -> int:
+def steps_in(config: Config, minutes: float) -> int:
     """Return how many steps fit into that time, from the rate of a short run (no validation, no checkpoints)."""
-    from denoise.data.dataset import ShardedDataset
-    from denoise.training.checkpoint_manager import CheckpointManager, FolderStore
-    from denoise.training.loop import train
-    from pipelines.datasets.layout import open_sets
+    from pipelines.training.speed import images_per_second
 
-    config = configuration(table, row, 10_000, ("train.log_every=1",))
-    images = ShardedDataset([shards for _, shards in open_sets(config, "train")])
-    times: list[float] = []
-
-    def clock(metrics: dict[str, float]) -> None:
-        times.append(time.perf_counter())
-        if len(times) > 2 and times[-1] - times[0] > PROBE_SECONDS:
-            raise StopIteration
-
-    with contextlib.suppress(StopIteration):
-        train(
-            config,
-            train_set=images,
-            val_set=None,
-            folder=folder,
-            report=clock,
-            checkpoints=CheckpointManager(FolderStore(folder / "checkpoints")),
-        )
-    return max(1, int(60 * minutes * (len(times) - 1) / (times[-1] - times[0])))
+    return max(1, int(60 * minutes * images_per_second(config) / config.train.batch_size))
 
 
-def run(table: Table, row: Row, steps: int, seed: int, out: Path) -> list[dict[str, object]]:
+def model_folder(out: Path, name: str, seed: int) -> Path:
+    """Return where the model of a row and a seed is."""
+    return out / f"{name.replace(' ', '-')}-{seed}"
+
+
+def run(table: Table, row: Row, steps: int, seed: int, out: Path, extra: Sequence[str] = ()) -> list[dict[str, object]]:
     """Train a recipe and return one result for each evaluation and test set."""
     from pipelines.cli.common import open_model
     from pipelines.evaluate import evaluate_model
     from pipelines.training.local import train_locally
 
-    config = configuration(table, row, steps, (f"seed={seed}",))
+    config = configuration(table, row, steps, (f"seed={seed}", *extra))
     started = time.perf_counter()
-    model = train_locally(config, out=out / f"{row.name.replace(' ', '-')}-{seed}")
+    model = train_locally(config, out=model_folder(out, row.name, seed))
     seconds = time.perf_counter() - started
     results = []
     for overrides in row.evaluations:
-        evaluation = configuration(table, row, steps, overrides)
+        evaluation = configuration(table, row, steps, (*overrides, *extra))
         denoiser = open_model(evaluation, str(model))
         for result in evaluate_model(evaluation, denoiser, table.tests, table.protocol, None, None):
             scores = {key: result[key] for key in ("data", "protocol", "passes", "noisy_psnr", "psnr", "ssim")}
@@ -184,9 +201,11 @@ def main() -> None:
     for row in table.rows:
         if arguments.recipes and row.name not in arguments.recipes:
             continue
-        steps = arguments.steps or steps_in(table, row, arguments.minutes, arguments.out / "probe")
+        steps = arguments.steps or 0
         for seed in arguments.seeds:
-            results = run(table, row, steps, seed, arguments.out)
+            taught = [f"train.teacher={model_folder(arguments.out, row.teacher, seed)}"] if row.teacher else []
+            steps = steps or steps_in(configuration(table, row, 1, taught), arguments.minutes)
+            results = run(table, row, steps, seed, arguments.out, taught)
             for result in results:
                 print(line(result), flush=True)
             with (arguments.out / "results.jsonl").open("a") as file:
