@@ -169,8 +169,11 @@ class Denoiser:
         return replace(self, symmetries=tuple(symmetry_group(self.card["config"].get("train", {}).get("augment", ()))))
 
 
-def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> ModelCard:
+def make_card(
+    config: Mapping[str, Any], channels: int, value_range: ValueRange | None = None, **provenance: Any
+) -> ModelCard:
     """Return the card of a net trained with ``config`` (plain data); ``provenance`` says where it comes from."""
+    ranged = {} if value_range is None else {"range": {"low": value_range.low, "high": value_range.high}}
     return {
         "format": FORMAT,
         "method": config["method"],
@@ -179,6 +182,7 @@ def make_card(config: Mapping[str, Any], channels: int, **provenance: Any) -> Mo
         "noise": config["noise"],
         "provenance": provenance,
         "config": dict(config),
+        **ranged,
     }
 
 

@@ -145,7 +145,7 @@ def evaluate(
         of restored - clean, images in [0, 1]), and where the net finds the noise level itself ``sigma``, the true level
         in the noise's own unit, and ``estimated_sigma``.
     """
-    scorer = _Scorer(denoiser, ShardedDataset([shards]), noise, protocol, assumed_level, device)
+    scorer = _Scorer(denoiser, ShardedDataset([shards], denoiser.value_range), noise, protocol, assumed_level, device)
     indices = spread(len(shards), images)
     scores: dict[str, list[Mapping[str, float]]] = {}  # image -> scores of its repeats
     for repeat in range(protocol.repeats_of(data)):

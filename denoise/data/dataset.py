@@ -8,18 +8,26 @@ from functools import cached_property
 from itertools import accumulate
 
 from denoise.data.decoded_cache import DecodedCache, Shape, nbytes
-from denoise.data.index import View
+from denoise.data.index import View, read_mode
 from denoise.data.shards import ShardFolder, Shards
+from denoise.errors import UserError
 from denoise.images.tensors import Pixels
+from denoise.stacks.value_range import ValueRange
 
 MIN_CACHED = 0.03  # of all images, what a cache of decoded images has to hold: no more than this share of reads hit it
 
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """Several sets of shards read as one."""
+    """Several sets of shards read as one.
+
+    Attributes:
+        parts: the sets.
+        assumed_range: the range to read those in that have one, such as that of a model; None: their own.
+    """
 
     parts: Sequence[Shards]
+    assumed_range: ValueRange | None = None
     _cache: list[DecodedCache] = field(default_factory=list, compare=False, repr=False)  # one cache, or none
 
     def __len__(self) -> int:
@@ -30,6 +38,30 @@ class ShardedDataset:
     def digest(self) -> str:
         """The identity of the data: sha256 over the digests of the parts."""
         return hashlib.sha256("".join(part.digest for part in self.parts).encode()).hexdigest()
+
+    @cached_property
+    def value_range(self) -> ValueRange | None:
+        """The values that are 0 and 1 in what is read; None: the ends of each image's type.
+
+        Raises:
+            UserError: some sets have a range and others have none.
+        """
+        if self.assumed_range is not None:
+            return self.assumed_range
+        ranges = [part.value_range for part in self.parts if part.value_range is not None]
+        if not ranges:
+            return None
+        if len(ranges) < len(self.parts):
+            names = ", ".join(part.name for part in self.parts if part.value_range is None)
+            raise UserError(
+                f"{names} has no range of values and another set has one, so no model fits both; give it one with "
+                "`denoise shard NAME --from FOLDER --range LOW,HIGH`, or train on one of them."
+            )
+        return ValueRange(min(found.low for found in ranges), max(found.high for found in ranges))
+
+    def require_one_range(self) -> None:
+        """Raise UserError where some sets have a range and others have none."""
+        _ = self.value_range
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -44,19 +76,24 @@ class ShardedDataset:
     def pixels(self, index: int, view: str) -> Pixels:
         """Return one decoded image (H, W, C) of a sample, which is read-only.
 
+        It is as stored, or float32 in units of ``value_range`` where its set has one.
+
         Raises:
             DamagedError: its bytes differ from the index.
         """
         if not self._cache or view not in self._views:
-            shards, offset = self._locate(index)
-            return shards.pixels(offset, view)
+            return self._read(index, view)
         cache, number = self._cache[0], index * len(self._views) + self._views.index(view)
         pixels = cache.get(number)
         if pixels is None:
-            shards, offset = self._locate(index)
-            pixels = shards.pixels(offset, view)
+            pixels = self._read(index, view)
             cache.put(number, pixels)
         return pixels
+
+    def _read(self, index: int, view: str) -> Pixels:
+        shards, offset = self._locate(index)
+        pixels = shards.pixels(offset, view)
+        return pixels if shards.value_range is None or self.value_range is None else self.value_range.to_unit(pixels)
 
     def name(self, index: int) -> str:
         """Return the name of a sample."""
@@ -92,7 +129,8 @@ class ShardedDataset:
             return
         shapes = list(self._shapes(budget))
         if shapes:
-            self._cache.append(DecodedCache(f"{self.digest}:{self._views}", shapes, budget))
+            ranged = "" if self.value_range is None else f":{self.value_range.low!r}:{self.value_range.high!r}"
+            self._cache.append(DecodedCache(f"{self.digest}:{self._views}{ranged}", shapes, budget))
 
     def close(self) -> None:
         """Release the cache."""
@@ -104,7 +142,7 @@ class ShardedDataset:
         """About how many bytes all images decoded are, by those of the first shard of each part."""
         size = 0
         for part in self.parts:
-            shapes = [_shape(sample["views"].get(view)) for sample in part.samples(0) for view in self._views]
+            shapes = [_shape(part, sample["views"].get(view)) for sample in part.samples(0) for view in self._views]
             size += sum(map(nbytes, shapes)) * len(part) // part.counts[0]
         return size
 
@@ -132,7 +170,7 @@ class ShardedDataset:
             for number in range(len(shards.entries)):
                 for sample in shards.samples(number):
                     for view in self._views:
-                        shape = _shape(sample["views"].get(view))
+                        shape = _shape(shards, sample["views"].get(view))
                         size += nbytes(shape)
                         if size > budget:
                             return
@@ -147,8 +185,9 @@ class ShardedDataset:
         return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
-def _shape(view: View | None) -> Shape:
+def _shape(shards: Shards, view: View | None) -> Shape:
+    """Return the shape of an image as it is read."""
     if view is None:
         return 0, 0, 1, "uint8"
-    mode, _, deep = view["mode"].partition(";")
-    return view["height"], view["width"], len(mode), "uint16" if deep else "uint8"
+    channels, dtype = read_mode(view["mode"])
+    return view["height"], view["width"], channels, dtype if shards.value_range is None else "float32"

@@ -7,7 +7,7 @@ form, numbers have bounds, and what describes a shard has to fit into it. What w
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple, NotRequired
 
 import numpy as np
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
@@ -96,12 +96,29 @@ class Entries:
         return tuple(self._rows["samples"].tolist())
 
 
+TYPES_OF_MODES = {"": "uint8", "16": "uint16", **{name: name for name in ("int8", "int16", "float16", "float32")}}
+CHANNELS_OF_MODES = {"L": 1, "RGB": 3}
+
+
+def mode_of(channels: int, dtype: str) -> str:
+    """Return what an index calls images of 1 or 3 channels and that type: ``L``, ``RGB;16``, ``L;float32``."""
+    kind = next(kind for kind, count in CHANNELS_OF_MODES.items() if count == channels)
+    suffix = next(suffix for suffix, name in TYPES_OF_MODES.items() if name == dtype)
+    return f"{kind};{suffix}" if suffix else kind
+
+
+def read_mode(mode: str) -> tuple[int, str]:
+    """Return channels and type of images that an index calls ``mode``."""
+    kind, _, suffix = mode.partition(";")
+    return CHANNELS_OF_MODES[kind], TYPES_OF_MODES[suffix]
+
+
 class View(TypedDict):
     """One image of a sample, and its place in the tar."""
 
     width: Side
     height: Side
-    mode: Literal["L", "RGB", "L;16", "RGB;16"]
+    mode: Annotated[str, Field(pattern="^(L|RGB)(;(16|int8|int16|float16|float32))?$")]  # ``mode_of``
     quick: bool  # whether the quick decoder gives the same pixels
     pixels: Sha256
     grey: Sha256  # ``grey_hash``
@@ -118,6 +135,11 @@ class SampleEntry(TypedDict):
     views: Annotated[dict[str, View], Field(min_length=1, max_length=16)]
 
 
+class _Range(TypedDict):
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class _Header(TypedDict):
     format: int
 
@@ -126,7 +148,11 @@ class _Index(TypedDict):
     shards: Annotated[list[Entry], FailFast(), Field(min_length=1)]
 
 
-_HEADER, _INDEX = TypeAdapter(_Header), TypeAdapter(_Index)
+class _Ranged(TypedDict):
+    range: NotRequired[_Range]  # the values of its images that are 0 and 1 for a network
+
+
+_HEADER, _INDEX, _RANGED = TypeAdapter(_Header), TypeAdapter(_Index), TypeAdapter(_Ranged)
 _SAMPLES = TypeAdapter(Annotated[list[SampleEntry], FailFast()])
 
 
@@ -156,6 +182,17 @@ def read_entries(content: object) -> Entries:
     if len({entry["file"] for entry in entries}) < len(entries):
         raise ValueError("it names a shard twice")
     return Entries(entries)
+
+
+def read_range(content: object) -> tuple[float, float] | None:
+    """Return the range in an index, low and high, None where it has none; ValueError if it is none."""
+    with _explained():
+        stored = _RANGED.validate_python(content, strict=True).get("range")
+    if stored is None:
+        return None
+    if not stored["low"] < stored["high"]:
+        raise ValueError(f"its range from {stored['low']} to {stored['high']} is none")
+    return stored["low"], stored["high"]
 
 
 def list_name(tar: str) -> str:

@@ -23,6 +23,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
+from denoise.data.decoding import decode_stored
 from denoise.data.index import (
     LARGEST_INDEX,
     Entries,
@@ -33,15 +34,18 @@ from denoise.data.index import (
     list_of,
     read_entries,
     read_index,
+    read_mode,
+    read_range,
     read_samples,
     tar_of,
 )
 from denoise.errors import UserError
 from denoise.files import file_digest
-from denoise.images.io import decode_quickly, read_image
 from denoise.images.tensors import Pixels
+from denoise.stacks.value_range import ValueRange
 
 FORMAT = 2
+FORMAT_WITH_RANGE = 3  # of an index with a range of values, which a version that reads 2 alone would pass over
 INDEX = "index.json"
 MAX_OPEN_FILES = 64  # of a folder
 MAX_CHECKED = 2000  # shards whose files are looked at when a set is opened; of more, each when it is first used
@@ -127,6 +131,7 @@ class Shards:
     entries: Entries = field(compare=False)
     digest: str  # sha256 of index.json: the identity of the data
     store: ShardStore = field(compare=False)
+    value_range: ValueRange | None = None  # the values that are 0 and 1 for a network; None: the ends of the type
     _lists: "OrderedDict[int, Sequence[SampleEntry]]" = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @classmethod
@@ -166,15 +171,16 @@ class Shards:
             version, content = read_index(index)
         except ValueError as error:
             raise DamagedError(f"{name}/{INDEX} is not an index of shards ({error}); {REMEDY}.") from None
-        if version != FORMAT:
+        if version not in (FORMAT, FORMAT_WITH_RANGE):
             raise UserError(f"{name}/{INDEX} is an index of format {version}, expected {FORMAT}; {REMEDY}.")
         try:
-            entries = read_entries(content)
+            entries, limits = read_entries(content), read_range(content)
         except ValueError as error:
             raise DamagedError(
                 f"{name}/{INDEX} has entries that describe no shard ({error}): its bytes changed; {REMEDY}."
             ) from None
-        return cls(name, entries, hashlib.sha256(index).hexdigest(), store)
+        value_range = None if limits is None else ValueRange(*limits)
+        return cls(name, entries, hashlib.sha256(index).hexdigest(), store, value_range)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -196,18 +202,18 @@ class Shards:
         return self.samples(number)[offset]
 
     def pixels(self, index: int, view: str = "clean") -> Pixels:
-        """Return the decoded image (H, W, C) of a sample.
+        """Return the decoded image (H, W, C) of a sample, as it is stored.
 
         Raises:
             DamagedError: its bytes differ from the index.
         """
         sample = self.describe(index)
         stored = sample["views"][view]
-        channels, dtype = 1 if stored["mode"].startswith("L") else 3, "uint16" if ";16" in stored["mode"] else "uint8"
-        data = self.encoded(index, view)
-        pixels = decode_quickly(data, channels) if stored["quick"] else None
-        if pixels is None:
-            pixels = read_image(data).pixels
+        channels, dtype = read_mode(stored["mode"])
+        try:
+            pixels = decode_stored(self.encoded(index, view), channels, stored["quick"])
+        except ValueError as error:
+            raise DamagedError(f"{sample['name']} in {self.name} is no plane ({error}); {REMEDY}.") from None
         if (*pixels.shape, pixels.dtype) != (stored["height"], stored["width"], channels, dtype):
             raise DamagedError(
                 f"{sample['name']} in {self.name} has {pixels.shape} values of type {pixels.dtype}, which is not what "

@@ -7,11 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Pixels = NDArray[Any]  # (H, W, C) uint8 or uint16, C 1 or 3
+Pixels = NDArray[Any]  # (H, W, C) uint8, uint16, or float32 in units of a range, C 1 or 3
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """Turn (H, W, C) uint8 or uint16 into float32 (C, H, W) in [0, 1]."""
+    """Turn (H, W, C) uint8 or uint16 into float32 (C, H, W) in [0, 1]; float32 keeps its values."""
+    if pixels.dtype == np.float32:
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
     return torch.from_numpy(planes).div_(np.iinfo(pixels.dtype).max)
 

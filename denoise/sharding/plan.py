@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from denoise.data.shards import FORMAT
+from denoise.sharding.planes import Plane
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Source:
 
     name: str
     views: Mapping[str, Path]
+    plane: Plane | None = None  # of the one file, which is a stack
+
+    @property
+    def bytes(self) -> int:
+        """About how much it takes in a shard."""
+        return self.plane.bytes if self.plane else sum(path.stat().st_size for path in self.views.values())
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class ShardPlan:
 
     number: int
     sources: tuple[Source, ...]
+    measured: bool = False  # whether the values of all images are looked at, not only those of planes
 
     def identity(self, sample_filter: SampleFilter) -> str:
         """Return the digest of all that decides the tar's bytes, as far as file sizes and times show it."""
@@ -61,17 +69,20 @@ class ShardPlan:
             for source in self.sources
             for view, path in sorted(source.views.items())
         ]
-        return hashlib.sha256(json.dumps([FORMAT, self.number, asdict(sample_filter), files]).encode()).hexdigest()
+        planes = [asdict(source.plane) for source in self.sources if source.plane]
+        more = [planes, self.measured] if planes or self.measured else []
+        tree = [FORMAT, self.number, asdict(sample_filter), files, *more]
+        return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
-def plan_shards(sources: Iterable[Source], max_bytes: int) -> Iterator[ShardPlan]:
+def plan_shards(sources: Iterable[Source], max_bytes: int, measured: bool = False) -> Iterator[ShardPlan]:
     """Yield shards of successive sources, each closed when its files reach ``max_bytes``."""
     number, size, shard_sources = 0, 0, list[Source]()
     for source in sources:
         shard_sources.append(source)
-        size += sum(path.stat().st_size for path in source.views.values())
+        size += source.bytes
         if size >= max_bytes:
-            yield ShardPlan(number, tuple(shard_sources))
+            yield ShardPlan(number, tuple(shard_sources), measured)
             number, size, shard_sources = number + 1, 0, []
     if shard_sources:
-        yield ShardPlan(number, tuple(shard_sources))
+        yield ShardPlan(number, tuple(shard_sources), measured)

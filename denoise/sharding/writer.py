@@ -3,18 +3,18 @@
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from denoise.data.index import list_name
-from denoise.data.shards import FORMAT, INDEX
+from denoise.data.index import list_name, mode_of
+from denoise.data.shards import FORMAT, FORMAT_WITH_RANGE, INDEX
 from denoise.documents import parse_json
 from denoise.errors import UserError
 from denoise.files import atomic_folder, explain_write_errors, file_digest, lock_folder, remove, write_json
@@ -22,10 +22,18 @@ from denoise.images.io import decode_quickly, image_size, pixel_hash, read_image
 from denoise.images.tensors import Pixels
 from denoise.sharding.fingerprints import grey_hash, perceptual_hash
 from denoise.sharding.plan import ALL_IMAGES, SampleFilter, ShardPlan, Source, plan_shards
+from denoise.sharding.planes import PlaneReader, eight_bits
+from denoise.stacks.encoded import encode_plane
+from denoise.stacks.options import AUTO, BY_PERCENTILES, BY_TYPE, choose_range
+from denoise.stacks.survey import Survey, survey
+from denoise.stacks.value_range import ValueRange
 
 QUICK_FORMATS = (".jpg", ".jpeg", ".png")  # that the quick decoder may read, if it gives the same pixels
 LARGE = 1 << 28  # bytes of a file
 PLANNED_AHEAD = 2  # shards for each process
+
+
+NOTHING = Survey()
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class ShardResult:
     errors: tuple[str, ...]  # one sentence for each image that does not decode
     excluded: int  # samples that the filter left out
     samples: int  # how many it was planned with
+    values: Survey = NOTHING  # of its planes, or of all its images where their values are measured
+    types: tuple[str, ...] = ()  # of the values of its images
     reused: bool = False  # it was there from an earlier, interrupted run
 
 
@@ -48,6 +58,7 @@ def write_shards(
     jobs: int = 1,
     on_shard_written: Callable[[ShardResult], None] = lambda result: None,
     work: Path | None = None,
+    value_range: str = AUTO,
 ) -> list[ShardResult]:
     """Write the sources, in their order, as shards with an index, replacing an older folder of that name.
 
@@ -62,18 +73,21 @@ def write_shards(
         jobs: processes that work in parallel.
         on_shard_written: called after every shard.
         work: where the shards are written until all are complete; ``.NAME.partial`` beside ``folder`` by default.
+        value_range: which values become 0 and 1 for a network, as in ``StackOptions``; ``auto`` asks for no range where
+            no sample is the plane of a stack.
 
     Returns:
         The outcome of each planned shard, in order.
 
     Raises:
         UserError: an image does not decode (unless ``sample_filter.skip_broken``), there is no image at all, the disk
-            is full, or another process is sharding the same set.
+            is full, another process is sharding the same set, or no range fits its values.
     """
     work = work or folder.with_name(f".{folder.name}.partial")
     with lock_folder(work, "sharding into"), explain_write_errors(folder), atomic_folder(folder, work, resume=True):
         results = []
-        for result in _write_all(work, plan_shards(sources, max_bytes), sample_filter, jobs):
+        plans = plan_shards(sources, max_bytes, value_range == BY_PERCENTILES)
+        for result in _write_all(work, plans, sample_filter, jobs):
             results.append(result)
             on_shard_written(result)
         results.sort(key=lambda result: result.number)
@@ -84,8 +98,24 @@ def write_shards(
         for path in work.iterdir():
             if path.name not in expected:
                 remove(path, work)
-        write_json(work / INDEX, {"format": FORMAT, "shards": entries})
+        found = _range_of(results, value_range, str(folder))
+        ranged = {} if found is None else {"range": {"low": found.low, "high": found.high}}
+        write_json(work / INDEX, {"format": FORMAT_WITH_RANGE if ranged else FORMAT, "shards": entries, **ranged})
     return results
+
+
+def _range_of(results: Sequence[ShardResult], wanted: str, name: str) -> ValueRange | None:
+    """Return the range of a set's values, None where all are images in the range of their types."""
+    values = sum((result.values for result in results), NOTHING)
+    if not values.planes and wanted == AUTO:
+        return None
+    types = sorted({dtype for result in results for dtype in result.types})
+    if len(types) > 1 and wanted in (AUTO, BY_TYPE, BY_PERCENTILES):
+        raise UserError(
+            f"the images of {name} hold values of the types {' and '.join(types)}, which no one range fits; make a set "
+            "of each, or give --range LOW,HIGH."
+        )
+    return choose_range(wanted, types[0], values, name)
 
 
 def _write_all(work: Path, plans: Iterator[ShardPlan], sample_filter: SampleFilter, jobs: int) -> Iterator[ShardResult]:
@@ -118,10 +148,11 @@ def write_shard(work: Path, plan: ShardPlan, sample_filter: SampleFilter) -> Sha
         return previous
     samples: list[dict[str, Any]] = []
     errors, excluded = [], 0
-    with _tar_writer(tar) as write:
+    values, types = NOTHING, set[str]()
+    with _tar_writer(tar) as write, PlaneReader() as planes:
         for position, source in enumerate(plan.sources):
             try:
-                files, views = _read_sample(source)
+                files, views, pixels = _read_sample(source, planes)
             except UserError as error:
                 if not sample_filter.skip_broken:
                     raise
@@ -133,8 +164,10 @@ def write_shard(work: Path, plan: ShardPlan, sample_filter: SampleFilter) -> Sha
             key, described = f"{name}{position:06d}", {"name": source.name, "views": views}
             write({"__key__": key, **files, "json": json.dumps(described, sort_keys=True).encode()})
             samples.append({"key": key, **described})
+            types |= {image.dtype.name for image in pixels}
+            values += sum(map(survey, pixels if plan.measured or source.plane else ()), NOTHING)
     entry = _index_entry(tar, samples) if samples else None
-    result = ShardResult(plan.number, entry, tuple(errors), excluded, len(plan.sources))
+    result = ShardResult(plan.number, entry, tuple(errors), excluded, len(plan.sources), values, tuple(sorted(types)))
     _write_note(note, result, identity)
     return result
 
@@ -147,6 +180,8 @@ def _write_note(note: Path, result: ShardResult, identity: str) -> None:
         "broken": result.errors,
         "refused": result.excluded,
         "samples": result.samples,
+        "values": astuple(result.values) if result.values.planes else None,
+        "types": result.types,
     }
     write_json(note, {"identity": identity, "written": written})
 
@@ -159,9 +194,9 @@ def _read_note(work: Path, note: Path, identity: str) -> ShardResult | None:
             return None
         written = content["written"]
         entry = written["entry"]
-        result = ShardResult(
-            written["number"], entry, tuple(written["broken"]), written["refused"], written["samples"], reused=True
-        )
+        values = Survey(*written["values"]) if written["values"] else NOTHING
+        counts = (tuple(written["broken"]), written["refused"], written["samples"])
+        result = ShardResult(written["number"], entry, *counts, values, tuple(written["types"]), reused=True)
         intact = entry is None or (
             file_digest(work / entry["file"]) == entry["sha256"]
             and file_digest(work / list_name(entry["file"])) == entry["samples_sha256"]
@@ -171,36 +206,53 @@ def _read_note(work: Path, note: Path, identity: str) -> ShardResult | None:
     return result if intact else None
 
 
-def _read_sample(source: Source) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
-    """Return the members of a sample in its tar, and the description of each view."""
-    files, views = {}, {}
+def _read_sample(
+    source: Source, planes: PlaneReader
+) -> tuple[dict[str, bytes], dict[str, dict[str, Any]], list[Pixels]]:
+    """Return the members of a sample in its tar, the description of each view, and their pixels."""
+    files, views, decoded = {}, {}, []
     for view, path in sorted(source.views.items()):
-        try:
-            if path.stat().st_size > LARGE:
-                image_size(path)  # refuses what is no image before its bytes are in memory
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        if source.plane is None:
+            data, pixels = _read_image(path)
+        else:
+            pixels = planes.read(path, source.plane)
+            data = encode_plane(pixels)
         # A lone image is stored as KEY.jpg, which every WebDataset program expects; views of a pair by name.
-        extension = path.suffix.lower().lstrip(".")
+        extension = "npy" if source.plane else path.suffix.lower().lstrip(".")
         member = extension if len(source.views) == 1 else f"{view}.{extension}"
-        files[member], views[view] = data, {"member": member, **_describe(data, path)}
+        quick = path.suffix.lower() in QUICK_FORMATS and _is_quick(data, pixels)
+        files[member], views[view] = data, {"member": member, "quick": quick, **_describe(data, pixels, source)}
+        decoded.append(pixels)
     if len({(view["width"], view["height"]) for view in views.values()}) > 1:
         raise UserError(f"the images of {source.name} differ in size: they cannot show the same scene.")
-    return files, views
+    return files, views, decoded
 
 
-def _describe(data: bytes, path: Path) -> dict[str, Any]:
+def _read_image(path: Path) -> tuple[bytes, Pixels]:
     try:
-        pixels: Pixels = read_image(data).pixels
+        if path.stat().st_size > LARGE:
+            image_size(path)  # refuses what is no image before its bytes are in memory
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        return data, read_image(data).pixels
     except UserError as error:
         raise UserError(str(error).replace("image", str(path), 1)) from None
+
+
+def _is_quick(data: bytes, pixels: Pixels) -> bool:
+    """Return whether the quick decoder gives the same pixels."""
+    quickly = decode_quickly(data, pixels.shape[2])
+    return quickly is not None and np.array_equal(quickly, pixels)
+
+
+def _describe(data: bytes, pixels: Pixels, source: Source) -> dict[str, Any]:
     height, width, channels = pixels.shape
-    mode = ("L" if channels == 1 else "RGB") + (";16" if pixels.dtype == np.uint16 else "")
-    hashes = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": perceptual_hash(pixels)}
-    quickly = decode_quickly(data, channels) if path.suffix.lower() in QUICK_FORMATS else None
-    quick = quickly is not None and np.array_equal(quickly, pixels)
-    return {"width": width, "height": height, "mode": mode, "crc32": zlib.crc32(data), "quick": quick, **hashes}
+    look = perceptual_hash(eight_bits(pixels) if source.plane else pixels)
+    hashes = {"pixels": pixel_hash(pixels), "grey": grey_hash(pixels), "look": look}
+    mode = mode_of(channels, pixels.dtype.name)
+    return {"width": width, "height": height, "mode": mode, "crc32": zlib.crc32(data), **hashes}
 
 
 @contextmanager

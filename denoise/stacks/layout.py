@@ -48,6 +48,11 @@ class Layout:
         colour = next((sides[axis] for axis in self.inner if axis not in "YX"), 1)
         return sides["Y"], sides["X"], colour
 
+    @property
+    def plane_values(self) -> int:
+        """How many values a plane has."""
+        return math.prod(self.plane_shape)
+
     def chosen(self, number: int) -> bool:
         """Return whether a plane is to be restored, and not one of another channel than ``channel``."""
         return self.channel is None or self._position(number)[self._outer_axes.index("C")] == self.channel

@@ -71,7 +71,7 @@ def parse_range(text: str) -> ValueRange:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"the range {text!r} is none: expected auto, type, or LOW,HIGH, for example 100,4095."
+            f"the range {text!r} is none: expected auto, type, percentiles, or LOW,HIGH, for example 100,4095."
         ) from None
     return ValueRange(low, high)
 

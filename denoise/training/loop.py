@@ -65,7 +65,7 @@ def train(
     history, throughput = TrainingHistory(progress, device), Throughput()
     stop = distributed.Agreement(config.ray.timeout)
     taught = {"teacher": teacher.denoiser.digest} if teacher else {}
-    card = make_card(recorded(config), config.data.channels, **{**(provenance or {}), **taught})
+    card = make_card(recorded(config), config.data.channels, train_set.value_range, **{**(provenance or {}), **taught})
     save = partial(save_checkpoint, checkpoints, train_state=train_state, card=card, quarantine=quarantine)
     save = partial(save, training_images=training_images)
 

@@ -11,13 +11,14 @@ import numpy as np
 from denoise.noise_meter import REACH, NoiseMeasurement
 from pipelines.advise.advice import Advice
 from pipelines.advise.answer import measured
-from pipelines.advise.folder import FolderNoise, load_middle
+from pipelines.advise.folder import FolderNoise
 from pipelines.report.correlation import CorrelationMap, draw_map
 from pipelines.report.curves import Chart, Curve, draw_chart
 from pipelines.report.figures import encode_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 SHOWN = 3  # images with the blocks that were taken
 MAX_SIDE = 900  # pixels of such an image, which is made smaller for the page
@@ -98,18 +99,26 @@ def _map(noise: NoiseMeasurement) -> CorrelationMap:
 
 def _flat_blocks(found: FolderNoise) -> Iterator[Picture]:
     """Yield the images with most of the blocks that were measured, with the outlines of these."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    from denoise.images.tensors import to_pixels
     from denoise.noise_meter import SIDE
 
     places = found.noise.places
     for number in sorted(places, key=lambda image: -len(places[image]))[:SHOWN]:
-        path = found.measured[number]
-        pixels = to_pixels(load_middle(path)[0])
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+        measured = found.measured[number]
+        image = as_image(measured.middle()).convert("RGB")
         draw = ImageDraw.Draw(image)
         for top, left in places[number].tolist():
             draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=OUTLINE, width=1 + image.width // 900)
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        yield picture(f"{path.name}: {len(places[number])} blocks", image)
+        yield picture(f"{measured.path.name}: {len(places[number])} blocks", image)
+
+
+def as_image(values: "Tensor") -> "Image":
+    """Return values (C, H, W) in [0, 1] as an image of 8 bits."""
+    from PIL import Image
+
+    from denoise.images.tensors import to_pixels
+
+    pixels = to_pixels(values)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

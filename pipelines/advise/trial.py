@@ -9,14 +9,11 @@ from denoise.config import Config, load_config
 from denoise.errors import UserError
 from pipelines.advise.advice import UNTRAINED, Advice
 from pipelines.advise.folder import FolderNoise
-from pipelines.advise.page import Picture, picture
+from pipelines.advise.page import Picture, as_image, picture
 from pipelines.console import say
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from denoise.denoiser import Denoiser
-    from denoise.images.tensors import Pixels
 
 SIDE = 384  # pixels of the middle of an image, which is restored
 SHARD_BYTES = 256 << 20
@@ -57,7 +54,7 @@ def _train(found: FolderNoise, advice: Advice, minutes: float, work: Path) -> in
     from pipelines.training.speed import SECONDS, images_per_second
 
     root = work / "data"
-    write_shards(shard_folder(root, "train", "mine"), found.sources, SHARD_BYTES)
+    write_shards(shard_folder(root, "train", "mine"), [image.source for image in found.measured], SHARD_BYTES)
     config = with_net(load_config(None, [*advice.keys, f"data.root={root}"]))
     say(f"measuring the speed of {advice.method}, {SECONDS:.0f} s")
     config = _lasting(config, max(1, round(60 * minutes * images_per_second(config) / config.train.batch_size)))
@@ -83,21 +80,10 @@ def _lasting(config: Config, steps: int) -> Config:
 
 def _before_and_after(found: FolderNoise, denoiser: "Denoiser", how: str) -> list[Picture]:
     from denoise import distributed
-    from denoise.images.io import DecodedImage, read_image
-    from denoise.tiling import restore_image
+    from denoise.tiling import restore_batch
 
-    path = found.measured[0]
-    pixels = read_image(path).pixels
-    top, left = (max(0, side - SIDE) // 2 for side in pixels.shape[:2])
-    noisy = pixels[top : top + SIDE, left : left + SIDE].copy()
-    restored = restore_image(denoiser, DecodedImage(noisy), device=distributed.device()).pixels
-    return [picture(f"{path.name}, noisy", _image(noisy)), picture(f"restored by {how}", _image(restored))]
-
-
-def _image(pixels: "Pixels") -> "Image":
-    from PIL import Image
-
-    from denoise.images.tensors import to_pixels, to_tensor
-
-    eight = to_pixels(to_tensor(pixels))
-    return Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight)
+    image = found.measured[0]
+    noisy = image.middle(SIDE)
+    restored = restore_batch(denoiser, noisy[None].to(distributed.device()))[0].cpu()
+    name = image.path.name
+    return [picture(f"{name}, noisy", as_image(noisy)), picture(f"restored by {how}", as_image(restored))]

@@ -172,8 +172,8 @@ def restore(
         str,
         typer.Option(
             "--range",
-            help="Of stacks, the values that are 0 and 1 for the network: LOW,HIGH, or type. Default: the model's, "
-            "else what they fill.",
+            help="Of stacks, the values that are 0 and 1 for the network: LOW,HIGH, type, or percentiles of the file. "
+            "Default: the model's, else type for 8 bits and percentiles for others.",
         ),
     ] = "auto",
     settings: Settings = None,
@@ -189,8 +189,8 @@ def restore(
 
     from denoise import distributed
     from denoise.noise import parse_noise
+    from denoise.stacks.options import StackOptions
     from pipelines.restore.files import restore_files
-    from pipelines.restore.stacks import StackOptions
 
     denoiser = open_model(configuration(settings), model, noise)
     denoiser = replace(denoiser, deviation=DEVIATION_SCALE * deviation, precision=precision.value)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from denoise.errors import UsageError, UserError, nearest
-from pipelines.cli.common import Settings, configuration
+from pipelines.cli.common import Axes, Channels, Settings, configuration
 
 if TYPE_CHECKING:
     from denoise.config import Config
     from denoise.sharding.plan import SampleFilter
+    from denoise.stacks.options import StackOptions
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; without, those of params.yaml.")
@@ -78,6 +79,16 @@ def shard(
     min_side: Annotated[int | None, typer.Option(help="Leave out images with a shorter side.", min=1)] = None,
     max_side: Annotated[int | None, typer.Option(help="Leave out images with a longer side.", min=1)] = None,
     only: Annotated[str | None, typer.Option(help="grey or colour: leave out the others.")] = None,
+    axes: Axes = None,
+    channels: Channels = "each",
+    value_range: Annotated[
+        str,
+        typer.Option(
+            "--range",
+            help="The values that are 0 and 1 for a network: LOW,HIGH, type, or percentiles of the images. Default: "
+            "type for images and 8 bits, percentiles for the planes of stacks.",
+        ),
+    ] = "auto",
     jobs: Annotated[int, typer.Option(help="Parallel processes; their number changes no byte.", min=1)] = 1,
     settings: Settings = None,
 ) -> None:
@@ -85,11 +96,14 @@ def shard(
 
     Example: denoise shard holiday --from ~/images/holiday --split train
 
+    Example: denoise shard cells --from ~/movies --axes TYX --range 100,4095
+
     Example: denoise shard kodak_64 --from-set kodak/test --split test --cut 64
 
     Example: denoise shard imagenet --split train --jobs 16
     """
     from denoise.sharding.plan import SampleFilter
+    from denoise.stacks.options import StackOptions
 
     if only not in (None, "grey", "colour"):
         raise UsageError(f"--only {only} is not known; use grey or colour.")
@@ -107,7 +121,7 @@ def shard(
         name, split = set_and_wanted_split(names[0], split)
         _derive(config, name, Derivation(from_set, split or "train", cut, val_share), sample_filter)
         return
-    _shard(config, names, split, source, sample_filter, jobs)
+    _shard(config, names, split, source, sample_filter, jobs, StackOptions(axes, channels, value_range))
 
 
 def set_and_wanted_split(name: str, split: str | None) -> tuple[str, str | None]:
@@ -149,6 +163,7 @@ def _shard(
     source: Path | None,
     sample_filter: "SampleFilter",
     jobs: int,
+    stacks: "StackOptions",
 ) -> None:
     from denoise.sharding.plan import ALL_IMAGES
     from pipelines.datasets.shard import shard as shard_split
@@ -164,7 +179,8 @@ def _shard(
         if pairs:
             continue
         for split_name in splits or (["train"] if source is not None else _fetched_splits(root, name)):
-            print(shard_split(name, split_name, root, source, shard_mb, sample_filter, jobs), file=sys.stderr)
+            folder = shard_split(name, split_name, root, source, shard_mb, sample_filter, jobs, stacks)
+            print(folder, file=sys.stderr)
 
 
 def _sets_and_splits(

@@ -77,6 +77,7 @@ def derive(config: Config, name: str, derivation: Derivation, sample_filter: "Sa
     if _is_made(config, name, splits, known, settings):
         return
     source = make_missing(config, "", derivation.source)
+    _refuse_range(source, derivation.source)
     parts = _divide(source, derivation, sample_filter)
     made: dict[str, str | None] = dict.fromkeys(splits)  # None: being made
     content = {"settings": settings, "source_version": source.digest, "made": made}
@@ -153,6 +154,14 @@ def _is_made(
     # Without its source the set is as good as ever.
     is_there = shard_folder(root, "", source).is_dir()
     return not is_there or bool(open_set(config, "", source).digest == known.get("source_version"))
+
+
+def _refuse_range(source: "Shards", name: str) -> None:
+    if source.value_range is not None:
+        raise UserError(
+            f"{name} has a range of values, and no set is derived of such a one; make two sets of the files, with "
+            "`denoise shard NAME --from FOLDER`."
+        )
 
 
 def _divide(source: "Shards", derivation: Derivation, sample_filter: "SampleFilter | None") -> dict[str, Sequence[int]]:

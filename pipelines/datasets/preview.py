@@ -39,6 +39,7 @@ def describe(config: Config, name: str, split: str) -> dict[str, Any]:
         "digest": shards.digest,
         "views": dict(views),
         "modes": dict(modes),
+        "range": None if shards.value_range is None else [shards.value_range.low, shards.value_range.high],
         "sizes": {f"{width}x{height}": count for (width, height), count in sides.most_common(5)},
         "smallest_side": min(*widths, *heights),
         "largest_side": max(*widths, *heights),
@@ -57,6 +58,7 @@ def table(splits: Iterable[Mapping[str, Any]]) -> str:
             f"  version  {split['digest']}",
             f"  views    {', '.join(split['views'])}",
             f"  kinds    {modes}",
+            *([f"  range    {split['range'][0]:g} to {split['range'][1]:g}"] if split["range"] else []),
             f"  sizes    {sizes}; sides from {split['smallest_side']} to {split['largest_side']}",
         ]
     return "\n".join(lines)
@@ -93,7 +95,9 @@ def _thumbnails(shards: "Shards", count: int) -> "Iterable[tuple[str, Image]]":
         sample = shards.describe(index)
         view = next(iter(sample["views"]))
         pixels = shards.pixels(index, view)
-        if pixels.dtype != "uint8":
+        if shards.value_range is not None:
+            pixels = (shards.value_range.to_unit(pixels).clip(0, 1) * 255).round().astype("uint8")
+        elif pixels.dtype != "uint8":
             pixels = (pixels // 257).astype("uint8")
         small = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
         small.thumbnail((SIDE, SIDE))

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from denoise.errors import UserError
 from pipelines.console import progress
 from pipelines.restore.planning import FilePair, identity, plan
-from pipelines.restore.stacks import StackJob, StackOptions, inspect_stack, restore_stack
+from pipelines.restore.stacks import StackJob, inspect_stack, restore_stack
 
 if TYPE_CHECKING:
     from denoise.denoiser import Denoiser
     from denoise.images.io import DecodedImage
+    from denoise.stacks.options import StackOptions
 
 # Of an image held beside the one that is computed. With Pillow's copy of it an 8-bit image takes 7 bytes a pixel, so
 # the one read ahead and the one being written add 230 MB at most. A larger image is read and written in its turn.
@@ -56,7 +57,7 @@ def restore_files(
     overlap: int | None = None,
     device: str = "cpu",
     keep_going: bool = False,
-    stacks: StackOptions = StackOptions(),  # noqa: B008 - frozen
+    stacks: "StackOptions | None" = None,
 ) -> list[Restored]:
     """Restore image files and folders of images into ``output`` as ``plan`` says; an older output is overwritten.
 
@@ -68,7 +69,7 @@ def restore_files(
         tile, overlap: largest side of a tile and least overlap of neighbours, in pixels, as for ``choose_tiles``.
         device: torch device of the denoiser.
         keep_going: restore the other images where one is broken, and name the broken ones at the end.
-        stacks: how files of many planes, and of floats, are read.
+        stacks: how files of many planes, and of floats, are read; None: as they say themselves.
 
     Raises:
         UserError: from ``plan``; or an image is broken (``keep_going``: after all others) or cannot be written.
@@ -197,11 +198,12 @@ def _inspect(
     tile: int | None,
     overlap: int | None,
     keep_going: bool,
-    stacks: StackOptions,
+    stacks: "StackOptions | None",
 ) -> tuple[list[_Image], list[str]]:
     """Return the images, as the heads of their files show them, and an error message for each broken one."""
     from denoise.images.io import image_size
     from denoise.stacks.kinds import is_stack
+    from denoise.stacks.options import StackOptions
     from denoise.tiling import choose_tiles
 
     tiles = choose_tiles(denoiser, tile, overlap)
@@ -210,7 +212,7 @@ def _inspect(
     for source, target in pairs:
         try:
             if is_stack(source):
-                job = inspect_stack(source, target, denoiser, tiles, stacks, keep_going)
+                job = inspect_stack(source, target, denoiser, tiles, stacks or StackOptions(), keep_going)
                 images.append(_Image(source, target, job.tiles, beside=False, stack=job))
                 continue
             height, width = image_size(source)

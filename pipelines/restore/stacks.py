@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from denoise.denoiser import Denoiser
     from denoise.images.tiles import Tiles
+    from denoise.stacks.options import StackOptions
     from denoise.stacks.stack import Stack
     from denoise.stacks.survey import Survey
     from denoise.stacks.value_range import ValueRange
@@ -26,34 +27,19 @@ RestorePlane = Callable[["NDArray[Any]", "ValueRange"], "np.ndarray[Any, Any]"]
 
 
 @dataclass(frozen=True)
-class StackOptions:
-    """How stacks are read.
-
-    Attributes:
-        axes: a letter for each side, instead of what the file says.
-        channels: each, joint, or the number of the only one that is restored.
-        value_range: auto, type, or LOW,HIGH: the values that become 0 and 1 for the network.
-    """
-
-    axes: str | None = None
-    channels: str = "each"
-    value_range: str = "auto"
-
-
-@dataclass(frozen=True)
 class StackJob:
     """A stack to restore, its planes looked at."""
 
     source: Path
     target: Path
-    options: StackOptions
+    options: "StackOptions"
     value_range: "ValueRange"
     copied: frozenset[int]  # numbers of planes that are not restored
     tiles: int  # of the others
 
 
 def inspect_stack(
-    source: Path, target: Path, denoiser: "Denoiser", tiles: "Tiles", options: StackOptions, keep_going: bool
+    source: Path, target: Path, denoiser: "Denoiser", tiles: "Tiles", options: "StackOptions", keep_going: bool
 ) -> StackJob:
     """Look at all planes of a stack, tell what needs a word, and choose the range of its values.
 
@@ -111,26 +97,21 @@ def _look(stack: "Stack", keep_going: bool) -> tuple["Survey", set[int]]:
 
 
 def _choose_range(stack: "Stack", denoiser: "Denoiser", wanted: str, total: "Survey") -> "ValueRange":
-    """Return the range that is asked for, else the model's, else that of 8 bits, else the one that the values fill."""
+    """Return the range that is asked for, else the model's, else that of 8 bits, else the one that values fill."""
+    from denoise.stacks.options import AUTO, choose_range
     from denoise.stacks.survey import is_far
-    from denoise.stacks.value_range import parse_range, type_range
 
-    if wanted == "type":
-        return type_range(stack.dtype)
-    if wanted != "auto":
-        return parse_range(wanted)
+    if wanted != AUTO or denoiser.value_range is None:
+        value_range = choose_range(wanted, stack.dtype.name, total, str(stack.path))
+        say(f"the values of {stack.path} are restored in the range {value_range}; --range sets another.")
+        return value_range
     measured = total.measured_range(str(stack.path))
-    if denoiser.value_range is not None:
-        if is_far(measured, denoiser.value_range):
-            say(
-                f"warning: the values of {stack.path} fill {measured}, the model was trained on {denoiser.value_range} "
-                "and does not know such values; --range LOW,HIGH sets another range."
-            )
-        return denoiser.value_range
-    if stack.dtype.itemsize == 1:
-        return type_range(stack.dtype)
-    say(f"the values of {stack.path} are restored in the range {measured} that they fill; --range sets another.")
-    return measured
+    if is_far(measured, denoiser.value_range):
+        say(
+            f"warning: the values of {stack.path} fill {measured}, the model was trained on {denoiser.value_range} and "
+            "does not know such values; --range LOW,HIGH sets another range."
+        )
+    return denoiser.value_range
 
 
 def _remarks(source: Path, total: "Survey") -> list[str]:

@@ -24,7 +24,7 @@ NOT_DECISIVE_OF_A_NAMED_RUN = (
 UNUSED = {"adam": ("momentum",), "adamw": ("momentum",), "sgd": ("betas",)}  # what an optimizer does not have
 
 # The part of the core that every training step runs. Of methods, nets and noise only what is chosen is added.
-PACKAGES = ("images", "data", "training")
+PACKAGES = ("images", "stacks", "data", "training")
 CHOSEN = ("methods", "nets", "noise")
 MODULES = (
     "__init__",

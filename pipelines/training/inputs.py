@@ -89,7 +89,9 @@ def training_inputs(config: Config, name: str | None = None) -> TrainingInputs:
         for split, sets in (("train", train), ("val", open_sets(config, "val")))
         for set_name, shards in sets
     ]
-    digest = ShardedDataset([shards for _, shards in train]).digest
+    dataset = ShardedDataset([shards for _, shards in train])
+    dataset.require_one_range()
+    digest = dataset.digest
     teacher = teacher_digest(config)
     taught = {TEACHER_TAG: teacher} if teacher else {}
     known_versions = {"data_digest": digest, **taught, **versions(config)}
@@ -122,7 +124,12 @@ def open_datasets(config: Config, parts: Sequence[Part]) -> "dict[str, ShardedDa
         if shards.digest != part.digest:
             raise UserError(f"the shards at {shards.name} are not those this run was started on; shard them again.")
         splits.setdefault(part.split, []).append(shards)
-    return {split: ShardedDataset(sets) for split, sets in splits.items()}
+    datasets = {split: ShardedDataset(sets) for split, sets in splits.items()}
+    trained_in = datasets["train"].value_range if "train" in datasets else None
+    return {
+        split: dataset if split == "train" else ShardedDataset(dataset.parts, trained_in)
+        for split, dataset in datasets.items()
+    }
 
 
 def versions(config: Config) -> dict[str, str]:

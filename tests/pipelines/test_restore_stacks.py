@@ -16,9 +16,9 @@ from denoise.images.io import DecodedImage, read_image, write_image
 from denoise.images.tiles import Tiles
 from denoise.rng import Rng
 from denoise.stacks.opening import open_stack
+from denoise.stacks.options import StackOptions
 from denoise.stacks.value_range import ValueRange
 from pipelines.restore.files import restore_files
-from pipelines.restore.stacks import StackOptions
 from tests.denoise.stacks.made_files import KINDS, Kind, values
 
 

@@ -207,3 +207,14 @@ def test_a_quick_training_shows_an_image_before_and_after(tmp_path, monkeypatch)
 def test_nothing_to_try(tmp_path, advise, noise, options, message):
     write(tmp_path / "mine", noise)
     assert message in advise(*options, code=1).stderr
+
+
+def test_the_planes_of_a_stack_are_measured_in_the_range_of_their_set(advise, tmp_path):
+    (tmp_path / "mine").mkdir()
+    frames = [grey(shaded(number), np.random.default_rng(number)) for number in range(6)]
+    counts = (400 + 3000 * np.stack(frames)).astype(np.float32)
+    np.save(tmp_path / "mine" / "movie.npy", counts)
+    found = json.loads(advise("--json").stdout)
+    low, high = np.percentile(counts, (0.1, 99.9))
+    assert found["channels"] == 1
+    assert abs(found["sigma"] - SIGMA * 3000 / (high - low)) < 0.15 * SIGMA
