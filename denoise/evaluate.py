@@ -153,6 +153,24 @@ def evaluate(
             scored = scorer.score(index, repeat)
             scores.setdefault(scored.name, []).append(scored.scores)
             on_image(scored)
+    return {
+        **setting(denoiser, shards, data, noise, protocol, device, assumed_level, len(indices)),
+        **_means([image_scores for repeats in scores.values() for image_scores in repeats]),
+        "images": [{"name": name, **_means(repeats)} for name, repeats in scores.items()],
+    }
+
+
+def setting(
+    denoiser: Denoiser,
+    shards: Shards,
+    data: str,
+    noise: Noise,
+    protocol: Protocol,
+    device: torch.device | str,
+    assumed_level: float,
+    images_used: int,
+) -> dict[str, Any]:
+    """Return what scores are of and how they were made, as ``evaluate`` describes it."""
     tiles = denoiser.tiles
     return {
         "method": denoiser.name,
@@ -167,12 +185,10 @@ def evaluate(
         "tile": tiles.largest if tiles else None,
         "overlap": tiles.least_overlap if tiles else None,
         "assumed_level": assumed_level,
-        "images_used": len(indices),
+        "images_used": images_used,
         "images_of": len(shards),
         "precision": resolve_precision(denoiser.precision, torch.device(device)) if denoiser.method.trained else "fp32",
         "training_noise": training_noise(denoiser.card),
-        **_means([image_scores for repeats in scores.values() for image_scores in repeats]),
-        "images": [{"name": name, **_means(repeats)} for name, repeats in scores.items()],
     }
 
 
@@ -212,21 +228,30 @@ class _Scorer:
         )
         if pair.clean is None:
             raise UserError(
-                f"{name} has no clean image to compare with; evaluate on a set of pairs, such as polyu, "
-                "or look at restored images instead (denoise restore)."
+                f"{name} has no clean image to compare with, which others of the set have; evaluate on a set in which "
+                "all have one, or none, for which the PSNR is estimated."
             )
         restored = restore_batch(denoiser, pair.noisy, pair.level * self.assumed_level, rng)
-        if not torch.isfinite(restored).all():  # NaN would be written as null, as an infinite PSNR is
-            raise UserError(
-                f"{name} as {denoiser.name} restores it holds values that are not finite: the model is "
-                "damaged, or was trained with too high a train.lr; train it again."
-            )
+        require_finite_image(restored, name, denoiser)
         noisy, restored, clean = (self.protocol.quantise(image)[0] for image in (pair.noisy, restored, pair.clean))
         scores = _compare(noisy, restored, clean)
         estimated = denoiser.estimated_level(pair.noisy)
         if estimated is not None:
             scores |= {"sigma": float(pair.level), "estimated_sigma": estimated}
         return ScoredImage(name, repeat, noisy, restored, clean, scores)
+
+
+def require_finite_image(restored: Tensor, name: str, denoiser: Denoiser) -> None:
+    """Check that a restored image holds numbers only: NaN would be written as null, as an infinite PSNR is.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not torch.isfinite(restored).all():
+        raise UserError(
+            f"{name} as {denoiser.name} restores it holds values that are not finite: the model is damaged, or was "
+            "trained with too high a train.lr; train it again."
+        )
 
 
 def _compare(noisy: Tensor, restored: Tensor, clean: Tensor) -> dict[str, float]:

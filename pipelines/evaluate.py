@@ -1,8 +1,11 @@
-"""The evaluate stage: score a model on data sets under a named protocol, and write some restored images."""
+"""The evaluate stage: score a model on data sets under a named protocol, and write some restored images.
+
+Where a set has no clean images, the PSNR is estimated, which is no score: it stands under a key of its own.
+"""
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +18,12 @@ from pipelines.datasets.layout import open_sets
 if TYPE_CHECKING:
     from denoise.data.shards import Shards
     from denoise.denoiser import Denoiser
-    from denoise.evaluate import ScoredImage
+    from denoise.estimate import EstimatedImage
+    from denoise.evaluate import Protocol, ScoredImage
+    from denoise.noise import Noise
 
-SCORES, IMAGES = "scores.json", "images"
+SCORES, IMAGES, PAGE = "scores.json", "images", "residual.html"
+ESTIMATE = "estimate"  # key of what is estimated without clean images
 MAX_IMAGES = 24  # written of each set, with the best and the worst: enough for a report, and no folder of gigabytes
 
 
@@ -28,6 +34,8 @@ def evaluate_model(
     protocol_name: str,
     noise_name: str | None,
     out: Path | None,
+    *,
+    estimate: bool = False,
 ) -> list[dict[str, Any]]:
     """Score a model on the test split of data sets and return one result a set.
 
@@ -38,49 +46,104 @@ def evaluate_model(
         names: the data sets.
         protocol_name: how to draw noise and compare images.
         noise_name: the noise to add; by default ``evaluate.noise``, and without that what the model was trained for.
-        out: scores.json and images/ are written to OUT/NAME/PROTOCOL for each set; those of other protocols stay.
+        out: scores.json and images/ are written to OUT/NAME/PROTOCOL for each set, and a page of residuals where there
+            are no clean images; those of other protocols stay.
+        estimate: also estimate the PSNR of sets that have clean images, as if they had none.
+
+    Returns:
+        What ``denoise.evaluate.evaluate`` returns; for a set without clean images no scores, but ``estimate`` (see
+        ``denoise.estimate.estimate``).
 
     Raises:
         UserError: a set that is missing or was trained on, an unknown protocol or noise, a level told to a method that
-            needs none, other files where scores go.
+            needs none, other files where scores go, an estimate under noise whose covariance is not known.
     """
     from denoise import distributed
-    from denoise.evaluate import count_restorations, evaluate, evaluation_precision, get_protocol
+    from denoise.estimate import lacks_clean
+    from denoise.evaluate import evaluation_precision, get_protocol
     from denoise.noise import parse_noise
 
     denoiser = replace(denoiser, precision=evaluation_precision(config.evaluate.precision, denoiser.card))
     protocol, device = get_protocol(protocol_name), distributed.device()
     noise = parse_noise(noise_name or config.evaluate.noise or denoiser.noise)
-    assumed_level, wanted = config.evaluate.assumed_level, config.evaluate.images
-    if assumed_level != 1 and not denoiser.needs_level:
-        raise UserError(
-            f"evaluate.assumed_level={assumed_level:g} would change nothing: {denoiser.name} needs no noise level; "
-            "leave evaluate.assumed_level at 1."
-        )
+    _refuse_useless_level(config, denoiser)
     sets = open_sets(config, "test", names)
     _refuse_training_images(config, denoiser, sets)
     if out is not None:
         for name, _ in sets:
-            refuse_foreign(out / name / protocol.name, (SCORES, IMAGES), "an evaluation")
+            refuse_foreign(out / name / protocol.name, (SCORES, IMAGES, PAGE), "an evaluation")
+    scoring = _Scoring(config, denoiser, noise, protocol, str(device))
     results = []
     for name, shards in sets:
-        images: list[ScoredImage] = []
         started = time.perf_counter()
-        total = count_restorations(protocol, name, shards, wanted)
-        with progress(f"evaluate {denoiser.name} {name}", total) as advance:
+        if lacks_clean(shards, noise):
+            result = scoring.estimate(name, shards, out and out / name / protocol.name)
+        else:
+            result = scoring.score(name, shards, out and out / name / protocol.name, also_estimate=estimate)
+        results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
+    return results
 
-            def on_image(scored: "ScoredImage", images: "list[ScoredImage]" = images) -> None:
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Scores a model, or estimates its PSNR, on one set after another."""
+
+    config: Config
+    denoiser: "Denoiser"
+    noise: "Noise"
+    protocol: "Protocol"
+    device: str
+
+    def score(self, name: str, shards: "Shards", out: Path | None, *, also_estimate: bool) -> dict[str, Any]:
+        """Return the scores on a set with clean images, and write them to ``out``."""
+        from denoise.evaluate import count_restorations, evaluate
+
+        spec, images = self.config.evaluate, list["ScoredImage"]()
+        total = count_restorations(self.protocol, name, shards, spec.images)
+        with progress(f"evaluate {self.denoiser.name} {name}", total) as advance:
+
+            def on_image(scored: "ScoredImage") -> None:
                 if scored.repeat == 0:
                     _keep_some(images, scored)
                 advance(1, f"{scored.scores['psnr']:.2f} dB")
 
             result = evaluate(
-                denoiser, shards, name, noise, protocol, device, on_image, assumed_level=assumed_level, images=wanted
+                *(self.denoiser, shards, name, self.noise, self.protocol, self.device, on_image),
+                assumed_level=spec.assumed_level,
+                images=spec.images,
             )
+        if also_estimate:
+            result[ESTIMATE] = self._estimate(name, shards, [])[ESTIMATE]
         if out is not None:
-            _write(out / name / protocol.name, result, images)
-        results.append({**result, "seconds": round(time.perf_counter() - started, 2)})
-    return results
+            _write(out, result, images)
+        return result
+
+    def estimate(self, name: str, shards: "Shards", out: Path | None) -> dict[str, Any]:
+        """Return the estimated PSNR on a set without clean images, and write it with a page of residuals to ``out``."""
+        images: list[EstimatedImage] = []
+        result = self._estimate(name, shards, images)
+        if out is not None:
+            _write_estimate(out, result, images)
+        return result
+
+    def _estimate(self, name: str, shards: "Shards", images: "list[EstimatedImage]") -> dict[str, Any]:
+        """Estimate, and keep the first images."""
+        from denoise.estimate import Extent, estimate
+        from denoise.evaluate import spread
+
+        spec = self.config.evaluate
+        total = len(spread(len(shards), spec.images))
+        with progress(f"estimate {self.denoiser.name} {name}", total) as advance:
+
+            def on_image(image: "EstimatedImage") -> None:
+                images.extend([image] * (len(images) < MAX_IMAGES))
+                advance(1)
+
+            return estimate(
+                *(self.denoiser, shards, name, self.noise, self.protocol, self.device, on_image),
+                assumed_level=spec.assumed_level,
+                extent=Extent(spec.images),
+            )
 
 
 def as_configured(denoiser: "Denoiser", spec: Evaluate) -> "Denoiser":
@@ -108,6 +171,15 @@ def find_scores(folder: Path, protocol: str | None = None) -> Path:
     if not found:
         raise UserError(f"there are no scores in {folder}; write them with `denoise evaluate MODEL --out FOLDER`.")
     return found[0]
+
+
+def _refuse_useless_level(config: Config, denoiser: "Denoiser") -> None:
+    level = config.evaluate.assumed_level
+    if level != 1 and not denoiser.needs_level:
+        raise UserError(
+            f"evaluate.assumed_level={level:g} would change nothing: {denoiser.name} needs no noise level; "
+            "leave evaluate.assumed_level at 1."
+        )
 
 
 def _refuse_training_images(config: Config, denoiser: "Denoiser", sets: "Sequence[tuple[str, Shards]]") -> None:
@@ -140,16 +212,37 @@ def _keep_some(images: "list[ScoredImage]", scored: "ScoredImage") -> None:
 
 
 def _write(folder: Path, result: dict[str, Any], images: "Sequence[ScoredImage]") -> None:
+    names = [image["name"] for image in result["images"]]
+    write_folder(folder, lambda work: _write_files(work, result, names, images, ("noisy", "restored", "clean")))
+
+
+def _write_estimate(folder: Path, result: dict[str, Any], images: "Sequence[EstimatedImage]") -> None:
+    from pipelines.report.residual import residual_page
+
+    page, names = residual_page(result, images), [image["name"] for image in result[ESTIMATE]["images"]]
+
+    def write(work: Path) -> None:
+        _write_files(work, result, names, images, ("noisy", "restored"))
+        (work / PAGE).write_text(page, encoding="utf-8")
+
+    write_folder(folder, write)
+
+
+def _write_files(
+    work: Path,
+    result: dict[str, Any],
+    names: Sequence[str],
+    images: "Sequence[ScoredImage | EstimatedImage]",
+    kinds: Sequence[str],
+) -> None:
+    """Write scores.json, and the kinds of some of the images with these names."""
     from denoise.images.io import DecodedImage, write_image
     from denoise.images.tensors import to_pixels
 
-    def write(work: Path) -> None:
-        write_json(work / SCORES, result)
-        (work / IMAGES).mkdir()
-        stems = file_stems([image["name"] for image in result["images"]])
-        for scored in images:
-            for kind in ("noisy", "restored", "clean"):
-                pixels = to_pixels(getattr(scored, kind))
-                write_image(work / IMAGES / fitting_name(stems[scored.name], f"-{kind}.png"), DecodedImage(pixels))
-
-    write_folder(folder, write)
+    write_json(work / SCORES, result)
+    (work / IMAGES).mkdir()
+    stems = file_stems(names)
+    for image in images:
+        for kind in kinds:
+            pixels = to_pixels(getattr(image, kind))
+            write_image(work / IMAGES / fitting_name(stems[image.name], f"-{kind}.png"), DecodedImage(pixels))

@@ -50,7 +50,7 @@ def block_residuals(image: Tensor, number: Tensor) -> Tensor:
 
 
 def _residuals(values: Tensor) -> Tensor:
-    flat, basis = values.flatten(2), _surface()
+    flat, basis = values.flatten(2), surface()
     return (flat - (flat @ basis) @ basis.T).view_as(values)
 
 
@@ -77,7 +77,7 @@ def _blurred(blocks: Tensor) -> Tensor:
 
 
 @cache
-def _surface() -> Tensor:
+def surface() -> Tensor:
     """Return an orthonormal basis of the quadratic surfaces over a block, (SIDE^2, SURFACE)."""
     axis = torch.linspace(-1, 1, SIDE, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -110,16 +110,22 @@ def evaluate(
     noise: Annotated[
         str | None, typer.Option(help="Noise to add. Default: evaluate.noise, else what the model was trained for.")
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option(help="Also estimate the PSNR as if there were no clean images, to compare the two.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for scores and images.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on the test split of data sets under a named protocol.
 
+    Where a set has no clean images, the PSNR is estimated instead, from second observations or by SURE.
+
     Example: denoise evaluate models:/denoise-gauss25@champion --data kodak --protocol laine2019
     """
     from denoise.evaluate import get_protocol
-    from pipelines.evaluate import evaluate_model
+    from pipelines.evaluate import ESTIMATE, evaluate_model
+    from pipelines.report.residual import estimate_lines
     from pipelines.report.write import table
 
     config = configuration(settings)
@@ -129,8 +135,10 @@ def evaluate(
     sets = data or config.data.test
     if not sets:
         raise UserError("data.test names no set to score on; name one with --data NAME.")
-    results = evaluate_model(config, denoiser, sets, protocol, noise, out)
-    answer(results, table(results), as_json)
+    results = evaluate_model(config, denoiser, sets, protocol, noise, out, estimate=estimate)
+    scored = [result for result in results if "psnr" in result]
+    lines = [line for result in results if ESTIMATE in result for line in estimate_lines(result)]
+    answer(results, "\n".join([table(scored)] * bool(scored) + lines), as_json)
     if out is None:
         say("nothing was saved; --out FOLDER writes the scores and some images.")
 

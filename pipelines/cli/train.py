@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,16 +67,31 @@ def train(
 def _answer(config: "Config", model: Path, document: dict[str, Any], text: str, as_json: bool) -> None:
     """Print the answer of a training, with the commands that use its model."""
     from pipelines.cli.next_commands import after_training
+    from pipelines.training.estimate import estimate_after_training
 
+    estimate = estimate_after_training(config, model)
     restore, *register = after_training(config, model)
     lines = [
         text,
+        *([_estimate_line(estimate)] if estimate else []),
         "to restore an image with it:",
         f"  {restore}",
         "to register it:",
         *(f"  {line}" for line in register),
     ]
-    answer({**document, "next": [restore, *register]}, "\n".join(lines), as_json)
+    estimated = {"estimate": estimate} if estimate else {}
+    answer({**document, **estimated, "next": [restore, *register]}, "\n".join(lines), as_json)
+
+
+def _estimate_line(estimate: "Mapping[str, Any]") -> str:
+    """Return an estimate of a model without clean images as one line."""
+    from pipelines.report.residual import headline
+
+    if "failure" in estimate:
+        return f"its PSNR could not be estimated: {estimate['failure']}"
+    seen = ", which it was trained on" if estimate["split"] == "train" else ""
+    found = estimate["estimate"]
+    return f"{headline(found)}, of {estimate['data']}{seen}, by {found['source']}, if {found['assumption']}"
 
 
 def presets(

@@ -21,7 +21,6 @@ STAGES = {
 }
 # Modules that decide no output of any stage, and why.
 NOT_DECISIVE = {
-    "denoise.noise_meter": "a warning about real noise; the weights are the same",
     "denoise.config": "reads the parameters, which a stage lists as its params",
     "denoise.errors": "words of error messages",
     "denoise.files": "how files are put in place, whatever they hold",
@@ -39,12 +38,17 @@ NOT_DECISIVE = {
 # Modules that decide no output of one stage.
 NOT_DECISIVE_IN = {
     "train": {
+        "denoise.estimate": "a line at the end, of what the model restores",
+        "denoise.evaluate": "is imported by denoise.estimate",
+        "denoise.noise_meter": "a warning about real noise; the weights are the same",
+        "denoise.quality": "is imported by denoise.estimate",
+        "pipelines.report": "words of a line at the end",
         "pipelines.datasets": "opens shards, whose bytes the stage depends on",
         "pipelines.registry": "names the model in the commands that are printed",
     },
     "evaluate": {
         "pipelines.datasets": "opens shards, whose bytes the stage depends on",
-        "pipelines.report": "prints the table",
+        "pipelines.report": "prints the table, and shows on a page what scores.json holds",
     },
     "register": {
         "denoise": "reads the model's card, and looks whether its files are sound",

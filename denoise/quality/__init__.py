@@ -1,0 +1,22 @@
+"""How good restored images are, estimated from noisy images alone."""
+
+from denoise.quality.intervals import CONFIDENCE, ErrorEstimate, PsnrEstimate, mean_psnr
+from denoise.quality.local_noise import LocalNoise, known_noise, measured_noise
+from denoise.quality.pairs import pair_error
+from denoise.quality.residual import ResidualStructure, autocorrelation, structure
+from denoise.quality.sure import sure
+
+__all__ = [
+    "CONFIDENCE",
+    "ErrorEstimate",
+    "LocalNoise",
+    "PsnrEstimate",
+    "ResidualStructure",
+    "autocorrelation",
+    "known_noise",
+    "mean_psnr",
+    "measured_noise",
+    "pair_error",
+    "structure",
+    "sure",
+]
