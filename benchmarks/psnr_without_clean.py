@@ -26,11 +26,11 @@ from torch.nn.functional import conv2d, pad
 from denoise.config import Config, to_dict
 from denoise.data.shards import Shards
 from denoise.denoiser import Denoiser, load_denoiser, make_card
-from denoise.estimate import Extent, Source, estimate
+from denoise.estimate import Extent, estimate
 from denoise.evaluate import evaluate, get_protocol
 from denoise.methods import build_method
 from denoise.noise import parse_noise
-from denoise.quality import ErrorEstimate, mean_psnr
+from denoise.quality import ErrorEstimate, Source, mean_psnr
 from pipelines.datasets.layout import shard_folder
 
 SETS = {"bsd68": 1, "cbsd68": 3, "kodak": 3}  # with the channels of the Gaussian filter

@@ -1,8 +1,8 @@
 """PSNR of a denoiser on a set of images without clean ones: an estimate, with its interval and what it assumes."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,39 +16,25 @@ from denoise.evaluate import Protocol, require_finite_image, setting, spread
 from denoise.images.noise_level import estimate_sigma
 from denoise.images.tensors import as_channels, to_tensor
 from denoise.noise import Noise
-from denoise.noise_meter import CORRELATED, LITTLE, REACH, measure_noise
+from denoise.noise_meter import REACH, measure_noise
 from denoise.quality import (
-    CONFIDENCE,
     ErrorEstimate,
     LocalNoise,
-    PsnrEstimate,
+    Source,
     autocorrelation,
+    describe,
     known_noise,
     mean_psnr,
     measured_noise,
     pair_error,
-    structure,
     sure,
 )
 from denoise.rng import Rng, batch_rng
 from denoise.tiling import restore_batch
 
-Source = Literal["second observation", "SURE, known noise", "SURE, measured noise"]
-
 SECOND = "noisy2"
 SIDE = 1024  # pixels, of the middle of a larger image, in which the residual is looked at
 LEAST_PROBES = 4  # over all images of a set
-MIDDLE_GREY = 0.5
-ASSUMPTIONS: dict[Source, str] = {
-    "second observation": "the noise of the two observations is independent and has zero mean",
-    "SURE, known noise": "the noise is what was added: its level and correlation are known",
-    "SURE, measured noise": "the noise has zero mean, and level and correlation as measured in flat places",
-}
-NOT_COVERED: dict[Source, str] = {
-    "second observation": "noise that both observations share, or a scene that moved between them",
-    "SURE, known noise": "that Stein's formula is exact for Gaussian noise alone",
-    "SURE, measured noise": "an error that all places of the measurement share, such as texture taken for noise",
-}
 
 
 @dataclass(frozen=True)
@@ -140,51 +126,7 @@ def estimate(
     total = mean_psnr([error for _, error in done], measured.uncertainty if measured else 0.0)
     described = setting(denoiser, shards, data, noise, protocol, device, assumed_level, len(numbers))
     noise_map = estimator.noise_correlation(numbers, measured)
-    return {**described, "estimate": _document(source, total, done, residuals, noise_map, measured)}
-
-
-def _document(
-    source: Source,
-    total: PsnrEstimate,
-    images: list[tuple[str, ErrorEstimate]],
-    residuals: Tensor,
-    noise_map: Tensor,
-    measured: LocalNoise | None,
-) -> dict[str, Any]:
-    found = structure(residuals, noise_map)
-    shared = ", and the scatter of the measured variance" if measured else ""
-    probes = "" if source == "second observation" else " and the probes"
-    return {
-        "source": source,
-        "assumption": ASSUMPTIONS[source],
-        "estimated_psnr": total.psnr,
-        "confidence": CONFIDENCE,
-        "interval": total.interval,
-        "interval_alike": total.interval_alike,
-        "covers": f"the noise of these images{probes}{shared}; interval_alike also the choice of the images",
-        "does_not_cover": NOT_COVERED[source],
-        "too_weak": measured is not None and _too_weak(measured),
-        "cautions": _cautions(measured),
-        "images_used": total.images,
-        "images_unresolved": total.unresolved,
-        "noise": None if measured is None else {"slope": measured.slope, "offset": measured.offset},
-        "noise_uncertainty": measured.uncertainty if measured else 0.0,
-        "residual": {
-            "excess": found.excess,
-            "lag": list(found.lag),
-            "correlation": _rounded(found.residual),
-            "noise_correlation": _rounded(found.noise),
-        },
-        "images": [{"name": name, "estimated_psnr": error.psnr, **_as_dict(error)} for name, error in images],
-    }
-
-
-def _as_dict(error: ErrorEstimate) -> dict[str, float]:
-    return {f"estimated_{key}" if key == "mse" else key: value for key, value in asdict(error).items()}
-
-
-def _rounded(table: Tensor) -> list[list[float]]:
-    return [[round(value, 4) for value in row] for row in table.tolist()]
+    return {**described, "estimate": describe(source, total, done, residuals, noise_map, measured)}
 
 
 def _best_source(images: ShardedDataset, numbers: list[int], noise: Noise) -> Source:
@@ -292,22 +234,3 @@ def _has_clean(images: ShardedDataset, index: int) -> bool:
 def _middle(image: Tensor, side: int) -> Tensor:
     top, left = (max(0, size - side) // 2 for size in image.shape[-2:])
     return image[..., top : top + side, left : left + side]
-
-
-def _too_weak(measured: LocalNoise) -> bool:
-    return measured.variance(torch.tensor(MIDDLE_GREY)).sqrt().item() < LITTLE
-
-
-def _cautions(measured: LocalNoise | None) -> list[str]:
-    """Return what makes an estimate with this noise doubtful."""
-    if measured is None:
-        return []
-    cautions = []
-    if _too_weak(measured):
-        cautions.append("the noise is too weak to be told from texture, so that the estimate means little")
-    if measured.neighbours > CORRELATED:
-        cautions.append(
-            f"the noise of neighbours is correlated ({measured.neighbours:.2f}); such noise is measured too low, in "
-            "photographs from a camera most of all, so that the estimate is too high"
-        )
-    return cautions

@@ -4,6 +4,7 @@ from denoise.quality.intervals import CONFIDENCE, ErrorEstimate, PsnrEstimate, m
 from denoise.quality.local_noise import LocalNoise, known_noise, measured_noise
 from denoise.quality.pairs import pair_error
 from denoise.quality.residual import ResidualStructure, autocorrelation, structure
+from denoise.quality.statement import Source, describe
 from denoise.quality.sure import sure
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "LocalNoise",
     "PsnrEstimate",
     "ResidualStructure",
+    "Source",
     "autocorrelation",
+    "describe",
     "known_noise",
     "mean_psnr",
     "measured_noise",

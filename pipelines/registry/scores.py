@@ -83,6 +83,11 @@ def check_scores(tree: Mapping[str, Any], denoiser: "Denoiser") -> Scores:
         UserError: they lack something, contradict themselves, are of another model or noise, of some images of a set
             only, or of a level that is not the true one.
     """
+    if "estimate" in tree and "psnr" not in tree:
+        raise UserError(
+            "these are no scores but an estimate, of a set without clean images: a model is promoted by measured PSNR "
+            "alone; evaluate it on a set with clean images, or register it without scores."
+        )
     try:
         scores: Scores = TypeAdapter(Scores).validate_python(tree)
     except ValidationError as error:

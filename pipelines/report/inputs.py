@@ -112,6 +112,11 @@ def _read_evaluation(path: Path) -> Evaluation:
     for label in LABELS:
         if not isinstance(document.get(label), str):
             raise UserError(f"{file} names no {label}, so it is no scores file; write it with `denoise evaluate`.")
+    if "estimate" in document and "psnr" not in document:
+        raise UserError(
+            f"{file} holds an estimate, of a set without clean images, and no scores to compare; leave that set out, "
+            "and see residual.html beside the file."
+        )
     entries = document.get("images", document.get("pictures", []))  # the latter in files of version 0.1
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
         raise UserError(f"{file} should list its images with a name each; write it with `denoise evaluate`.")

@@ -22,7 +22,9 @@ from denoise.noise import parse_noise
 from pipelines.cli.common import answer, open_model
 from pipelines.datasets.shard import shard
 from pipelines.evaluate import evaluate_model, find_scores
+from pipelines.registry.scores import check_scores
 from pipelines.report.inputs import read_evaluations
+from pipelines.report.residual import estimate_lines, verdict
 from pipelines.report.write import metric_rows, table
 
 
@@ -117,6 +119,72 @@ def test_every_image_has_files_of_its_own(photographs: Path, tmp_path: Path) -> 
         assert files is not None
         np.testing.assert_array_equal(read_image(files["clean"]).pixels, read_image(own / scores.name).pixels)
     assert (file.parent / "images" / "plain-restored.png").is_file()
+
+
+@pytest.fixture
+def noisy(photographs: Path, tmp_path: Path) -> Path:
+    """Two noisy photographs without clean ones."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "own").mkdir()
+    for name in ("camera", "coins"):
+        pixels = read_image(photographs / f"{name}.png").pixels[:200, :200, :1]
+        image = np.clip(pixels + rng.normal(0, 20, pixels.shape), 0, 255).round().astype(np.uint8)
+        write_image(tmp_path / "own" / f"{name}.png", DecodedImage(image))
+    return tmp_path / "own"
+
+
+def test_a_set_without_clean_images_gets_an_estimate_and_a_page(noisy: Path) -> None:
+    (result,), file = evaluated(noisy, weight=0.9)
+    assert result["estimate"]["source"] == "SURE, measured noise"
+    assert "psnr" not in result
+    assert strict(file.read_text())["estimate"]["estimated_psnr"] == pytest.approx(result["estimate"]["estimated_psnr"])
+    assert sorted(path.name for path in (file.parent / "images").iterdir()) == [
+        "camera-noisy.png", "camera-restored.png", "coins-noisy.png", "coins-restored.png",
+    ]  # fmt: skip
+    page = (file.parent / "residual.html").read_text()
+    assert 'src="data:image/png;base64,' in page
+    assert page.count("<rect") == 2 * 17 * 17
+    assert f"PSNR estimated as {result['estimate']['estimated_psnr']:.2f} dB" in page
+    assert "://" not in page  # needs no other file
+    evaluated(noisy, weight=0.9)  # replaces it
+
+
+def test_the_lines_of_an_estimate_say_what_it_rests_on(noisy: Path) -> None:
+    (result,), _ = evaluated(noisy, weight=0.9)
+    first, source, covers, residual, *cautions = estimate_lines(result)
+    assert first.startswith("n2n own: PSNR estimated as ")
+    assert "(90 %: " in first
+    assert "on these 2 images" in first
+    assert source == f"  by SURE, measured noise, if {result['estimate']['assumption']}"
+    assert "do not cover" in covers
+    assert "the residual is " in residual
+    assert cautions == []
+
+
+def test_an_estimate_is_no_score_for_the_report_and_the_registry(noisy: Path) -> None:
+    _, file = evaluated(noisy)
+    with pytest.raises(UserError, match="holds an estimate, of a set without clean images, and no scores to compare"):
+        read_evaluations([file])
+    denoiser = Denoiser(Net(), build_method("n2n", {}, parse_noise("gauss25")), make_card(to_dict(Config()), 1))
+    with pytest.raises(UserError, match="no scores but an estimate"):
+        check_scores(strict(file.read_text()), denoiser)
+
+
+def test_beside_scores_an_estimate_is_of_the_same_images(own: Path, tmp_path: Path) -> None:
+    shard("own", "test", tmp_path / "data", own)
+    denoiser = Denoiser(Net(0.9), build_method("n2n", {}, parse_noise("gauss25")), make_card(to_dict(Config()), 1))
+    config = replace(Config(), data=replace(Config().data, root=str(tmp_path / "data")))
+    (result,) = evaluate_model(config, denoiser, ["own"], "float", "gauss25", None, estimate=True)
+    assert result["estimate"]["estimated_psnr"] == pytest.approx(result["psnr"], abs=1.0)  # of 40x50 pixels
+    assert [image["name"] for image in result["estimate"]["images"]] == [image["name"] for image in result["images"]]
+
+
+@pytest.mark.parametrize(
+    ("excess", "said"),
+    [(0.01, "nothing else shows"), (0.2, "detail was removed"), (-0.2, "noise of that scale was left")],
+)
+def test_what_the_residual_says(excess: float, said: str) -> None:
+    assert said in verdict({"excess": excess, "lag": [1, -2]})
 
 
 def test_params_yaml_says_how_to_score(own: Path, tmp_path: Path) -> None:
