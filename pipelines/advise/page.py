@@ -14,11 +14,11 @@ from pipelines.advise.answer import measured
 from pipelines.advise.folder import FolderNoise
 from pipelines.report.correlation import CorrelationMap, draw_map
 from pipelines.report.curves import Chart, Curve, draw_chart
-from pipelines.report.figures import encode_png
+from pipelines.report.figures import as_image, encode_png
+from pipelines.report.template import page_template
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 SHOWN = 3  # images with the blocks that were taken
 MAX_SIDE = 900  # pixels of such an image, which is made smaller for the page
@@ -45,18 +45,7 @@ def render(folder: Path, found: FolderNoise, advice: Advice, restored: Sequence[
         advice: what follows from it.
         restored: an image before and after a quick training, where there was one.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("pipelines.advise"), jinja2.PackageLoader("pipelines.report")]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("advice.html.jinja").render(
+    return page_template("advice.html.jinja", "pipelines.advise").render(
         title=f"The noise of {folder.name}",
         advice=advice,
         measured=dict(measured(found)),
@@ -112,13 +101,3 @@ def _flat_blocks(found: FolderNoise) -> Iterator[Picture]:
             draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=OUTLINE, width=1 + image.width // 900)
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         yield picture(f"{measured.path.name}: {len(places[number])} blocks", image)
-
-
-def as_image(values: "Tensor") -> "Image":
-    """Return values (C, H, W) in [0, 1] as an image of 8 bits."""
-    from PIL import Image
-
-    from denoise.images.tensors import to_pixels
-
-    pixels = to_pixels(values)
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -9,8 +9,9 @@ from denoise.config import Config, load_config
 from denoise.errors import UserError
 from pipelines.advise.advice import UNTRAINED, Advice
 from pipelines.advise.folder import FolderNoise
-from pipelines.advise.page import Picture, as_image, picture
+from pipelines.advise.page import Picture, picture
 from pipelines.console import say
+from pipelines.report.figures import as_image
 
 if TYPE_CHECKING:
     from denoise.denoiser import Denoiser

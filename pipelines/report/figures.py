@@ -13,6 +13,7 @@ from pipelines.report.inputs import KINDS, Evaluation, Scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 ENLARGEMENT = 3  # screen pixels along one image pixel, in the crops
 EDGE_PENALTY = 0.25  # share of its score that a crop in the middle of an edge of the image loses against the centre
@@ -103,6 +104,16 @@ def comparison_figure(image: ComparedImage) -> bytes:
         full, crops = _panels(result, 300)
         rows.append([*full, *crops])
     return _grid(rows)
+
+
+def as_image(values: "Tensor") -> "Image":
+    """Return values (C, H, W), C 1 or 3 and the range 0 to 1, as an image of 8 bits."""
+    from PIL import Image
+
+    from denoise.images.tensors import to_pixels
+
+    pixels = to_pixels(values)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def encode_png(image: "Image") -> bytes:

@@ -11,6 +11,7 @@ from denoise.config import Config, flatten, to_dict
 from pipelines.report.curves import Chart
 from pipelines.report.figures import ComparedImage, MethodResult, crop_centre, encode_png, load_images
 from pipelines.report.inputs import Evaluation, Training
+from pipelines.report.template import page_template
 
 MAX_SIDE = 512  # pixels; a larger image is shown by its middle, at its own resolution, so that the page stays loadable
 MAX_ROWS = 600  # of the table of images, over all sets
@@ -42,18 +43,9 @@ def render(
     images: Sequence[ComparedImage],
 ) -> str:
     """Return the page as HTML that needs no other file; the same input gives the same text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = _groups(evaluations)
     embedded, views, cropped = _embed_images(images)
-    return environment.get_template("report.html.jinja").render(
+    return page_template("report.html.jinja").render(
         title=title,
         summary=[_summarise(group) for group in groups],
         noises={noise: _describe_noise(noise) for noise in _distinct(evaluations, "noise")},

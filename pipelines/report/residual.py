@@ -4,21 +4,19 @@ import base64
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from pipelines.report.correlation import draw_map
+from pipelines.report.template import page_template
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from denoise.estimate import EstimatedImage
 
 SHOWN = 4  # images on the page
 MAX_SIDE = 512  # pixels; a larger image is shown by its middle
-CELL = 18  # side in the page's pixels of one lag of a map
 MIDDLE = 128  # grey of a residual of 0
 SPREAD = 3.5  # standard deviations of the residual between grey and black or white
 STRUCTURE = 0.05  # difference of autocorrelations from which the residual is said to hold more than noise
-COLOUR_END = 0.5  # correlation of the full colour of a map
 
 
 def estimate_lines(result: dict[str, Any]) -> Iterator[str]:
@@ -68,18 +66,9 @@ def verdict(residual: dict[str, Any]) -> str:
 
 def residual_page(result: dict[str, Any], images: "Sequence[EstimatedImage]") -> str:
     """Return a page that needs no other file: noisy, restored, residual, and the autocorrelation of the residual."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     estimate = result["estimate"]
     residual = estimate["residual"]
-    return environment.get_template("residual.html.jinja").render(
+    return page_template("residual.html.jinja").render(
         title=f"{result['method']} on {result['data']}: what was removed",
         headline=_sentence(headline(estimate)),
         verdict=_sentence(verdict(residual)),
@@ -87,10 +76,9 @@ def residual_page(result: dict[str, Any], images: "Sequence[EstimatedImage]") ->
         result=result,
         cautions=[_sentence(caution) for caution in estimate["cautions"]],
         maps=[
-            _map("of the residual", residual["correlation"]),
-            _map("of the noise", residual["noise_correlation"]),
+            draw_map("of the residual", residual["correlation"]),
+            draw_map("of the noise", residual["noise_correlation"]),
         ],
-        colour_end=COLOUR_END,
         images=[_panels(image) for image in images[:SHOWN]],
         max_side=MAX_SIDE,
     )
@@ -102,29 +90,6 @@ def _range(interval: Sequence[float]) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _map(title: str, correlation: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return the cells of an autocorrelation, as the template draws them."""
-    reach = len(correlation) // 2
-    cells = [
-        {
-            "x": CELL * column,
-            "y": CELL * row,
-            "colour": _colour(value),
-            "about": f"{row - reach} down, {column - reach} across: {value:.2f}",
-        }
-        for row, values in enumerate(correlation)
-        for column, value in enumerate(values)
-    ]
-    return {"title": title, "cells": cells, "side": CELL * len(correlation), "cell": CELL}
-
-
-def _colour(value: float) -> str:
-    """Return white for 0, blue above and red below, full at COLOUR_END."""
-    share = min(1.0, abs(value) / COLOUR_END)
-    end = (31, 90, 150) if value > 0 else (180, 60, 26)
-    return "#" + "".join(f"{round(255 + share * (part - 255)):02x}" for part in end)
 
 
 def _panels(image: "EstimatedImage") -> dict[str, Any]:
@@ -140,17 +105,8 @@ def _panels(image: "EstimatedImage") -> dict[str, Any]:
 
 
 def _embed(name: str, title: str, image: "Tensor") -> dict[str, Any]:
-    from pipelines.report.figures import crop_centre, encode_png
+    from pipelines.report.figures import as_image, crop_centre, encode_png
 
-    pixels = crop_centre(_as_image(image), MAX_SIDE)
+    pixels = crop_centre(as_image(image), MAX_SIDE)
     source = f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
     return {"source": source, "title": title, "alt": f"{name}, {title}", "width": pixels.width, "height": pixels.height}
-
-
-def _as_image(image: "Tensor") -> "Image":
-    from PIL import Image
-
-    from denoise.images.tensors import to_pixels
-
-    pixels = to_pixels(image)
-    return Image.fromarray(np.squeeze(pixels, 2) if pixels.shape[2] == 1 else pixels)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from pipelines.report.curves import Chart
+from pipelines.report.template import page_template
 from pipelines.studies.report.content import (
     COST_NOTE,
     DIFFERENCE_NOTE,
@@ -26,18 +27,7 @@ def render(
     strips: Sequence[Strip],
 ) -> str:
     """Return the page as HTML that needs no other file; the same input gives the same text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("pipelines.studies.report"), jinja2.PackageLoader("pipelines.report")]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("study.html.jinja").render(
+    return page_template("study.html.jinja", "pipelines.studies.report").render(
         **{field.name: getattr(content, field.name) for field in fields(content)},
         lines=lines,
         charts=charts,
