@@ -38,6 +38,9 @@ class ATBSN(Method):
     restored with a smaller one: a smaller hole in training lets the net learn to copy the neighbours' noise, and a
     larger one at test only loses detail. 0 is no hole at all: the net then sees the pixel itself.
 
+    The network decides the shape: with ``net=tmbsn`` the hole is the diamond of that width and height, |dx| + |dy| < s
+    where the square has max(|dx|, |dy|) < s, s = (h + 1) / 2. That is TM-BSN (CVPR 2026), published with h = 9.
+
     The hole that is needed follows from the noise: pixels h/2 away should correlate by less than about 0.1. The
     published 9 is for the sRGB images of SIDD, where 7 was too little. The authors compute with images in [0, 255].
     """

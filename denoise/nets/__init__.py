@@ -13,6 +13,7 @@ from denoise.nets.cnn5 import CNN5
 from denoise.nets.dncnn import DnCNN
 from denoise.nets.drunet import DRUNet
 from denoise.nets.rednet import REDNet30
+from denoise.nets.tmbsn import TMBSN
 from denoise.nets.unet import UNetN2N
 from denoise.nets.unet_n2v import UNetN2V, UNetN2V2
 from denoise.nets.unet_ssdn import UNetSSDN
@@ -21,6 +22,7 @@ from denoise.nets.zsn2n import ZSN2N
 NETS: dict[str, type[nn.Module]] = {
     "unet_n2n": UNetN2N,
     "unet_ssdn": UNetSSDN,
+    "tmbsn": TMBSN,
     "unet_n2v": UNetN2V,
     "unet_n2v2": UNetN2V2,
     "dncnn": DnCNN,

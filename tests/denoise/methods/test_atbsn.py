@@ -84,30 +84,33 @@ def test_a_net_without_a_blind_spot_is_refused():
         atbsn().make_net(NetMaker("dncnn", 1, {}))
 
 
-def windows(noisy, hole):
-    """Return (N, values), what lies around each pixel of an image (H, W) and not in its hole, and (N,), the pixels."""
+def windows(noisy, hole, shape=np.maximum):
+    """Return (N, values), what lies around each pixel of an image (H, W) and not in its hole, and (N,), the pixels.
+
+    ``shape`` is np.maximum for a square of side ``hole``, np.add for a diamond of that width.
+    """
     around = torch.nn.functional.unfold(noisy[None, None], WINDOW)[0]
     middle = np.arange(WINDOW) - WINDOW // 2
-    seen = torch.from_numpy(np.maximum(abs(middle[:, None]), abs(middle)) > hole // 2).flatten()
+    seen = torch.from_numpy(shape(abs(middle[:, None]), abs(middle)) > hole // 2).flatten()
     return around[seen].T.double(), around[WINDOW**2 // 2].double()
 
 
-def linear_predictor(images, noise, hole):
+def linear_predictor(images, noise, *hole):
     """Return the weights of the best linear prediction of a noisy pixel from beyond a hole, by least squares."""
     squares, products = 0, 0
     for index, clean in enumerate(images):
         noisy = noise.corrupt(clean[None], batch_rng(0, 0, torch.tensor([index]))).noisy[0, 0]
-        seen, pixel = windows(noisy - 0.5, hole)
+        seen, pixel = windows(noisy - 0.5, *hole)
         squares, products = squares + seen.T @ seen, products + seen.T @ pixel
     return torch.linalg.solve(squares, products)
 
 
-def score(weights, images, noise, hole):
+def score(weights, images, noise, *hole):
     """Return the mean PSNR of what the predictor makes of noisy images."""
     scores = []
     for index, clean in enumerate(images):
         noisy = noise.corrupt(clean[None], batch_rng(1, 0, torch.tensor([index]))).noisy[0, 0]
-        restored = windows(noisy - 0.5, hole)[0] @ weights + 0.5
+        restored = windows(noisy - 0.5, *hole)[0] @ weights + 0.5
         inner = clean[0, WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)]
         scores.append(psnr(restored.view(inner.shape), inner))
     return np.mean(scores)
@@ -130,6 +133,28 @@ def test_a_hole_must_cover_the_correlation_and_more_is_waste(mirror, noise, best
     assert found[9] < found[largest] - 0.2
     if best != {1}:  # a blind spot of one pixel leaves correlated noise nearly as it is: 20.2 dB
         assert found[1] < 21.5 < found[largest] - 1, found
+
+
+def test_a_diamond_that_covers_the_correlation_loses_less_than_the_square_around_it(mirror):
+    noise, train, test = parse_noise("corr25_0.8"), crops(mirror / "bsd400", 20, 120), crops(mirror / "bsd68", 8, 120)
+    for side in (5, 7, 9):
+        square, diamond = (
+            score(linear_predictor(train, noise, side, shape), test, noise, side, shape)
+            for shape in (np.maximum, np.add)
+        )
+        assert (diamond > square) == (side > 5), (side, diamond, square)  # a diamond of 5 covers too little
+
+
+def test_the_diamond_of_tmbsn_is_trained_in_the_same_way():
+    torch.manual_seed(0)
+    method = atbsn()
+    net = method.make_net(NetMaker("tmbsn", 1, {"features": 8}))
+    noisy = torch.rand(1, 1, 24, 20)
+    method.loss(net, {"input": noisy}, 0)["loss"].backward()
+    assert all(parameter.grad.any() for parameter in net.parameters())
+    with torch.no_grad():
+        assert len(method.student_targets(net, noisy)) == 7
+        assert torch.equal(method.predict(net, noisy, None, None), net(noisy, 2))
 
 
 def test_the_shift_leaves_out_a_hole_of_its_side():
