@@ -15,6 +15,7 @@ from denoise.methods.blind2unblind import Blind2Unblind
 from denoise.methods.bm3d import BM3D
 from denoise.methods.distil import Distil
 from denoise.methods.generalized_r2r import GeneralizedR2R
+from denoise.methods.mash import MASH
 from denoise.methods.neighbor2neighbor import Neighbor2Neighbor
 from denoise.methods.noise2clean import Noise2Clean
 from denoise.methods.noise2noise import Noise2Noise
@@ -61,6 +62,7 @@ METHODS: dict[str, type[Method]] = {
     "atbsn": ATBSN,
     "distil": Distil,
     "zs_n2n": ZeroShotNoise2Noise,
+    "mash": MASH,
     "bm3d": BM3D,
 }
 

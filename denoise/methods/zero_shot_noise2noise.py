@@ -1,6 +1,5 @@
 """Zero-Shot Noise2Noise: learn from the one image that is to be restored (Mansour and Heckel, CVPR 2023)."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -12,6 +11,7 @@ from denoise.fields import Positive
 from denoise.images.tensors import unpad
 from denoise.methods.base import Batch, Method, View, Views
 from denoise.methods.losses import distance
+from denoise.methods.single_image import learning, trained_copy
 from denoise.rng import Rng
 
 
@@ -65,18 +65,17 @@ class ZeroShotNoise2Noise(Method):
         return torch.stack([self._restore(net, image) for image in torch.split(noisy, 1)]).flatten(0, 1)
 
     def _restore(self, net: nn.Module, noisy: Tensor) -> Tensor:
-        # Restoring runs in inference mode, whose tensors no gradient can pass.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(noisy.device.type, enabled=False):
-            noisy, net = noisy.float().clone(), deepcopy(net).train().requires_grad_(True)
-            optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
-            schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5)
-            for step in range(self.steps):
-                optimizer.zero_grad()
-                torch.autograd.backward(self.loss(net, {"input": _even(noisy)}, step / self.steps)["loss"])
-                optimizer.step()
-                schedule.step()
+        with learning(noisy.device):
+            noisy = noisy.float().clone()
+            trained = trained_copy(
+                net,
+                lambda net, step: self.loss(net, {"input": _even(noisy)}, step / self.steps)["loss"],
+                steps=self.steps,
+                lr=self.lr,
+                schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5),
+            )
             with torch.no_grad():
-                restored: Tensor = noisy - net.eval()(noisy)
+                restored: Tensor = noisy - trained(noisy)
             return restored
 
 

@@ -13,7 +13,7 @@ JPEG = 0.08  # median of ``block_edges``; images without JPEG have 0.05, with JP
 VARYING = 1.25  # ratio of sigma in bright and dark parts, from which noise depends on the signal
 SATURATED = 0.01  # share of values at the ends of the range
 LARGEST_HOLE = 11  # side of what n2v or atbsn hides of an image; a larger one costs more than the correlation left
-UNTRAINED = "zs_n2n"  # the method for these
+UNTRAINED = ("zs_n2n", "mash")  # the methods for these
 FEW = 3  # samples, up to which there is nothing to train on
 INDEPENDENT = (
     "n2v without method.structure",
@@ -45,7 +45,7 @@ class Advice:
 def advise(folder: Path, found: FolderNoise) -> Advice:
     """Return the method for a folder's noise."""
     method, why = _choice(found)
-    keys = tuple(_keys(found, method)) if method not in ("", UNTRAINED) else ()
+    keys = tuple(_keys(found, method)) if method not in ("", *UNTRAINED) else ()
     commands = tuple(_commands(folder, method, keys))
     return Advice(method, why, keys, commands, tuple(_unfit(found)), tuple(_warnings(found)))
 
@@ -90,7 +90,8 @@ def _choice(found: FolderNoise) -> tuple[str, str]:
     if not _noisy(found):
         return "", "there is hardly any noise, and what is measured of it is the images' own texture"
     if found.samples <= FEW:
-        return UNTRAINED, f"{found.samples} images are too few to train on, and it trains on the image that it restores"
+        method = "mash" if _correlated(found.noise) else "zs_n2n"
+        return method, f"{found.samples} images are too few to train on, and it trains on the image that it restores"
     return _for_single_images(found.noise)
 
 
@@ -116,7 +117,7 @@ def _keys(found: FolderNoise, method: str) -> Iterator[str]:
 
 def _commands(folder: Path, method: str, keys: Sequence[str]) -> Iterator[str]:
     restore = ["denoise", "restore", str(folder), "-o", "restored", "--model"]
-    if method == UNTRAINED:
+    if method in UNTRAINED:
         yield shlex.join([*restore, method])
     elif method:
         yield shlex.join(["denoise", "shard", "mine", "--from", str(folder), "--split", "train"])
@@ -142,6 +143,10 @@ def _hidden(reach: int) -> int:
     return min(max(3, 2 * reach + 1), LARGEST_HOLE)
 
 
+def _correlated(noise: NoiseMeasurement) -> bool:
+    return noise.neighbours > CORRELATED or bool(stripes(noise))
+
+
 def _noisy(found: FolderNoise) -> bool:
     return found.noise.sigma() >= LITTLE
 
@@ -149,7 +154,7 @@ def _noisy(found: FolderNoise) -> bool:
 def _unfit(found: FolderNoise) -> Iterator[tuple[str, str]]:
     if not _noisy(found):
         return
-    if found.noise.neighbours > CORRELATED or stripes(found.noise):
+    if _correlated(found.noise):
         yield ", ".join(INDEPENDENT), "take correlated noise for detail and keep it"
         yield (
             ", ".join(TOLD_SIGMA),

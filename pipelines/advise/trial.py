@@ -34,9 +34,9 @@ def try_advice(found: FolderNoise, advice: Advice, minutes: float) -> list[Pictu
 
     if not advice.method:
         raise UserError(f"there is nothing to try: {advice.why}; leave --try out.")
-    if advice.method == UNTRAINED:
-        denoiser = untrained_denoiser(UNTRAINED, {}, found.channels, parse_noise("none"), distributed.device())
-        return _before_and_after(found, denoiser, UNTRAINED)
+    if advice.method in UNTRAINED:
+        denoiser = untrained_denoiser(advice.method, {}, found.channels, parse_noise("none"), distributed.device())
+        return _before_and_after(found, denoiser, advice.method)
     with tempfile.TemporaryDirectory(prefix="denoise-advise-") as work:
         steps = _train(found, advice, minutes, Path(work))
         denoiser = load_denoiser(Path(work) / "model", distributed.device())

@@ -100,7 +100,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
+        str, typer.Argument(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n, mash.")
     ],
     data: Annotated[list[str] | None, typer.Option(help="Data set; repeat for several. Default: data.test.")] = None,
     protocol: Annotated[
@@ -148,7 +148,7 @@ def restore(
     inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="An image for one input, else a folder.")],
     model: Annotated[
-        str, typer.Option(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n.")
+        str, typer.Option(help="A model folder, models:/NAME@ALIAS, or an untrained method: bm3d, zs_n2n, mash.")
     ] = "models:/denoise-gauss25@champion",
     noise: Annotated[
         str | None,

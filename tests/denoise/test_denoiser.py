@@ -91,7 +91,7 @@ def test_a_method_that_is_not_trained_restores_by_its_name(photographs):
 
 
 def test_a_trained_method_cannot_be_used_without_training():
-    with pytest.raises(UserError, match="n2n has to be trained first .* without training: zs_n2n, bm3d"):
+    with pytest.raises(UserError, match="n2n has to be trained first .* without training: zs_n2n, mash, bm3d"):
         untrained_denoiser("n2n", {}, 3, parse_noise("gauss25"))
 
 

@@ -133,8 +133,15 @@ def test_the_frames_of_a_burst_are_pairs(tmp_path, advise, photographs):
 def test_few_images_and_jpeg(tmp_path, advise):
     write(tmp_path / "mine", white, count=2, suffix=".jpg")
     text = advise().stdout
-    assert "take zs_n2n: 2 images are too few to train on" in text
+    assert "take mash: 2 images are too few to train on" in text  # JPEG has correlated the noise
     assert "warning: the images show the blocks of JPEG" in text
+
+
+def test_a_few_images_need_no_training(tmp_path, advise):
+    write(tmp_path / "mine", white, count=2)
+    found = json.loads(advise("--json").stdout)
+    assert found["method"] == "zs_n2n"
+    assert found["commands"] == ["denoise restore mine -o restored --model zs_n2n"]
 
 
 def test_a_sample_of_a_large_folder_is_measured(tmp_path, advise):
