@@ -16,7 +16,7 @@ from denoise.evaluate import Protocol, require_finite_image, setting, spread
 from denoise.images.noise_level import estimate_sigma
 from denoise.images.tensors import as_channels, to_tensor
 from denoise.noise import Noise
-from denoise.noise_meter import REACH, measure_noise
+from denoise.noise_meter import REACH
 from denoise.quality import (
     ErrorEstimate,
     LocalNoise,
@@ -25,7 +25,7 @@ from denoise.quality import (
     describe,
     known_noise,
     mean_psnr,
-    measured_noise,
+    measure_local_noise,
     pair_error,
     sure,
 )
@@ -179,7 +179,7 @@ class _Estimator:
             return _middle(self._whole(index, self._rng(index))[0], self.extent.measured_side).cpu()
 
         try:
-            return measured_noise(measure_noise(len(chosen), load))
+            return measure_local_noise(len(chosen), load)
         except UserError:
             variances = [estimate_sigma(load(number), self.denoiser.noise_patch) ** 2 for number in range(len(chosen))]
             return LocalNoise(0.0, sum(variances) / len(variances))

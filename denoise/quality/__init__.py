@@ -1,7 +1,8 @@
 """How good restored images are, estimated from noisy images alone."""
 
+from denoise.quality.flat_places import measure_local_noise
 from denoise.quality.intervals import CONFIDENCE, ErrorEstimate, PsnrEstimate, mean_psnr
-from denoise.quality.local_noise import LocalNoise, known_noise, measured_noise
+from denoise.quality.local_noise import LocalNoise, known_noise
 from denoise.quality.pairs import pair_error
 from denoise.quality.residual import ResidualStructure, autocorrelation, structure
 from denoise.quality.statement import Source, describe
@@ -18,7 +19,7 @@ __all__ = [
     "describe",
     "known_noise",
     "mean_psnr",
-    "measured_noise",
+    "measure_local_noise",
     "pair_error",
     "structure",
     "sure",

@@ -15,7 +15,7 @@ from denoise.noise_meter.blocks import SIDE, SURFACE, surface
 from denoise.rng import Rng
 
 FAMILIES = ("gauss", "corr", "poisson")  # of noise that adds nothing on average and whose covariance is known
-LEAST = 0.03  # of a correlation, which the meter finds where there is none
+LEAST = 0.02  # of a correlation; smaller ones are found where there is none
 ROUNDS = 6  # until what a surface takes of the noise is known to 1e-3
 
 
@@ -84,11 +84,29 @@ def measured_noise(measurement: NoiseMeasurement) -> LocalNoise:
     The meter subtracts a quadratic surface from blocks, and allows for the share that this takes of white noise, a
     hundredth. Of correlated noise it takes more: 8 % at a width of 0.8 pixels.
     """
-    correlation, factor = _restored_share(measurement.correlation)
-    correlation = torch.where(correlation.abs() > LEAST, correlation, 0.0)
+    correlation, factor = before_surfaces(measurement.correlation)
     channels = measurement.channels.float() if len(measurement.channels) > 1 else None
     slope, offset = measurement.slope * factor, measurement.offset * factor
     return LocalNoise(slope, offset, correlation, channels, _uncertainty(measurement))
+
+
+def before_surfaces(measured: Tensor) -> tuple[Tensor, float]:
+    """Return the correlation before surfaces were subtracted, and the variance there over the measured one.
+
+    A block's noise with covariance T keeps Q T Q, Q = I - U U^T for the surfaces U. T is found by repetition: what the
+    present T loses is added to what was measured.
+    """
+    basis = surface()
+    kept = measured.double() * (1 - SURFACE / SIDE**2)  # as measured, over the variance that the meter states
+    whole = kept.clone()
+    for _ in range(ROUNDS):
+        full = _toeplitz(whole)
+        inside = full - basis @ (basis.T @ full)
+        inside = inside - (inside @ basis) @ basis.T
+        whole = kept + _by_lag(full) - _by_lag(inside)
+    variance = whole[0, REACH].item()
+    correlation = whole / variance
+    return torch.where(correlation.abs() > LEAST, correlation, 0.0), variance
 
 
 def _uncertainty(measurement: NoiseMeasurement) -> float:
@@ -136,24 +154,6 @@ def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix.double())
     root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
     return root
-
-
-def _restored_share(measured: Tensor) -> tuple[Tensor, float]:
-    """Return the correlation before surfaces were subtracted, and the variance there over the measured one.
-
-    A block's noise with covariance T keeps Q T Q, Q = I - U U^T for the surfaces U. T is found by repetition: what the
-    present T loses is added to what was measured.
-    """
-    basis = surface()
-    kept = measured.double() * (1 - SURFACE / SIDE**2)  # as measured, over the variance that the meter states
-    whole = kept.clone()
-    for _ in range(ROUNDS):
-        full = _toeplitz(whole)
-        inside = full - basis @ (basis.T @ full)
-        inside = inside - (inside @ basis) @ basis.T
-        whole = kept + _by_lag(full) - _by_lag(inside)
-    variance = whole[0, REACH].item()
-    return whole / variance, variance
 
 
 def _toeplitz(covariance: Tensor) -> Tensor:

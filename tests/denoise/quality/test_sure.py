@@ -10,8 +10,7 @@ from torch.nn.functional import conv2d, pad
 
 from denoise.errors import UserError
 from denoise.noise import parse_noise
-from denoise.noise_meter import measure_noise
-from denoise.quality import LocalNoise, known_noise, measured_noise, sure
+from denoise.quality import LocalNoise, known_noise, sure
 from denoise.rng import batch_rng
 
 
@@ -107,18 +106,6 @@ def test_drawn_noise_has_the_covariance_it_is_drawn_with(channels: int) -> None:
     assert beside.item() == pytest.approx(math.exp(-1 / (4 * 0.64)), abs=0.03)
     if channels == 3:
         assert torch.corrcoef(drawn.flatten(1))[0, 1].item() == pytest.approx(0.6, abs=0.03)
-
-
-@pytest.mark.parametrize(("name", "neighbours", "tolerance"), [("gauss15", 0.0, 0.04), ("corr15_0.6", 0.5, 0.12)])
-def test_measured_noise_is_close_to_what_was_added(name: str, neighbours: float, tolerance: float) -> None:
-    """Of correlated noise the flattest blocks are those whose noise is the least smooth, so it is measured too low."""
-    noise, clean = parse_noise(name), scene(side=384)
-    noisy = [noise.corrupt(clean[None], key(number)).noisy[0] for number in range(4)]
-    local = measured_noise(measure_noise(4, noisy.__getitem__))
-    assert local.variance(clean).mean().item() == pytest.approx((15 / 255) ** 2, rel=tolerance)
-    assert local.correlation_map(8)[8, 8].item() == 1
-    assert local.correlation_map(8)[8, 9].item() == pytest.approx(neighbours, abs=0.13)
-    assert 0 < local.uncertainty < 0.1
 
 
 def test_noise_of_unknown_covariance_is_refused() -> None:
