@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from denoise.data.dataset import ShardedDataset
-from denoise.data.samples import REFERENCES, evaluation_pair
+from denoise.data.samples import REFERENCES, evaluation_pair, real_noisy
 from denoise.data.shards import Shards
 from denoise.denoiser import Denoiser
 from denoise.errors import UserError
@@ -176,7 +176,11 @@ class _Estimator:
 
         def load(number: int) -> Tensor:
             index = chosen[number]
-            return _middle(self._whole(index, self._rng(index))[0], self.extent.measured_side).cpu()
+            if self.noise.family == "none":  # without the level, which takes long to estimate
+                noisy = as_channels(to_tensor(real_noisy(self.images, index)), self.denoiser.channels)
+            else:
+                noisy = self._whole(index, self._rng(index))[0].cpu()
+            return _middle(noisy, self.extent.measured_side)
 
         try:
             return measure_local_noise(len(chosen), load)

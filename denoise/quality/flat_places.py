@@ -111,4 +111,5 @@ def _by_lag(residual: Tensor) -> Tensor:
     sums = torch.fft.irfft2(power, s=(2 * SIDE, 2 * SIDE))
     down, right = torch.arange(REACH + 1), torch.arange(-REACH, REACH + 1)
     pairs = (SIDE - down)[:, None] * (SIDE - right.abs())[None]
-    return sums[down[:, None], right[None] % (2 * SIDE)] / pairs
+    means: Tensor = sums[down[:, None], right[None] % (2 * SIDE)] / pairs
+    return means
