@@ -37,7 +37,7 @@ SETS = {"bsd68": 1, "cbsd68": 3, "kodak": 3}  # with the channels of the Gaussia
 NOISES = ("gauss15", "gauss25", "poisson30", "corr25_0.8")
 SOURCES: tuple[Source, ...] = ("second observation", "SURE, known noise", "SURE, measured noise")
 REAL = "polyu"
-SUBSETS, SUBSET = 200, 6  # drawn of the images of a set, and how many images each has
+SUBSETS, SUBSET = 200, 4  # drawn of the images of a set, and how many images each has
 WIDTH, REACH = 1.0, 4  # of the Gaussian filter, in pixels
 
 
@@ -101,7 +101,11 @@ def error(case: Case, source: str) -> float:
 
 
 def coverage(case: Case, source: str) -> tuple[float, float]:
-    """Return how often the two intervals hold the truth, over subsets of the images, drawn with replacement."""
+    """Return how often the two intervals hold the truth, over subsets of the images.
+
+    For ``interval`` each image is in a subset once; for ``interval_alike`` subsets are drawn with replacement, as if
+    the images were all that there are.
+    """
     estimate = case.estimates[source]
     images = {
         image["name"]: ErrorEstimate(image["estimated_mse"], image["standard_error"], image["fidelity"])
@@ -110,10 +114,12 @@ def coverage(case: Case, source: str) -> tuple[float, float]:
     whole, names, draws = fmean(case.truth.values()), sorted(images), random.Random(0)
     held = [0, 0]
     for _ in range(SUBSETS):
-        subset = [draws.choice(names) for _ in range(SUBSET)]
-        found = mean_psnr([images[name] for name in subset], estimate["noise_uncertainty"])
-        targets = (fmean(case.truth[name] for name in subset), whole)
-        for place, (interval, target) in enumerate(zip((found.interval, found.interval_alike), targets, strict=True)):
+        once, again = draws.sample(names, min(SUBSET, len(names))), draws.choices(names, k=SUBSET)
+        these, alike = (
+            mean_psnr([images[name] for name in subset], estimate["noise_uncertainty"]) for subset in (once, again)
+        )
+        truth = fmean(case.truth[name] for name in once)
+        for place, (interval, target) in enumerate(((these.interval, truth), (alike.interval_alike, whole))):
             held[place] += interval is not None and interval[0] <= target <= interval[1]
     return held[0] / SUBSETS, held[1] / SUBSETS
 
@@ -125,29 +131,37 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"))
     parser.add_argument("--images", type=int, default=10, help="of each set")
     parser.add_argument("--sets", nargs="*", default=[], help="some of the sets")
-    parser.add_argument("--out", type=Path, help="a file to append the rows to, as JSON lines")
+    parser.add_argument(
+        "--out", type=Path, help="a file to append the rows to, as JSON lines; the summary is of all in it"
+    )
     arguments = parser.parse_args()
-    rows: dict[str, list[tuple[float, float, float]]] = {source: [] for source in SOURCES}
+    lines = []
     print("| set | noise | denoiser | PSNR | " + " | ".join(SOURCES) + " |")
     print("|---|---|---|---|---|---|---|")
     for case in cases(arguments.models, arguments.root, arguments.images, arguments.sets):
         found = {source: (error(case, source), *coverage(case, source)) for source in case.estimates}
-        for source, row in found.items():
-            rows[source].append(row)
         cells = [f"{found[source][0]:+.2f}" if source in found else "-" for source in SOURCES]
         truth = fmean(case.truth.values())
         print(f"| {case.data} | {case.noise} | {case.denoiser} | {truth:.2f} | " + " | ".join(cells) + " |", flush=True)
+        lines.append({"set": case.data, "noise": case.noise, "denoiser": case.denoiser, "psnr": truth, "found": found})
         if arguments.out:
             with arguments.out.open("a") as file:
-                line = {"set": case.data, "noise": case.noise, "denoiser": case.denoiser, "psnr": truth, "found": found}
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(lines[-1]) + "\n")
+    if arguments.out:
+        lines = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+    summarise(lines)
+
+
+def summarise(lines: Sequence[dict[str, Any]]) -> None:
+    """Print the errors and coverages of each source, over all cases."""
     print("\n| source | cases | mean size of the error | worst | interval held | interval_alike held |")
     print("|---|---|---|---|---|---|")
-    for source, found_rows in rows.items():
-        if found_rows:
-            errors = [abs(row[0]) for row in found_rows]
+    for source in SOURCES:
+        rows = [line["found"][source] for line in lines if source in line["found"]]
+        if rows:
+            errors = [abs(row[0]) for row in rows]
             sizes = f"{fmean(errors):.2f} | {max(errors):.2f}"
-            held = " | ".join(f"{fmean(row[place] for row in found_rows):.0%}" for place in (1, 2))
+            held = " | ".join(f"{fmean(row[place] for row in rows):.0%}" for place in (1, 2))
             print(f"| {source} | {len(errors)} | {sizes} | {held} |")
 
 

@@ -34,6 +34,7 @@ from denoise.tiling import restore_batch
 
 SECOND = "noisy2"
 SIDE = 1024  # pixels, of the middle of a larger image, in which the residual is looked at
+WHITE_UNCERTAINTY = 0.05  # of a variance by ``estimate_sigma``, relative: 2.5 % of sigma 25 in grey
 LEAST_PROBES = 4  # over all images of a set
 
 
@@ -186,7 +187,7 @@ class _Estimator:
             return measure_local_noise(len(chosen), load)
         except UserError:
             variances = [estimate_sigma(load(number), self.denoiser.noise_patch) ** 2 for number in range(len(chosen))]
-            return LocalNoise(0.0, sum(variances) / len(variances))
+            return LocalNoise(0.0, sum(variances) / len(variances), uncertainty=WHITE_UNCERTAINTY)
 
     def noise_correlation(self, numbers: list[int], measured: LocalNoise | None) -> Tensor:
         """Return the correlation of the noise by lag: as measured, as known, or of what two observations differ in."""

@@ -14,6 +14,7 @@ from denoise.quality.local_noise import LocalNoise, before_surfaces, measured_no
 SHARES = (0.06, 0.15, 0.4)  # of the blocks that count as flat: the least with which there are enough between
 STRUCTURED = 2.0  # times the median structure, above which a block between flat ones is left out
 SATURATED = 0.02  # share of saturated values that a block may have
+BIAS = 0.015  # relative error of the variance by texture, root mean square of the cases that are named below
 ENOUGH = 32  # blocks; with fewer the meter's own are taken
 APART = SIDE // STRIDE  # steps between blocks that share no pixel
 TINY = 1e-12
@@ -47,7 +48,7 @@ def measure_local_noise(count: int, load: Callable[[int], Tensor]) -> LocalNoise
             ratios.append(residual.square().mean((1, 2, 3)) / stated)
     found = torch.cat(ratios) if ratios else torch.zeros(0)
     if len(found) < ENOUGH:
-        return line
+        return replace(line, uncertainty=math.hypot(line.uncertainty, BIAS))
     correlation, factor = before_surfaces(lags / lags[0, REACH])
     scale = factor * found.mean().item() / (1 - SURFACE / SIDE**2)
     scatter = found.std().item() / found.mean().item() / math.sqrt(len(found))
@@ -56,7 +57,7 @@ def measure_local_noise(count: int, load: Callable[[int], Tensor]) -> LocalNoise
         slope=measurement.slope * scale,
         offset=measurement.offset * scale,
         correlation=correlation,
-        uncertainty=math.hypot(line.uncertainty, scatter),
+        uncertainty=math.hypot(line.uncertainty, scatter, BIAS),
     )
 
 

@@ -23,7 +23,7 @@ ASSUMPTIONS: dict[Source, str] = {
 NOT_COVERED: dict[Source, str] = {
     "second observation": "noise that both observations share, or a scene that moved between them",
     "SURE, known noise": "that Stein's formula is exact for Gaussian noise alone",
-    "SURE, measured noise": "an error that all places of the measurement share, such as texture taken for noise",
+    "SURE, measured noise": "noise that differs between flat places and others, as in JPEGs, or between images",
 }
 
 
@@ -46,7 +46,7 @@ def describe(
         measured: the noise as measured, None where that was not needed.
     """
     found = structure(residuals, noise_map)
-    shared = ", and the scatter of the measured variance" if measured else ""
+    shared = ", the scatter of the measured variance, and the texture of usual photographs in it" if measured else ""
     probes = "" if source == "second observation" else " and the probes"
     return {
         "source": source,
@@ -94,7 +94,7 @@ def _cautions(measured: LocalNoise | None) -> list[str]:
         cautions.append("the noise is too weak to be told from texture, so that the estimate means little")
     if measured.neighbours > CORRELATED:
         cautions.append(
-            f"the noise of neighbours is correlated ({measured.neighbours:.2f}); such noise is measured too low, in "
-            "photographs from a camera most of all, so that the estimate is too high"
+            f"the noise of neighbours is correlated ({measured.neighbours:.2f}), as in photographs that a camera has "
+            "processed; flat places of these hold less noise than others, so that the estimate is too high"
         )
     return cautions
