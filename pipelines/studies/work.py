@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise.config import Config
+from denoise.errors import UserError
 from denoise.fields import set_and_split
 from denoise.files import file_stems, finite_or_null, fitting_name, json_text
 from pipelines.studies.plan import CellPlan, Unit
@@ -92,6 +93,11 @@ def _score(cell: CellPlan, model: Path | None, folder: Path) -> tuple[dict[str, 
     noise = config.evaluate.noise or config.noise
     denoiser = _denoiser(config, model)
     results = evaluate_model(config, denoiser, config.data.test, config.evaluate.protocol, noise, folder)
+    for result in results:
+        if "psnr" not in result:
+            raise UserError(
+                f"{result['data']} has no clean images: a study compares scores; score on a set that has some."
+            )
     scores = {result["data"]: result for result in results}
     return scores, _some_images(scores, folder)
 
