@@ -77,8 +77,15 @@ def restore_image(
 ) -> DecodedImage:
     """Return the restored image: same size, type, alpha and metadata; arguments as for ``restore_tensor``.
 
-    Beside the two images, one band of tiles is held as float, never the whole image.
+    Beside the two images, one band of tiles is held as float, never the whole image. A model that was trained on a
+    range of values restores in it, as ``restore_plane`` does.
     """
+    limits = denoiser.value_range
+    if limits is not None:
+        pixels = restore_plane(
+            denoiser, image.pixels, limits, level, tile=tile, overlap=overlap, device=device, advance=advance
+        )
+        return replace(image, pixels=pixels)
     _check_level(denoiser, level)
     pixels = np.empty_like(image.pixels)
     height, width, channels = pixels.shape

@@ -7,14 +7,16 @@ largest and the mean value and their deviation, which are those of the restored 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from denoise.files import atomic_file
 from denoise.stacks.kinds import check_type, extra
 from denoise.stacks.layout import make_layout
+from denoise.stacks.mapped import MappedValues
 from denoise.stacks.stack import Sink, Stack
 
 AXES = {2: "YX", 3: "ZYX", 4: "QZYX"}  # of an image, a volume or a stack of images, a stack of volumes
@@ -29,24 +31,30 @@ def open_mrc(path: Path, axes: str | None, channels: str) -> Iterator[Stack]:
         data = mrc.data
         check_type(path, data.dtype)
         layout = make_layout(str(path), data.shape, axes or AXES[data.ndim], channels)
+        values = MappedValues(path, data.dtype, data.offset, data.shape)
+        del data
 
-        @contextmanager
-        def create(target: Path) -> Iterator[Sink]:
-            with atomic_file(target) as work:
-                shutil.copyfile(path, work)
-                with mrcfile.mmap(work, mode="r+") as copy:
-                    yield copy.data
-                    _update_statistics(copy)
+    @contextmanager
+    def create(target: Path) -> Iterator[Sink]:
+        with atomic_file(target) as work:
+            shutil.copyfile(path, work)
+            copy = replace(values, path=work)
+            yield copy
+            with mrcfile.mmap(work, mode="r+") as mrc:
+                header = mrc.header
+                header.dmin, header.dmax, header.dmean, header.rms = _statistics(copy)
 
-        yield Stack(path, layout, data.dtype.newbyteorder("="), data, create, range(len(layout)))
+    yield Stack(path, layout, values.dtype.newbyteorder("="), values, create, range(len(layout)))
 
 
-def _update_statistics(mrc: Any) -> None:
-    """Set the header's statistics to those of the values, of which one part after the other is in memory."""
-    parts = mrc.data if mrc.data.ndim > 2 else mrc.data[None]
-    least, largest = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-    mean = sum(float(part.mean(dtype=np.float64)) for part in parts) / len(parts)
-    square = sum(float(np.square(part.astype(np.float64) - mean).mean()) for part in parts) / len(parts)
-    header = mrc.header
-    header.dmin, header.dmax, header.dmean, header.rms = least, largest, mean, square**0.5
-    mrc.flush()
+def _statistics(values: MappedValues) -> tuple[float, float, float, float]:
+    """Return the least, the largest and the mean value and their deviation, reading one part after the other."""
+    numbers = range(values.shape[0])
+
+    def parts() -> Iterator[NDArray[np.float64]]:
+        return (values[(number,)].astype(np.float64) for number in numbers)
+
+    least, largest = min(part.min() for part in parts()), max(part.max() for part in parts())
+    mean = sum(part.mean() for part in parts()) / len(numbers)
+    square = sum(np.square(part - mean).mean() for part in parts()) / len(numbers)
+    return float(least), float(largest), float(mean), float(square) ** 0.5

@@ -19,6 +19,7 @@ from denoise.errors import UserError, first_line
 from denoise.images.io import MAX_RATIO, SMALL
 from denoise.stacks.kinds import check_type
 from denoise.stacks.layout import Index, make_layout
+from denoise.stacks.mapped import MappedValues
 from denoise.stacks.stack import Array, Stack
 from denoise.stacks.tiff_writer import create_tiff
 
@@ -106,9 +107,9 @@ def _leading(shape: tuple[int, ...], pages: int, path: Path) -> tuple[int, ...]:
     raise UserError(f"{path} has {pages} pages, which its sides {shape} do not count; save it as OME-TIFF.")
 
 
-def _mapped(series: Any, tiff: Any) -> Any:
+def _mapped(series: Any, tiff: Any) -> MappedValues:
     dtype = series.dtype.newbyteorder(tiff.byteorder)
-    return np.memmap(tiff.filehandle.path, dtype, "r", series.dataoffset, series.shape)
+    return MappedValues(Path(tiff.filehandle.path), dtype, series.dataoffset, series.shape)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from denoise.methods import build_method
 from denoise.nets import NetMaker
 from denoise.noise import parse_noise
 from denoise.rng import Rng, batch_rng
+from denoise.stacks.value_range import ValueRange
 from denoise.tiling import choose_tiles, restore_batch, restore_image, restore_tensor
 
 
@@ -39,6 +40,7 @@ class NetDenoiser:
     needs_level: bool = False
     pixels_per_pass: int = 1 << 20
     tiles: Tiles | None = None
+    value_range: ValueRange | None = None
 
     def level_of(self, noisy: Tensor) -> float:
         return float(noisy.mean())

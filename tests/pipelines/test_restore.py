@@ -35,6 +35,7 @@ class Darker:
     needs_level: bool = False
     pixels_per_pass: int = 1 << 20
     tiles: Tiles | None = None
+    value_range: None = None
     before: Callable[[], object] = bool  # called before each tile
 
     def __post_init__(self) -> None:

@@ -105,6 +105,13 @@ def test_the_range_of_the_model_is_used_and_values_far_outside_are_told(
     assert "the model was trained on 0,1 and does not know such values" in capsys.readouterr().err
 
 
+def test_an_image_is_restored_in_the_range_of_the_model_too(tmp_path: Path) -> None:
+    pixels = (values((20, 24, 1), "uint16") % 500 + 400).astype(np.uint16)
+    write_image(tmp_path / "a.tif", DecodedImage(pixels))
+    restore_files([tmp_path / "a.tif"], tmp_path / "b.tif", Scaling(0.5, ValueRange(400, 900)))
+    np.testing.assert_allclose(read_image(tmp_path / "b.tif").pixels, 400 + (pixels - 400.0) / 2, atol=0.51)
+
+
 def test_constant_planes_are_copied_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     array = values((4, 20, 24), "uint16")
     array[2] = 77

@@ -1,5 +1,7 @@
 """What is read of a file of each kind, and that the same file can be written again."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,36 @@ def test_planes_are_read_one_at_a_time(tmp_path: Path) -> None:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert peak < 6 * array[0].nbytes
+
+
+MEMORY = """
+import resource, sys
+import subprocess
+import sys
+from pathlib import Path
+from denoise.stacks.opening import open_stack
+from denoise.stacks.survey import survey
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+with open_stack(Path(sys.argv[1])) as stack, stack.create(Path(sys.argv[2])) as sink:
+    survey(stack.plane(0))
+    before = most()
+    for number in stack.order:
+        sink[stack.layout.index(number)] = stack.layout.from_plane(stack.plane(number))
+print(most() - before)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif"])
+def test_a_mapped_file_does_not_stay_in_memory(name: str, tmp_path: Path) -> None:
+    """What is mapped counts as memory of the process, too."""
+    array = np.zeros((100, 512, 512), np.float32)  # 100 MB
+    if name == "a.npy":
+        np.save(tmp_path / name, array)
+    else:
+        tifffile.imwrite(tmp_path / name, array, photometric="minisblack")
+    arguments = [sys.executable, "-c", MEMORY, tmp_path / name, tmp_path / f"b{name}"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    assert int(done.stdout) < 30
