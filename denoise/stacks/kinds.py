@@ -14,19 +14,24 @@ from denoise.stacks.value_range import TYPES
 
 TIFF = (".tif", ".tiff")
 MRC = (".mrc", ".mrcs", ".map", ".st", ".rec")
+ZARR_FILES = (".zgroup", "zarr.json")  # of which a folder of Zarr has one
 STACKS = (".npy", ".npz", *MRC)  # that are never read as images
-IN_FOLDERS = (".npy", ".npz", ".mrc", ".mrcs")  # of these, names that hardly anything else has
+IN_FOLDERS = (".npy", ".npz", ".mrc", ".mrcs", ".zarr")  # of stacks, names that hardly anything else has
 
 
 def is_stack(path: Path) -> bool:
     """Return whether a file is opened as a stack: by its name, or a sound TIFF that is not one image of 8 or 16 bits.
 
-    A broken TIFF is none: reading it as an image says what is wrong.
+    A broken TIFF is none: reading it as an image says what is wrong. A folder is a stack where it is one of Zarr.
     """
-    if path.suffix.lower() in STACKS:
-        return True
-    if path.suffix.lower() not in TIFF:
-        return False
+    if path.is_dir():
+        return any((path / name).is_file() for name in ZARR_FILES)
+    suffix = path.suffix.lower()
+    return suffix in STACKS or (suffix in TIFF and _is_other_tiff(path))
+
+
+def _is_other_tiff(path: Path) -> bool:
+    """Return whether a file is a sound TIFF that is not one image of 8 or 16 bits."""
     try:
         with path.open("rb") as file:
             if file.read(4) not in TIFF_MAGIC:

@@ -8,6 +8,7 @@ from denoise.errors import UserError, first_line
 from denoise.stacks.kinds import TIFF
 from denoise.stacks.mrc import open_mrc
 from denoise.stacks.npy import open_npy, open_npz
+from denoise.stacks.ome_zarr import open_zarr
 from denoise.stacks.stack import Stack
 from denoise.stacks.tiff import open_tiff
 
@@ -19,14 +20,14 @@ def open_stack(path: Path, axes: str | None = None, channels: str = "each") -> I
     """Open a file of planes; nothing is read of it but what says where they lie.
 
     Args:
-        path: TIFF, BigTIFF, OME-TIFF or ImageJ's; .npy, .npz; MRC.
+        path: TIFF, BigTIFF, OME-TIFF or ImageJ's; .npy, .npz; MRC; a folder of OME-Zarr.
         axes: a letter for each side, instead of what the file says.
         channels: as for ``make_layout``.
 
     Raises:
         UserError: it is no such file, holds what is not read, or its axes do not fit.
     """
-    opener = OPENERS.get(path.suffix.lower(), open_mrc)
+    opener = open_zarr if path.is_dir() else OPENERS.get(path.suffix.lower(), open_mrc)
     with ExitStack() as resources:
         with _explained(path):
             stack = resources.enter_context(opener(path, axes, channels))

@@ -101,7 +101,10 @@ def _walk(folder: Path, prefix: str, stacks: "StackOptions") -> "Iterator[Source
         if entry.name.startswith(".") or (entry.is_symlink() and _leads_nowhere(path, folder)):
             continue
         if entry.is_dir():
-            folders.append(entry.name)
+            if is_stack(path):
+                planes += find_planes(path, stacks)
+            else:
+                folders.append(entry.name)
         elif path.suffix.lower() in (*IMAGES, *IN_FOLDERS) and entry.is_file():
             if is_stack(path):
                 planes += find_planes(path, stacks)

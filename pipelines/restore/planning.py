@@ -26,7 +26,7 @@ def plan(inputs: Sequence[Path], output: Path) -> list[FilePair]:
 
     if not inputs:
         raise UserError("nothing to restore: give an image file or a folder of images.")
-    if len(inputs) == 1 and inputs[0].is_file() and output.suffix and not output.is_dir():
+    if len(inputs) == 1 and _is_one(inputs[0]) and output.suffix and (is_stack(output) or not output.is_dir()):
         if is_stack(inputs[0]):
             check_stack_target(inputs[0], output)
         else:
@@ -40,13 +40,20 @@ def plan(inputs: Sequence[Path], output: Path) -> list[FilePair]:
     return pairs
 
 
+def _is_one(path: Path) -> bool:
+    """Return whether a path is a file, or the folder of one stack."""
+    from denoise.stacks.kinds import is_stack
+
+    return path.is_file() or (path.is_dir() and is_stack(path))
+
+
 def _pairs_of(path: Path, output: Path) -> Iterator[FilePair]:
     """Yield source and target of each image of one input, files of a folder in sorted order."""
     from denoise.images.io import READABLE
     from denoise.stacks.kinds import IN_FOLDERS
 
     readable = (*READABLE, *IN_FOLDERS)
-    if path.is_file():
+    if _is_one(path):
         yield path, output / _target_name(Path(path.name))
         return
     if not path.is_dir():
@@ -57,7 +64,7 @@ def _pairs_of(path: Path, output: Path) -> Iterator[FilePair]:
     for file in sorted(path.rglob("*")):
         inner = file.relative_to(path)
         hidden = any(part.startswith(".") for part in inner.parts)
-        if hidden or file.suffix.lower() not in readable or not file.is_file():
+        if hidden or file.suffix.lower() not in readable or not _is_one(file):
             continue
         earlier = output_folder in Path(os.path.realpath(file)).parents  # a result of an earlier call
         if earlier and output_folder != path.resolve():
@@ -70,10 +77,10 @@ def _pairs_of(path: Path, output: Path) -> Iterator[FilePair]:
 
 def _target_name(name: Path) -> Path:
     from denoise.images.io import READABLE, WRITABLE
-    from denoise.stacks.kinds import STACKS
+    from denoise.stacks.kinds import IN_FOLDERS, STACKS
 
     suffix = name.suffix.lower()
-    if suffix in (*WRITABLE, *STACKS):
+    if suffix in (*WRITABLE, *STACKS, *IN_FOLDERS):
         return name
     return name.with_suffix(".png") if suffix in READABLE else name.with_name(fitting_name(name.name, ".png"))
 

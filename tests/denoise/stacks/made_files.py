@@ -89,6 +89,27 @@ def _mrc(**header: Any) -> Callable[[Path, NDArray[Any]], object]:
     return write
 
 
+def _zarr(version: int, axes: str) -> Callable[[Path, NDArray[Any]], object]:
+    def write(path: Path, array: NDArray[Any]) -> None:
+        import zarr
+
+        group = zarr.open_group(path, mode="w", zarr_format=version)
+        for level, pixels in enumerate((array, array[..., ::2, ::2])):
+            chunks = (2, *pixels.shape[1:-2], 16, 16)
+            group.create_array(str(level), shape=pixels.shape, chunks=chunks, dtype=pixels.dtype)[...] = pixels
+        datasets = [
+            {
+                "path": str(level),
+                "coordinateTransformations": [{"type": "scale", "scale": [0.1 * 2**level] * len(axes)}],
+            }
+            for level in range(2)
+        ]
+        image = {"axes": [{"name": axis, "unit": "micrometer"} for axis in axes], "datasets": datasets, "name": "cells"}
+        group.attrs.update({"multiscales": [image]} if version == 2 else {"ome": {"multiscales": [image]}})
+
+    return write
+
+
 KINDS = [
     Kind("imagej.tif", (3, 2, 2, 20, 24), "uint16", "TZCYX", _tiff(imagej=True, metadata=IMAGEJ, **RESOLUTION), 12),
     Kind("imagej_float.tif", (4, 20, 24), "float32", "TYX", _tiff(imagej=True, metadata={"axes": "TYX"}), 4),
@@ -134,6 +155,8 @@ KINDS = [
     Kind("array_c.npy", (3, 2, 20, 24, 3), "uint8", "TZYXS", np.save, 6),
     Kind("fortran.npy", (5, 20, 24), ">i2", "ZYX", lambda path, array: np.save(path, np.asfortranarray(array)), 5),
     Kind("array.npz", (5, 20, 24), "float16", "ZYX", lambda path, array: np.savez_compressed(path, movie=array), 5),
+    Kind("zarr2.ome.zarr", (3, 2, 20, 24), "uint16", "TCYX", _zarr(2, "tcyx"), 6),
+    Kind("zarr3.ome.zarr", (5, 20, 24), "float32", "ZYX", _zarr(3, "zyx"), 5),
     Kind("volume.mrc", (5, 20, 24), "float32", "ZYX", _mrc(), 5),
     Kind("movie.mrcs", (5, 20, 24), "int16", "ZYX", _mrc(ispg=0), 5),
     Kind("half.mrc", (5, 20, 24), "float16", "ZYX", _mrc(), 5),

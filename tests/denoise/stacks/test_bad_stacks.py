@@ -32,7 +32,14 @@ def _tiff(shape: tuple[int, ...], dtype: str, **options: object) -> Callable[[Pa
     return lambda path: tifffile.imwrite(path, values(shape, dtype), **options)
 
 
+def _plain_zarr(path: Path) -> None:
+    import zarr
+
+    zarr.open_group(path, mode="w").create_array("0", shape=(4, 4), dtype="uint8")
+
+
 CASES = {
+    "plain.zarr": (_plain_zarr, "holds no image of OME-Zarr"),
     "mixed.tif": (_two_shapes, "holds 2 series of images .20x24, 20x30."),
     "rgba.tif": (_tiff((4, 20, 24, 4), "uint8", photometric="rgb"), "RGB with 4 channels"),
     "int32.tif": (_tiff((4, 20, 24), "int32", photometric="minisblack"), "values of the type int32"),

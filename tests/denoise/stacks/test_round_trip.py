@@ -30,6 +30,10 @@ def read(path: Path) -> NDArray[Any]:
     if path.suffix in (".npy", ".npz"):
         loaded = np.load(path)
         return loaded if path.suffix == ".npy" else loaded["movie"]
+    if path.suffix == ".zarr":
+        import zarr
+
+        return zarr.open_group(path, mode="r")["0"][...]
     import mrcfile
 
     with mrcfile.open(path) as mrc:
@@ -114,11 +118,30 @@ def tags(tiff: tifffile.TiffFile, number: int) -> dict[int, str]:
     return {tag.code: str(tag.value) for tag in page.tags if tag.code not in PLACES}
 
 
-def test_reduced_copies_are_told(tmp_path: Path) -> None:
-    kind = next(kind for kind in KINDS if kind.name == "ome_pyramid.tif")
+@pytest.mark.parametrize(
+    ("name", "word"), [("ome_pyramid.tif", "reduced copies"), ("zarr3.ome.zarr", "more than its largest image")]
+)
+def test_reduced_copies_are_told(name: str, word: str, tmp_path: Path) -> None:
+    kind = next(kind for kind in KINDS if kind.name == name)
     kind.write(tmp_path / kind.name, values(kind.shape, kind.dtype))
     with open_stack(tmp_path / kind.name) as stack:
-        assert "reduced copies" in stack.remarks[0]
+        assert word in stack.remarks[0]
+
+
+@pytest.mark.parametrize("name", ["zarr2.ome.zarr", "zarr3.ome.zarr"])
+def test_an_ome_zarr_keeps_its_metadata(name: str, tmp_path: Path) -> None:
+    import zarr
+
+    kind = next(kind for kind in KINDS if kind.name == name)
+    kind.write(tmp_path / name, values(kind.shape, kind.dtype))
+    copy(tmp_path / name, tmp_path / "again.zarr")
+    before, after = (zarr.open_group(tmp_path / folder, mode="r") for folder in (name, "again.zarr"))
+    (old,), (new,) = (dict(group.attrs).get("ome", dict(group.attrs))["multiscales"] for group in (before, after))
+    assert new == {**old, "datasets": old["datasets"][:1]}
+    assert after["0"].metadata == before["0"].metadata
+    assert list(after.array_keys()) == ["0"]
+    assert is_stack(tmp_path / "again.zarr")
+    assert not is_stack(tmp_path)
 
 
 def test_pages_are_written_in_the_order_of_the_file(tmp_path: Path) -> None:
