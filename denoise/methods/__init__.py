@@ -9,6 +9,7 @@ from torch import nn
 from denoise.config import Choice, Config
 from denoise.documents import build
 from denoise.errors import UserError, nearest
+from denoise.methods.apbsn import APBSN
 from denoise.methods.atbsn import ATBSN
 from denoise.methods.base import Batch, MakeNet, Method, View, Views, observe
 from denoise.methods.blind2unblind import Blind2Unblind
@@ -60,6 +61,7 @@ METHODS: dict[str, type[Method]] = {
     "nb2nb": Neighbor2Neighbor,
     "b2u": Blind2Unblind,
     "atbsn": ATBSN,
+    "apbsn": APBSN,
     "distil": Distil,
     "zs_n2n": ZeroShotNoise2Noise,
     "mash": MASH,

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from denoise.errors import UserError
 from denoise.methods.base import Batch, MakeNet, Method, View, Views
 from denoise.methods.losses import distance
 from denoise.rng import Rng
@@ -56,7 +57,13 @@ class ATBSN(Method):
 
     def make_net(self, make: MakeNet) -> nn.Module:
         """Return the configured network in its form with a blind spot, whose shift is chosen at each call."""
-        return make(blind_spot=True)
+        net = make(blind_spot=True)
+        if getattr(net, "largest_shift", LARGEST_HOLE) < max(map(shift, (self.hole, self.hole_at_test))):
+            raise UserError(
+                "method=atbsn needs a network whose blind spot can be as large as method.hole, and this one's is one "
+                "pixel; use net=unet_ssdn or net=tmbsn."
+            )
+        return net
 
     def make_batch(self, sample: Views, rng: Rng) -> Batch:
         """Return the noisy image, which the network is fed and compared with. Nothing is drawn."""

@@ -33,7 +33,8 @@ class MakeNet(Protocol):
         Args:
             outputs: its output channels, as many as the images have where None.
             blind_spot: whether an output pixel must not depend on the input pixel at its place. Such a network is
-                called as ``net(noisy, shift)``: the hole is that pixel with shift 1, one ring more with each step.
+                called as ``net(noisy, shift)``: the hole is that pixel with shift 1, one ring more with each step
+                (none with ``largest_shift`` 1).
             zero_last: whether the last layer starts with zero weights.
 
         Raises:

@@ -10,6 +10,7 @@ from torch import nn
 
 from denoise.errors import UserError, nearest
 from denoise.nets.cnn5 import CNN5
+from denoise.nets.dbsn import DBSN
 from denoise.nets.dncnn import DnCNN
 from denoise.nets.drunet import DRUNet
 from denoise.nets.rednet import REDNet30
@@ -23,6 +24,7 @@ NETS: dict[str, type[nn.Module]] = {
     "unet_n2n": UNetN2N,
     "unet_ssdn": UNetSSDN,
     "tmbsn": TMBSN,
+    "dbsn": DBSN,
     "unet_n2v": UNetN2V,
     "unet_n2v2": UNetN2V2,
     "dncnn": DnCNN,

@@ -82,6 +82,8 @@ def test_every_weight_learns_from_the_smallest_crop_with_the_largest_hole():
 def test_a_net_without_a_blind_spot_is_refused():
     with pytest.raises(UserError, match="net=dncnn has no form with a blind spot, which this method needs"):
         atbsn().make_net(NetMaker("dncnn", 1, {}))
+    with pytest.raises(UserError, match="this one's is one pixel; use net=unet_ssdn or net=tmbsn"):
+        atbsn().make_net(NetMaker("dbsn", 1, {"features": 2}))
 
 
 def windows(noisy, hole, shape=np.maximum):
