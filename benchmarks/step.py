@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from denoise.config import load_config
 from denoise.data.loader import CropBatch
-from denoise.data.samples import IMAGE
+from denoise.data.samples import IMAGE, TAUGHT
 from denoise.methods import METHODS, build_method, with_net
 from denoise.noise import parse_noise
 from denoise.training.checkpoint import RunProgress
@@ -84,7 +84,8 @@ def make_step(overrides: tuple[str, ...], device: torch.device, crop: int, opera
     noise = parse_noise(config.noise)
     method = build_method(config.method.name, config.method.fields, noise)
     train_state, history = init_train_state(config, method, device), TrainingHistory(RunProgress(), device)
-    train_step = TrainStep(config, train_state, method, noise)
+    teacher = (lambda noisy, level, rng: noisy) if TAUGHT in method.views() else None  # one that costs nothing
+    train_step = TrainStep(config, train_state, method, noise, teacher=teacher)
     train_step.device = device
 
     def enter(phase: str) -> Callable[..., None]:

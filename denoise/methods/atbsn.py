@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from denoise.errors import UserError
@@ -13,16 +13,6 @@ from denoise.rng import Rng
 
 TEACHERS = (0, 1, 3, 5, 7, 9, 11)  # holes of the images that a student learns from
 LARGEST_HOLE = 31  # its half is the part of an overlap of 64 that tiles discard, so their borders do not show
-
-
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError("it should be an odd number of pixels")
-    return value
-
-
-def _odd_or_none(value: int) -> int:
-    return value and _odd(value)
 
 
 @dataclass(frozen=True)
@@ -46,10 +36,15 @@ class ATBSN(Method):
     published 9 is for the sRGB images of SIDD, where 7 was too little. The authors compute with images in [0, 255].
     """
 
-    hole: Annotated[int, Field(ge=1, le=LARGEST_HOLE), AfterValidator(_odd)] = 9  # side in pixels, odd
-    hole_at_test: Annotated[int, Field(ge=0, le=LARGEST_HOLE), AfterValidator(_odd_or_none)] = 3  # odd, or 0
+    hole: Annotated[int, Field(ge=1, le=LARGEST_HOLE)] = 9  # side in pixels, odd
+    hole_at_test: Annotated[int, Field(ge=0, le=LARGEST_HOLE)] = 3  # odd, or 0
     needs: ClassVar[tuple[View, ...]] = ("noisy",)
     net: ClassVar[str] = "unet_ssdn"
+
+    def __post_init__(self) -> None:
+        for name, side in (("hole", self.hole), ("hole_at_test", self.hole_at_test)):
+            if side and side % 2 == 0:
+                raise UserError(f"method.{name} is {side}, expected an odd number; write {side - 1} or {side + 1}.")
 
     def assumes_independent_noise(self) -> bool:
         """Return whether the hole is the pixel alone."""

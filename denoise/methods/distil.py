@@ -25,7 +25,7 @@ class Distil(Method):
     """
 
     loss_name: LossName = "l1"
-    told_level: bool = False  # whether the teacher must be told the level of the noise; set by what the teacher is
+    told_level: bool | None = None  # whether the teacher is told the level of the noise; None: as it needs
     needs: ClassVar[tuple[View, ...]] = ("noisy", "level", "taught")
     net: ClassVar[str] = "unet_ssdn"
 

@@ -14,7 +14,7 @@ from denoise import distributed
 from denoise.config import Config
 from denoise.data.crops import as_floats
 from denoise.data.loader import CropBatch
-from denoise.data.samples import make_views
+from denoise.data.samples import Teach, make_views
 from denoise.errors import UserError
 from denoise.methods import Batch, Method, Views
 from denoise.noise import Noise
@@ -24,7 +24,6 @@ from denoise.training.checkpoint import TrainState
 from denoise.training.cuda_graph import CudaGraphStep, obstacle
 from denoise.training.fault_injection import NO_FAULTS, FaultInjector
 from denoise.training.gradient_averaging import plain_averaging, shared_averaging
-from denoise.training.teacher import Teacher
 
 Terms = dict[str, Tensor]
 
@@ -51,7 +50,7 @@ class TrainStep:
         method: Method,
         noise: Noise,
         *,
-        teacher: Teacher | None = None,  # what a method that learns from one is taught by
+        teacher: Teach | None = None,  # of a method that learns from one
         faults: FaultInjector = NO_FAULTS,
         on_message: Callable[[str], None] = lambda message: None,  # told in one sentence why there is no CUDA graph
     ) -> None:

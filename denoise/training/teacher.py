@@ -64,6 +64,8 @@ def told_of_teacher(method: Method, config: Config) -> Method:
             f"train.teacher={reference} restores images of {card['channels']} channels, and data.colour="
             f"{config.data.colour} are {config.data.channels}; give a teacher of the same, or another data.colour."
         )
+    if getattr(method, "told_level", None) is not None:
+        return method
     teacher = build_method(card["method"]["name"], card["method"]["fields"], parse_noise(card["noise"]))
     return replace(method, told_level=teacher.needs_level())  # type: ignore[call-arg]
 

@@ -58,10 +58,10 @@ def test_it_trains_with_any_noise_and_assumes_independence_only_without_a_hole(n
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hole": 8}, "invalid value 8 for method.hole: it should be an odd number of pixels"),
+        ({"hole": 8}, "method.hole is 8, expected an odd number; write 7 or 9"),
         ({"hole": 0}, "invalid value 0 for method.hole"),
         ({"hole": 33}, "invalid value 33 for method.hole"),
-        ({"hole_at_test": 2}, "invalid value 2 for method.hole_at_test: it should be an odd number of pixels"),
+        ({"hole_at_test": 2}, "method.hole_at_test is 2, expected an odd number; write 1 or 3"),
     ],
 )
 def test_a_wrong_hole_is_reported(fields, message):
