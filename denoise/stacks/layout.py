@@ -126,8 +126,7 @@ def make_layout(name: str, shape: Sequence[int], axes: str, channels: str = "eac
         raise UserError(f"{name} has the sides {_sides(shape)}, so it holds no values; give a file that does.")
     if any(axes.count(axis) > 1 for axis in "CS"):
         raise UserError(f"{name} has the axes {axes}, of which C and S can be there once; name others with --axes.")
-    if not CHANNELS.fullmatch(channels):
-        raise UserError(f"the channels {channels!r} are not known; use each, joint, or the number of one.")
+    check_channels(channels)
     sides = dict(zip(axes, shape, strict=True))
     inner = "YXS" if colour and sides.get("S") == COLOURS else "YX"
     if channels == "each":
@@ -144,6 +143,12 @@ def make_layout(name: str, shape: Sequence[int], axes: str, channels: str = "eac
     if int(channels) >= sides["C"]:
         raise UserError(f"{name} has {sides['C']} channels and none of the number {channels}; they start at 0.")
     return Layout(tuple(shape), axes, inner, int(channels))
+
+
+def check_channels(channels: str) -> None:
+    """Raise UserError for what says nothing of channels."""
+    if not CHANNELS.fullmatch(channels):
+        raise UserError(f"the channels {channels!r} are not known; use each, joint, or the number of one.")
 
 
 def _sides(shape: Sequence[int]) -> str:

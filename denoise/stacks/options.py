@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from denoise.stacks.layout import check_channels
 from denoise.stacks.survey import Survey
 from denoise.stacks.value_range import ValueRange, parse_range, type_range
 
@@ -17,11 +18,19 @@ class StackOptions:
         channels: ``each``, ``joint``, or the number of the only one that is taken.
         value_range: the values that become 0 and 1 for a network: ``LOW,HIGH``, ``type``, ``percentiles``, or
             ``auto``: the type of 8 bits, the percentiles of other types.
+
+    Raises:
+        UserError: the channels or the range are nothing of that.
     """
 
     axes: str | None = None
     channels: str = "each"
     value_range: str = AUTO
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels)
+        if self.value_range not in (AUTO, BY_TYPE, BY_PERCENTILES):
+            parse_range(self.value_range)
 
 
 def choose_range(wanted: str, dtype: str, measured: Survey, name: str) -> ValueRange:

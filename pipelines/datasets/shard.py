@@ -140,7 +140,8 @@ def _count(folder: Path, stacks: "StackOptions") -> int:
     names: list[str] = []
     for source in find_sources(folder, stacks):
         count += 1
-        if source.plane is None and len(source.views) == 1 and view_of(*source.views.values()):
+        first = source.plane is None or source.plane.number == 0
+        if first and len(source.views) == 1 and view_of(*source.views.values()):
             lone += 1
             names += [source.name] if len(names) < MAX_NAMED else []
     if lone:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from denoise.errors import UserError
+from denoise.stacks.options import StackOptions
 from denoise.stacks.survey import Survey, is_far, survey
 from denoise.stacks.value_range import TYPES, ValueRange, parse_range, type_range
 
@@ -55,6 +56,13 @@ def test_ranges_by_type_and_as_given():
 def test_a_range_that_is_none_is_one_sentence(text):
     with pytest.raises(UserError, match="LOW,HIGH"):
         parse_range(text)
+
+
+def test_options_are_looked_at_before_any_file():
+    for options, sentence in (({"value_range": "min,max"}, "LOW,HIGH"), ({"channels": "red"}, "use each, joint")):
+        with pytest.raises(UserError, match=sentence):
+            StackOptions(**options)
+    assert StackOptions(value_range="percentiles", channels="2").axes is None
 
 
 def test_floats_have_no_range_by_their_type():

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from denoise.data.shards import Shards
@@ -186,3 +187,14 @@ def test_every_set_gives_the_same_bytes_every_time(mirror, tmp_path, name):
     assert {path.name: file_digest(path) for path in first.iterdir()} == {
         path.name: file_digest(path) for path in second.iterdir()
     }
+
+
+def test_stacks_that_are_named_like_views_make_no_pair_and_are_named(tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    for view in ("noisy", "clean"):
+        np.save(tmp_path / "own" / f"cells_{view}.npy", np.random.default_rng(0).random((3, 24, 32), np.float32))
+    shard("own", "train", tmp_path, tmp_path / "own")
+    told = capsys.readouterr().err
+    assert "2 images are named like a view of a scene but have no partner" in told
+    assert "cells_noisy.npy/z0" in told
+    assert "are 0 and 1 for a network" in told
