@@ -1,6 +1,7 @@
 """ShardedDataset: several sets of shards read as one, with a cache of decoded images that processes share."""
 
 import hashlib
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from denoise.errors import UserError
 from denoise.images.tensors import Pixels
 from denoise.stacks.value_range import ValueRange
 
+PLANE = re.compile(r"[a-z]\d+(?:_[a-z]\d+)*")  # name of a plane of a stack, such as t003_c1
 MIN_CACHED = 0.03  # of all images, what a cache of decoded images has to hold: no more than this share of reads hit it
 
 
@@ -101,18 +103,26 @@ class ShardedDataset:
         return str(shards.describe(offset)["name"])
 
     def neighbour(self, index: int) -> int | None:
-        """Return the next sample of the same set and folder, of the last one the sample before; None of a single one.
+        """Return the next sample of the same series, of the last one the sample before; None of a single one.
 
-        The frames of a burst or a series have names in order in a folder of their own.
+        The frames of a burst or a series have names in order in a folder of their own. Of the planes of a stack those
+        of successive times are a series, else those along its first axis.
         """
-        for other in (index + 1, index - 1):
-            if 0 <= other < len(self) and self._series(other) == self._series(index):
-                return other
+        own = self._series(index)
+        for step in (1, -1):
+            other = index + step
+            while 0 <= other < len(self) and (series := self._series(other))[:2] == own[:2]:
+                if series == own:
+                    return other
+                other += step
         return None
 
-    def _series(self, index: int) -> tuple[int, str]:
-        """Return what the samples of one folder of one set have in common."""
-        return bisect_right(self._ends, index), self.name(index).rpartition("/")[0]
+    def _series(self, index: int) -> tuple[int, str, str]:
+        """Return what the samples of one series have in common: their set, their folder, their place in other axes."""
+        folder, _, name = self.name(index).rpartition("/")
+        axes = name.split("_") if PLANE.fullmatch(name) else [""]
+        along = next((axis for axis in axes if axis.startswith("t")), axes[0])
+        return bisect_right(self._ends, index), folder, "_".join(axis for axis in axes if axis != along)
 
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) of the images of a sample."""

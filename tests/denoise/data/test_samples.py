@@ -19,6 +19,7 @@ from denoise.methods import build_method
 from denoise.noise import parse_noise
 from denoise.rng import batch_rng
 from denoise.sharding.writer import write_shards
+from denoise.stacks.options import StackOptions
 from pipelines.datasets.shard import find_sources
 
 pytestmark = pytest.mark.smoke
@@ -189,3 +190,23 @@ def test_frames_of_two_sizes_are_refused(tmp_path):
 def test_frames_that_get_noise_are_no_pairs(frames):
     with pytest.raises(UserError, match="data.pairs=next takes the noise that images have, but noise=gauss25 adds"):
         samples_of(frames, "n2n", "data.pairs=next")
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "partners"),
+    [
+        ("TYX", (3,), [1, 2, 1]),
+        ("TCYX", (2, 3), [3, 4, 5, 0, 1, 2]),
+        ("ZTYX", (2, 2), [1, 0, 3, 2]),
+        ("ZYX", (2,), [1, 0]),
+    ],
+)
+def test_planes_of_successive_times_are_pairs(tmp_path, axes, shape, partners):
+    (tmp_path / "own").mkdir()
+    np.save(
+        tmp_path / "own" / "movie.npy", np.zeros((*shape, 8, 9), np.float32) + np.linspace(0, 1, 9, dtype=np.float32)
+    )
+    sources = find_sources(tmp_path / "own", StackOptions(axes=axes))
+    write_shards(tmp_path / "shards", sources, 1 << 30)
+    images = ShardedDataset([Shards.open(tmp_path / "shards")])
+    assert [images.neighbour(index) for index in range(len(images))] == partners
