@@ -118,6 +118,8 @@ def shard(
     if from_set is not None and names:
         if source is not None:
             raise UsageError("--from and --from-set name two sources; give one of them.")
+        if StackOptions(axes, channels, value_range) != StackOptions():
+            raise UsageError("--axes, --channels and --range are of files; the images of --from-set have been read.")
         name, split = set_and_wanted_split(names[0], split)
         _derive(config, name, Derivation(from_set, split or "train", cut, val_share), sample_filter)
         return

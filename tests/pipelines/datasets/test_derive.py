@@ -146,6 +146,7 @@ def test_at_a_url_nothing_is_derived(config, tmp_path):
         ({"cut": 16}, "name that with --from-set"),
         ({"from_set": "own/test", "names": None}, "needs exactly one NAME"),
         ({"from_set": "own/test", "source": "own"}, "name two sources"),
+        ({"from_set": "own/test", "axes": "TYX"}, "have been read"),
         ({"from_set": "own/test", "split": "tset"}, "did you mean test"),
         ({"from_set": "own/test", "names": ["x/val"], "split": "test"}, "names two splits"),
     ],
