@@ -30,7 +30,11 @@ from denoise.training.history import TrainingHistory
 from denoise.training.setup import init_train_state
 from denoise.training.step import TrainStep
 
-CASES = {name: (f"method={name}",) for name, method in METHODS.items() if method.trained} | {
+CASES = {
+    name: (f"method={name}", f"noise={'gauss25' if 'gauss' in (method.families or ('gauss',)) else 'poisson30'}")
+    for name, method in METHODS.items()
+    if method.trained
+} | {
     "n2n, poisson30": ("method=n2n", "noise=poisson30"),
     "n2n, text0.25": ("method=n2n", "noise=text0.25"),
     "n2n, ema": ("method=n2n", "train.ema=0.999"),

@@ -55,7 +55,8 @@ class TMBSN(nn.Module):
         """Return (B, outputs, H, W) from what ``body`` returned."""
         shift = shift if self.blind_spot else 0
         shifted = [torch.cat([_shift_down(x, shift), _shift_left(x, shift)], dim=1) for x in maps]
-        x = torch.cat([torch.rot90(x, -turn, (2, 3)) for turn, x in enumerate(shifted)], dim=1)
+        turned = torch.cat([torch.rot90(x, -turn, (2, 3)) for turn, x in enumerate(shifted)], dim=1)
+        x = turned.contiguous(memory_format=memory_format(maps[0]))
         last: Tensor = self.last(F.relu(self.nin_b(F.relu(self.nin_a(x)))))
         return last
 
@@ -76,7 +77,8 @@ class TriangularConv(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Apply the convolution to (B, inputs, H, W)."""
-        return F.conv2d(maps, self.weight.triu(), self.bias, padding=1)
+        mask = torch.ones_like(self.weight[0, 0]).triu()  # a product, as the triangle itself has another layout
+        return F.conv2d(maps, self.weight * mask, self.bias, padding=1)
 
 
 class _Group(nn.Module):

@@ -30,6 +30,7 @@ BOUNDS = {
     "n2n": 315,
     "ssdn": 570,
     "r2r": 290,
+    "gr2r": 455,
     "noisier2noise": 295,
     "sure": 375,
     "n2v": 345,
