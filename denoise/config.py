@@ -59,10 +59,8 @@ class Data:
     small: Literal["pad", "leave_out"] = "pad"  # images smaller than a crop: pad by reflection, or leave out
     threads: Annotated[int, Field(ge=1, le=1024)] = 2  # threads that decode, in each worker
     quarantine: Count = 0  # damaged samples that may be left out; 0: the first one ends the run
-    # noise=none: side in pixels of the patches by which the sigma of an image is estimated
-    noise_patch: Annotated[int, Field(ge=2, le=32)] = 8
-    # noise=none: the second image of a scene is the one stored with the first, or the next frame of the same folder
-    pairs: Literal["stored", "next"] = "stored"
+    noise_patch: Annotated[int, Field(ge=2, le=32)] = 8  # noise=none: side of the patches that sigma is estimated by
+    pairs: Literal["stored", "next"] = "stored"  # noise=none: the second image of a scene, or the next of the folder
     fixed_noise: bool = False  # one noisy realisation of each image instead of fresh noise every step
     allow_overlap: Names = ()  # test sets that may share images with the training sets
 
