@@ -113,9 +113,9 @@ def estimate(
     """
     denoiser = replace(denoiser, precision="fp32")
     numbers = spread(len(shards), extent.images)
-    found = ShardedDataset([shards])
-    source = source or _best_source(found, numbers, noise)
-    estimator = _Estimator(denoiser, found, noise, protocol, source, assumed_level, device, extent)
+    images = ShardedDataset([shards], denoiser.value_range)
+    source = source or _best_source(images, numbers, noise)
+    estimator = _Estimator(denoiser, images, noise, protocol, source, assumed_level, device, extent)
     measured = estimator.measure() if source == "SURE, measured noise" else None
     done: list[tuple[str, ErrorEstimate]] = []
     residuals = torch.zeros(2 * REACH + 1, 2 * REACH + 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""AP-BSN: take an image apart into pictures of distant pixels, whose noise is independent (Lee et al., CVPR 2022)."""
+"""AP-BSN: take an image apart into images of distant pixels, whose noise is independent (Lee et al., CVPR 2022)."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -27,7 +27,7 @@ OUTLINE = (255, 196, 0)
 
 
 @dataclass(frozen=True)
-class Picture:
+class Panel:
     """An image within the page."""
 
     title: str
@@ -36,7 +36,7 @@ class Picture:
     height: int
 
 
-def render(folder: Path, found: FolderNoise, advice: Advice, restored: Sequence[Picture] = ()) -> str:
+def render(folder: Path, found: FolderNoise, advice: Advice, restored: Sequence[Panel] = ()) -> str:
     """Return the page as HTML that needs no other file.
 
     Args:
@@ -52,14 +52,14 @@ def render(folder: Path, found: FolderNoise, advice: Advice, restored: Sequence[
         charts=[chart for chart in (_level(found.noise), _lags(found.noise)) if chart],
         map=_map(found.noise),
         restored=restored,
-        pictures=list(_flat_blocks(found)),
+        panels=list(_flat_blocks(found)),
     )
 
 
-def picture(title: str, image: "Image") -> Picture:
+def panel(title: str, image: "Image") -> Panel:
     """Return an image as it is put into the page."""
     source = f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"
-    return Picture(title, source, image.width, image.height)
+    return Panel(title, source, image.width, image.height)
 
 
 def _level(noise: NoiseMeasurement) -> Chart | None:
@@ -86,7 +86,7 @@ def _map(noise: NoiseMeasurement) -> CorrelationMap:
     return draw_map("of the noise", [[noise.lag(dy, dx) for dx in lags] for dy in lags])
 
 
-def _flat_blocks(found: FolderNoise) -> Iterator[Picture]:
+def _flat_blocks(found: FolderNoise) -> Iterator[Panel]:
     """Yield the images with most of the blocks that were measured, with the outlines of these."""
     from PIL import ImageDraw
 
@@ -100,4 +100,4 @@ def _flat_blocks(found: FolderNoise) -> Iterator[Picture]:
         for top, left in places[number].tolist():
             draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=OUTLINE, width=1 + image.width // 900)
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        yield picture(f"{measured.path.name}: {len(places[number])} blocks", image)
+        yield panel(f"{measured.path.name}: {len(places[number])} blocks", image)

@@ -9,7 +9,7 @@ from denoise.config import Config, load_config
 from denoise.errors import UserError
 from pipelines.advise.advice import UNTRAINED, Advice
 from pipelines.advise.folder import FolderNoise
-from pipelines.advise.page import Picture, picture
+from pipelines.advise.page import Panel, panel
 from pipelines.console import say
 from pipelines.report.figures import as_image
 
@@ -20,7 +20,7 @@ SIDE = 384  # pixels of the middle of an image, which is restored
 SHARD_BYTES = 256 << 20
 
 
-def try_advice(found: FolderNoise, advice: Advice, minutes: float) -> list[Picture]:
+def try_advice(found: FolderNoise, advice: Advice, minutes: float) -> list[Panel]:
     """Train as advised for some minutes, and return the middle of an image before and after; nothing is kept.
 
     The speed is measured first, so that the schedule of the learning rate ends with the time.
@@ -79,7 +79,7 @@ def _lasting(config: Config, steps: int) -> Config:
     return replace(config, train=replace(config.train, steps=steps, eval_every=steps, checkpoint_every=steps))
 
 
-def _before_and_after(found: FolderNoise, denoiser: "Denoiser", how: str) -> list[Picture]:
+def _before_and_after(found: FolderNoise, denoiser: "Denoiser", how: str) -> list[Panel]:
     from denoise import distributed
     from denoise.tiling import restore_batch
 
@@ -87,4 +87,4 @@ def _before_and_after(found: FolderNoise, denoiser: "Denoiser", how: str) -> lis
     noisy = image.middle(SIDE)
     restored = restore_batch(denoiser, noisy[None].to(distributed.device()))[0].cpu()
     name = image.path.name
-    return [picture(f"{name}, noisy", as_image(noisy)), picture(f"restored by {how}", as_image(restored))]
+    return [panel(f"{name}, noisy", as_image(noisy)), panel(f"restored by {how}", as_image(restored))]

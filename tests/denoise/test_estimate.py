@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -146,3 +147,19 @@ def test_weak_noise_comes_with_a_caution(small_shards: Path) -> None:
     assert any("too weak to be told from texture" in caution for caution in weak["cautions"])
     assert not strong["too_weak"]
     assert strong["cautions"] == []
+
+
+def test_planes_are_read_in_the_range_of_the_model(tmp_path):
+    from denoise.sharding.writer import write_shards
+    from pipelines.datasets.shard import find_sources
+
+    counts = 400 + 3000 * np.random.default_rng(0).random((2, 64, 64), np.float32)
+    (tmp_path / "own").mkdir()
+    np.save(tmp_path / "own" / "cells.npy", counts)
+    write_shards(tmp_path / "shards", find_sources(tmp_path / "own"), 1 << 30)
+    trained = denoiser()
+    trained = replace(trained, card={**trained.card, "range": {"low": 0.0, "high": 10_000.0}})
+    seen = []
+    shards = Shards.open(tmp_path / "shards")
+    estimate(trained, shards, "own", parse_noise("none"), FLOAT, on_image=seen.append)
+    assert torch.allclose(seen[0].noisy, torch.from_numpy(counts[:1] / 10_000), atol=1e-6)
